@@ -1,0 +1,1 @@
+"""The science: images in, a number out, on one device."""

@@ -1,0 +1,17 @@
+"""Average pooling of square maps, where coarse grids are derived exactly from the finest stored one."""
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def stored_grid(size: int, pooling: int) -> int:
+    """The grid to keep of a size x size map so that every grid up to `pooling` can be derived from it.
+
+    Averages of averages are exact only where the windows nest; where they do not, the whole map is kept.
+    """
+    return pooling if size > pooling and size % pooling == 0 else size
+
+
+def pool(features: Tensor, grid: int) -> Tensor:
+    """Adaptive average pool, [N, C, S, S] -> [N, C, grid, grid]."""
+    return features if features.shape[-1] == grid else functional.adaptive_avg_pool2d(features, grid)
