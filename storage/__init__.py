@@ -1,0 +1,1 @@
+"""What outlives a process: the feature store, the ledger of results, experiment tracking."""

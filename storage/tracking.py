@@ -1,0 +1,153 @@
+"""Experiment tracking in MLflow; the only file that imports mlflow."""
+
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+KEY_TAG = "ddae.key"
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    value: float
+    step: int
+    time_seconds: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One child run. key is the hash of what decides it: the same key is never logged twice."""
+
+    key: str
+    name: str
+    params: Mapping[str, str | int | float]
+    metrics: Sequence[Metric]
+    stopped_early: bool
+    started_seconds: float
+    ended_seconds: float
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, else a SQLite file in the working folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def check_server(uri: str) -> None:
+    """Raises ValueError where an http tracking server does not answer; other stores are checked when they open."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        return  # it answers, though not on that page
+    except OSError as error:
+        raise ValueError(
+            f"MLFLOW_TRACKING_URI={uri} does not answer ({error}); start the server, or unset the variable "
+            f"to log to {DEFAULT_URI}"
+        ) from error
+
+
+class Tracker:
+    """A sweep as one parent run with one child a trial. Give it the same sweep again and it goes on."""
+
+    def __init__(self, uri: str, experiment: str, sweep_key: str, sweep_name: str):
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            self.client = MlflowClient(uri)
+            found = self.client.get_experiment_by_name(experiment)
+            self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment)
+            self.parent_id = self._open_parent(sweep_key, sweep_name)
+            self._logged = self._finished_children()
+        except MlflowException as error:
+            raise ValueError(f"cannot log to MLflow at {uri}: {str(error).splitlines()[0]}") from error
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Of the parent; one that is already there stays as it is."""
+        from mlflow.entities import Param
+
+        known = self.client.get_run(self.parent_id).data.params
+        fresh = [Param(name, str(value)) for name, value in params.items() if name not in known]
+        self.client.log_batch(self.parent_id, params=fresh)
+
+    def log_trial(self, trial: Trial) -> None:
+        if trial.key in self._logged:
+            return
+        from mlflow.entities import Metric as MlflowMetric
+        from mlflow.entities import Param
+
+        tags = {KEY_TAG: trial.key, "mlflow.parentRunId": self.parent_id}
+        if trial.stopped_early:
+            tags["stopped_by"] = "ASHA"
+        run = self.client.create_run(
+            self.experiment_id, start_time=int(trial.started_seconds * 1000), tags=tags, run_name=trial.name
+        )
+        self.client.log_batch(
+            run.info.run_id,
+            metrics=[MlflowMetric(m.name, m.value, int(m.time_seconds * 1000), m.step) for m in trial.metrics],
+            params=[Param(name, str(value)) for name, value in trial.params.items()],
+        )
+        status = "KILLED" if trial.stopped_early else "FINISHED"
+        self.client.set_terminated(run.info.run_id, status, int(trial.ended_seconds * 1000))
+        self._logged.add(trial.key)
+
+    def finish(self, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
+        """Metrics and files of the parent, which is then FINISHED."""
+        for name, value in metrics.items():
+            self.client.log_metric(self.parent_id, name, value)
+        for path in artifacts:
+            self.client.log_artifact(self.parent_id, str(path))
+        self.client.set_terminated(self.parent_id, "FINISHED")
+
+    def __enter__(self) -> "Tracker":
+        self.client.update_run(self.parent_id, "RUNNING")
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        """A sweep that was interrupted is KILLED, one that failed is FAILED, until the same sweep is opened again."""
+        if error is not None:
+            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            self.client.set_terminated(self.parent_id, status)
+
+    @property
+    def url(self) -> str:
+        """Where the MLflow UI shows the parent, below the UI's address."""
+        return f"/#/experiments/{self.experiment_id}/runs/{self.parent_id}"
+
+    def _open_parent(self, key: str, name: str) -> str:
+        runs = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+        if runs:
+            return runs[0].info.run_id
+        return self.client.create_run(self.experiment_id, tags={KEY_TAG: key}, run_name=name).info.run_id
+
+    def _finished_children(self) -> set[str]:
+        """Keys of the children that are whole; one that a killed process left RUNNING is deleted, to be logged anew."""
+        finished = set()
+        for run in self._children():
+            if run.info.status == "RUNNING":
+                self.client.delete_run(run.info.run_id)
+            else:
+                finished.add(run.data.tags[KEY_TAG])
+        return finished
+
+    def _children(self):
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id], f"tags.mlflow.parentRunId = '{self.parent_id}'", page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
