@@ -1,0 +1,1 @@
+"""Commands at the top, how they run on a cluster in tuning/."""

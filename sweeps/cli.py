@@ -1,0 +1,91 @@
+"""Flags, a config file and errors, the same for every command."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import tyro
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class ModelAndData:
+    """The flags that every command takes which looks into a model."""
+
+    backbone: str = "ddpm-fashion-mnist"
+    """A diffusers folder, or a hub id `owner/model[@revision]`; the default ships with the package."""
+    dataset: str = "fashion-mnist-8k"
+    """fashion-mnist-8k (ships with the package), fashion-mnist, cifar10, digits, or a folder with one sub-folder of
+    images a class."""
+    blocks: tuple[str, ...] = ()
+    """Names of blocks, for example `mid up.1.0`; all of them if not given."""
+    timesteps: tuple[int, ...] = (0, 10, 30, 60, 100, 200, 350, 600)
+    """Noise levels in the model's own counting; for DDPM 0 to 999."""
+    data_seed: int = 0
+    """Of the val split, the order of the images and the noise; another one extracts anew."""
+    store: str = "out/store"
+    """Folder of features and results, shared by sweeps."""
+    out: Path = Path("out")
+    """Folder in which the sweep's own folder is made."""
+    data_root: str = "data"
+    """Where torchvision keeps or puts its downloads."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+    dry_run: bool = False
+    """Say what it would cost, and stop."""
+
+
+def run(main: Callable[[Config], None], config_class: type[Config], description: str | None) -> None:
+    """Parse the flags into config_class and call main; a user's mistake is one line and exit code 2."""
+    try:
+        main(parse(config_class, sys.argv[1:], description))
+    except PermissionError as error:
+        fail(f"cannot write {error.filename}: permission denied; choose other folders with --out and --store")
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is kept, and the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse(config_class: type[Config], args: list[str], description: str | None) -> Config:
+    """Flags over `--config FILE` (YAML, keys as the flags) over the defaults of the dataclass."""
+    for position, arg in enumerate(args):
+        if arg == "--config" and position + 1 < len(args):
+            default, rest = read_config(config_class, Path(args[position + 1])), args[:position] + args[position + 2 :]
+            break
+        if arg.startswith("--config="):
+            default, rest = read_config(config_class, Path(arg[9:])), args[:position] + args[position + 1 :]
+            break
+    else:
+        default, rest = config_class(), args
+    return tyro.cli(config_class, args=rest, default=default, description=description)
+
+
+def read_config(config_class: type[Config], path: Path) -> Config:
+    """The dataclass with the values that a YAML file gives; a key that is no flag is an error."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise ValueError(f"--config {path} cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path} must hold `flag: value` lines, not a {type(values).__name__}")
+    names = [field.name for field in dataclasses.fields(config_class)]
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    for key in values:
+        if key not in names:
+            raise ValueError(f"--config {path} has the unknown key {key!r}; keys: {', '.join(names)}")
+    return dataclasses.replace(config_class(), **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

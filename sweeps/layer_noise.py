@@ -1,0 +1,204 @@
+"""Find the best frozen feature of a diffusion model: block x timestep x pooling x head.
+
+    python sweeps/layer_noise.py                                             # the model and images that ship with it
+    python sweeps/layer_noise.py --backbone google/ddpm-cifar10-32 --dataset cifar10
+    python sweeps/layer_noise.py --backbone ./my-model --dataset ./my-images --dry-run
+
+Every image is noised at each timestep and passes the network once; all blocks are kept, pooled, as Arrow shards.
+(block, timestep) pairs are ranked without labels, then Optuna proposes cells, and ASHA drops the worse ones on a
+sixteenth and a quarter of the training images. Val is carved from train; the test set is left to final_test.py.
+
+Stop it at any time: the same command goes on, computes nothing twice and logs nothing twice.
+
+Environment: RAY_ADDRESS (a cluster; else this machine), MLFLOW_TRACKING_URI (else sqlite:///mlflow.db), HF_HOME,
+CUDA_VISIBLE_DEVICES.
+"""
+
+import csv
+import json
+import time
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import yaml
+
+from sweeps import cli
+
+if TYPE_CHECKING:
+    from ddae.backbones import Backbone
+    from storage.tracking import Tracker
+    from sweeps.tuning.outcome import FinishedTrial, Screen
+    from sweeps.tuning.run import Sweep
+
+
+@dataclass(frozen=True)
+class LayerNoise(cli.ModelAndData):
+    poolings: tuple[int, ...] = (1, 2, 4)
+    """Average-pool each map to p x p numbers a channel."""
+    heads: tuple[str, ...] = ("linear", "mlp")
+    """ridge, linear (logistic regression), mlp."""
+    search: Literal["optuna", "random", "grid"] = "optuna"
+    """optuna and random stop the worse cells early (ASHA); grid fits every cell on all images."""
+    num_trials: int = 48
+    """Cells that optuna or random try."""
+    budget: float | None = None
+    """Start no new trial once this many forward passes an image are spent; the grid costs one a timestep."""
+    seed: int = 0
+    """Of the search and the heads."""
+
+
+def main(config: LayerNoise) -> None:
+    started = time.time()
+    from storage.tracking import Tracker, check_server, tracking_uri
+    from sweeps.tuning.outcome import warm_start
+    from sweeps.tuning.plan import estimate, make_plan, sweep_folder
+    from sweeps.tuning.run import Search, Sweep, ray_cluster
+
+    plan, backbone, dataset = make_plan(config, config.poolings, config.heads, config.seed, config.search == "grid")
+    if config.dry_run:
+        print(estimate(plan, backbone, dataset))
+        return
+    check_server(tracking_uri())
+    folder = sweep_folder(config.out, plan, config.search)
+    if (report := finished_report(folder, config)) is not None:
+        print(report)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(as_flags(config)))
+    tracker = Tracker(tracking_uri(), plan.name, folder.name, folder.name)
+    tracker.log_params(as_flags(config))
+    with ray_cluster(), tracker:
+        sweep = Sweep(plan)
+        sweep.busy.append((started, time.time()))
+        screen = sweep.screen()
+        baselines = sweep.baselines()
+        search = Search(config.search, config.num_trials, config.budget, config.seed)
+        trials = sweep.search(search, folder, warm_start(plan, screen), tracker)
+        print(conclude(config, sweep, backbone, screen, trials, baselines, folder, tracker, started))
+
+
+def conclude(
+    config: LayerNoise,
+    sweep: "Sweep",
+    backbone: "Backbone",
+    screen: "Screen",
+    trials: list["FinishedTrial"],
+    baselines: dict,
+    folder: Path,
+    tracker: "Tracker",
+    started: float,
+) -> str:
+    """Choose, draw, write and log; returns the report. results.json is written last: a sweep that has it is done."""
+    from ddae import report
+    from sweeps.tuning import outcome
+
+    plan = sweep.plan
+    answer = outcome.choose(plan, trials)
+    winner = answer.winner.candidate
+    baseline = sweep.wait(baselines[winner.head])
+    label_free, at_same_rung = sweep.label_free_choice(screen, winner, trials)
+    correlation = outcome.spearman(screen.label_free, screen.accuracy)
+
+    sigmas = {t: backbone.sigma(t) for t in plan.space.timesteps}
+    names = [block.name for block in plan.space.blocks]
+    full = {(t.candidate.block, t.candidate.timestep) for t in trials if not t.stopped_early}
+    figures = folder / "figures"
+    best_ridge = f"ridge on {plan.rungs[0]:,} images, {min(plan.space.poolings)}x{min(plan.space.poolings)} pooling"
+    report.heat_map(
+        screen.accuracy,
+        names,
+        plan.space.timesteps,
+        list(sigmas.values()),
+        sorted(full),
+        (winner.block, winner.timestep),
+        f"{best_ridge}\no fitted on all images   * the answer",
+        figures / "block_timestep.png",
+    )
+    report.score_scatter(
+        screen.label_free, screen.accuracy, plan.space.timesteps, correlation, figures / "label_free.png"
+    )
+    cost = sweep.cost(trials, started)
+    text = outcome.answer_text(
+        plan, sigmas, answer, trials, baseline, label_free, at_same_rung, correlation, cost
+    ) + where_to_look(folder)
+    (folder / "report.txt").write_text(text)
+    write_trials(folder / "trials.csv", trials)
+    results = {
+        "flags": as_flags(config),
+        "winner": outcome.to_json(answer.winner),
+        "tied": [outcome.to_json(result) for result in answer.tied],
+        "raw_pixels": outcome.to_json(baseline),
+        "label_free": outcome.to_json(label_free),
+        "cost": asdict(cost),
+        "screen": {name: table.tolist() for name, table in vars(screen).items()},
+    }
+    scratch = folder / "results.part"
+    scratch.write_text(json.dumps(results, indent=1))
+    tracker.finish(
+        {
+            "val_accuracy": answer.winner.val_accuracy,
+            "val_stderr": answer.winner.stderr,
+            "raw_pixels_val_accuracy": baseline.val_accuracy,
+            "forward_passes": cost.passes,
+            "share_of_grid": cost.passes / cost.grid_passes,
+            "wall_seconds": cost.wall_seconds,
+        },
+        [*sorted(figures.glob("*.png")), folder / "report.txt", folder / "trials.csv", folder / "config.yaml"],
+    )
+    scratch.replace(folder / "results.json")
+    return text
+
+
+def where_to_look(folder: Path) -> str:
+    from storage.tracking import tracking_uri
+
+    return "\n".join(
+        [
+            "",
+            f"heat map       {folder / 'figures' / 'block_timestep.png'}",
+            f"trials         mlflow ui --backend-store-uri {tracking_uri()}",
+            f"test it, once  python sweeps/final_test.py --sweep {folder}",
+        ]
+    )
+
+
+def write_trials(path: Path, trials: list["FinishedTrial"]) -> None:
+    """One row a trial, best first."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["block", "timestep", "pooling", "head", "num_images", "val_accuracy", "stderr", "setting", "stopped_early"]
+        )
+        for trial in sorted(trials, key=lambda t: (-t.rungs[-1].num_images, -t.rungs[-1].val_accuracy)):
+            cell, last = trial.candidate, trial.rungs[-1]
+            writer.writerow(
+                [
+                    *astuple(cell),
+                    last.num_images,
+                    f"{last.val_accuracy:.4f}",
+                    f"{last.stderr:.4f}",
+                    last.setting,
+                    trial.stopped_early,
+                ]
+            )
+
+
+def finished_report(folder: Path, config: LayerNoise) -> str | None:
+    """The report of the same command, where it has ended before."""
+    results = folder / "results.json"
+    if not results.exists():
+        return None
+    before = json.loads(results.read_text())["flags"]
+    same = all(before[name] == value for name, value in as_flags(config).items() if name in ("num_trials", "budget"))
+    return (folder / "report.txt").read_text() if same else None
+
+
+def as_flags(config: LayerNoise) -> dict:
+    """The dataclass as plain YAML and JSON know it."""
+    flags = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in flags.items()}
+
+
+if __name__ == "__main__":
+    cli.run(main, LayerNoise, __doc__)

@@ -1,0 +1,171 @@
+"""Pre-train a small DDPM on a dataset's train split: the network whose features a sweep then searches.
+
+    python sweeps/pretrain.py                    # the network that ships with the package; about an hour on 2 cores
+    python sweeps/pretrain.py --steps 500        # a smoke test, 3 minutes
+
+Writes a diffusers folder (fp16 weights of the exponential moving average, scheduler, model card), loss.png and
+samples.png. Stop it at any time: the same command goes on from the last checkpoint.
+"""
+
+import json
+import os
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sweeps import cli
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    dataset: str = "fashion-mnist"
+    """Name or image folder; only its official train split is used."""
+    out: Path = Path("out/ddpm-fashion-mnist")
+    """Folder for the model, the checkpoint and the pictures."""
+    steps: int = 10_000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    """Peak; linear warm-up over 500 steps, then cosine to zero."""
+    ema_decay: float = 0.999
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+    """Width of each resolution, highest first."""
+    image_size: int = 32
+    """Side in pixels to which an image folder is resized; the named datasets keep theirs."""
+    seed: int = 0
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+    autocast: bool = True
+    """bfloat16 where it is safe; weights and their moving average stay float32."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints."""
+    data_root: str = "data"
+    """Where torchvision keeps or puts its downloads."""
+
+
+def main(config: Pretrain) -> None:
+    import torch
+    from diffusers import DDPMPipeline, DDPMScheduler
+    from diffusers.training_utils import EMAModel
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ddae import pretrain
+    from ddae.datasets import load_dataset
+    from ddae.report import image_grid, loss_curve
+
+    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    images = load_dataset(config.dataset, config.image_size, config.data_root).images
+    first = images.read([0])[0]
+    in_channels = 1 if (first[0] == first[1]).all() and (first[1] == first[2]).all() else 3
+
+    torch.manual_seed(config.seed)
+    shape = pretrain.UNetShape(first.shape[-1], in_channels, tuple(config.channels))
+    unet = pretrain.make_unet(shape).to(device)
+    ema = EMAModel(unet.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+    alphas_cumprod = scheduler.alphas_cumprod.to(device)
+
+    # What decides the trained weights; a checkpoint of other settings is not gone on from.
+    recipe = {k: v for k, v in asdict(config).items() if k not in {"out", "device", "checkpoint_every", "data_root"}}
+    recipe = json.loads(json.dumps(recipe))
+    config.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = config.out / "checkpoint.pt"
+    losses: list[float] = []
+    seconds = 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if state["recipe"] != recipe:
+            raise ValueError(f"{checkpoint} was made with other settings ({state['recipe']}); give another --out")
+        unet.load_state_dict(state["unet"])
+        ema.load_state_dict(state["ema"])
+        optimizer.load_state_dict(state["optimizer"])
+        losses, seconds = state["losses"], state["seconds"]
+
+    def draw_batch(rng: torch.Generator) -> torch.Tensor:
+        rows = torch.randint(images.num_train, (config.batch_size,), generator=rng).numpy()
+        return images.read(rows)[:, :in_channels].to(device).float() / 127.5 - 1
+
+    def save() -> None:
+        part = checkpoint.with_suffix(".part")
+        torch.save(
+            {
+                "recipe": recipe,
+                "unet": unet.state_dict(),
+                "ema": ema.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "losses": losses,
+                "seconds": seconds,
+            },
+            part,
+        )
+        os.replace(part, checkpoint)
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}")) as progress:
+        bar = progress.add_task("training", total=config.steps, completed=len(losses), loss=float("nan"))
+        for step in range(len(losses), config.steps):
+            started = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * pretrain.warmup_cosine(step, config.steps, 500)
+            autocast = torch.bfloat16 if config.autocast else None
+            loss = pretrain.train_step(unet, optimizer, draw_batch, alphas_cumprod, step, config.seed, autocast)
+            if loss != loss:
+                raise ValueError(
+                    f"the loss is not a number at step {step}; lower --learning-rate {config.learning_rate}"
+                )
+            losses.append(loss)
+            ema.step(unet.parameters())
+            seconds += time.perf_counter() - started
+            progress.update(bar, advance=1, loss=sum(losses[-100:]) / len(losses[-100:]))
+            if (step + 1) % config.checkpoint_every == 0:
+                save()
+    save()
+
+    ema.copy_to(unet.parameters())
+    unet.eval()
+    loss_curve(losses, config.out / "loss.png")
+    image_grid(pretrain.sample(unet, dict(scheduler.config), 64, config.seed), config.out / "samples.png")
+    DDPMPipeline(unet.half(), scheduler).save_pretrained(config.out / "model")
+    final_loss = sum(losses[-500:]) / len(losses[-500:])
+    num_params = sum(p.numel() for p in unet.parameters())
+    (config.out / "model" / "README.md").write_text(
+        MODEL_CARD.format(
+            command=shlex.join(["python", "sweeps/pretrain.py", *sys.argv[1:]]),
+            dataset=config.dataset,
+            num_images=images.num_train,
+            params=num_params / 1e6,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            loss=final_loss,
+            minutes=seconds / 60,
+            device=device,
+            threads=torch.get_num_threads(),
+            seed=config.seed,
+        )
+    )
+    print(f"loss {final_loss:.4f} over the last 500 steps; {num_params / 1e6:.2f}M parameters")
+    print(f"model    {config.out / 'model'}\npictures {config.out / 'samples.png'}, {config.out / 'loss.png'}")
+
+
+MODEL_CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+---
+# A small unconditional DDPM on {dataset}
+
+{params:.2f}M parameters, linear schedule, T = 1000, fp16 weights of the exponential moving average.
+Trained on the {num_images:,} images of the official train split, without labels; no test image was seen.
+
+| command | `{command}` |
+|---|---|
+| seed | {seed} |
+| steps x batch | {steps:,} x {batch_size} |
+| noise-prediction loss, mean of the last 500 steps | {loss:.4f} |
+| training time | {minutes:.0f} minutes on {device} ({threads} threads) |
+"""
+
+if __name__ == "__main__":
+    cli.run(main, Pretrain, __doc__)

@@ -1,0 +1,124 @@
+"""Long-lived actors that own a device and fill the store, lazily and in nested prefixes."""
+
+import time
+from dataclasses import dataclass, replace
+
+import ray
+import torch
+
+from ddae.backbones import load_backbone
+from ddae.datasets import load_dataset
+from ddae.features import extract
+from ddae.label_free import align_uniform
+from ddae.pooling import pool
+from ddae.probe import Candidate, ProbeResult, to_maps
+from storage.feature_store import MAX_SHARD_ROWS, FeatureStore
+from sweeps.tuning.evaluation import evaluate
+from sweeps.tuning.plan import Plan
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What a first look at a timestep says of every block."""
+
+    timestep: int
+    probes: list[ProbeResult]
+    """Closed-form ridge on the first rung's images, one a block."""
+    label_free: dict[str, dict[str, float]]
+    """block -> score -> value."""
+
+
+class Extractor:
+    """One forward pass an image for all blocks, whoever asks first. A timestep belongs to one extractor, so no two
+    passes race for one shard."""
+
+    def __init__(self, plan: Plan, num_threads: int):
+        torch.set_num_threads(num_threads)
+        self.plan = plan
+        self.store = FeatureStore(plan.store)
+        self.backbone = load_backbone(plan.backbone, plan.device)
+        self.dataset = load_dataset(
+            plan.dataset, self.backbone.image_size, plan.data_root, plan.key.split_seed, plan.key.val_fraction
+        )
+        self.busy: list[tuple[float, float]] = []
+        self.num_extracted = 0
+
+    def ensure(self, timestep: int, split: str, num_images: int, draw: int = 0) -> None:
+        """Make the first num_images rows of a split stand in the store, for every block of the plan."""
+        started = time.time()
+        ranges: dict[tuple[int, int], list[str]] = {}
+        for block in self.plan.space.blocks:
+            for gap in self.store.missing(self.plan.column(timestep, split, block.name, draw), num_images):
+                ranges.setdefault(gap, []).append(block.name)
+        for (start, stop), blocks in sorted(ranges.items()):
+            for first in range(start, stop, MAX_SHARD_ROWS):
+                self._extract(timestep, split, first, min(first + MAX_SHARD_ROWS, stop), blocks, draw)
+        self.busy.append((started, time.time()))
+
+    def screen(self, timestep: int) -> Screened:
+        """The first rung of a timestep, its ridge probes and its label-free scores."""
+        plan, num_images = self.plan, self.plan.rungs[0]
+        self.ensure(timestep, "train", max(num_images, plan.num_label_free))
+        self.ensure(timestep, "train", plan.num_label_free, draw=1)
+        self.ensure(timestep, "val", plan.num_val)
+        started = time.time()
+        pooling = min(plan.space.poolings)
+        probes, scores = [], {}
+        for block in plan.space.blocks:
+            probes.append(evaluate(plan, Candidate(block.name, timestep, pooling, "ridge"), num_images))
+            draws = [
+                pool(to_maps(self.store.read(column, plan.num_label_free), block.channels), 1).flatten(1)
+                for column in (plan.column(timestep, "train", block.name, draw) for draw in (0, 1))
+            ]
+            scores[block.name] = align_uniform(*draws)
+        self.busy.append((started, time.time()))
+        return Screened(timestep, probes, scores)
+
+    def raw_pixels(self, head: str) -> ProbeResult:
+        """The same head on the pixels alone, at most 32x32 of them, on all training images."""
+        started = time.time()
+        plan = self.plan
+        size = min(32, self.backbone.image_size)
+        candidate = Candidate("pixels", 0, size, head)
+
+        def read(split: str, num_images: int) -> tuple[torch.Tensor, torch.Tensor]:
+            images = self.dataset.images.read(self.dataset.splits[split][:num_images]).float() / 255
+            grey = (images == images[:, :1]).all()
+            labels = torch.from_numpy(plan.labels[split][:num_images])
+            return pool(images[:, :1] if grey else images, min(size, images.shape[-1])), labels
+
+        result = evaluate(plan, candidate, plan.rungs[-1], read)
+        self.busy.append((started, time.time()))
+        return result
+
+    def probe(self, candidate: Candidate, num_images: int) -> ProbeResult:
+        """A candidate outside the search, on features that the store already holds."""
+        started = time.time()
+        result = evaluate(self.plan, candidate, num_images)
+        self.busy.append((started, time.time()))
+        return result
+
+    def report(self) -> tuple[list[tuple[float, float]], int]:
+        """Wall-clock intervals of work, and the number of forward passes run."""
+        return self.busy, self.num_extracted
+
+    def _extract(self, timestep: int, split: str, start: int, stop: int, blocks: list[str], draw: int) -> None:
+        rows = self.dataset.splits[split][start:stop]
+        features = extract(self.backbone, self.dataset, rows, timestep, blocks, replace(self.plan.key, draw=draw))
+        self.num_extracted += len(rows)
+        for block, values in features.items():
+            self.store.write(self.plan.column(timestep, split, block, draw), start, values)
+
+
+def start_extractors(plan: Plan) -> list[ray.actor.ActorHandle]:
+    """One a GPU where there are any, else one a core; they hold no CPU, because trials wait while they work."""
+    resources = ray.cluster_resources()
+    num_gpus = int(resources.get("GPU", 0)) if plan.device.startswith("cuda") else 0
+    num_actors = min(num_gpus or int(resources.get("CPU", 1)), len(plan.space.timesteps))
+    actor = ray.remote(Extractor).options(num_cpus=0, num_gpus=1 if num_gpus else 0, max_restarts=2, max_task_retries=2)
+    return [actor.remote(plan, 1) for _ in range(num_actors)]
+
+
+def extractor_of(plan: Plan, extractors: list, timestep: int):
+    """The extractor that a timestep belongs to."""
+    return extractors[plan.space.timesteps.index(timestep) % len(extractors)]

@@ -1,0 +1,193 @@
+"""The answer of a sweep, read off its records."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from ddae.label_free import rank
+from ddae.probe import Candidate, ProbeResult, tied_with_best
+from sweeps.tuning.plan import Plan
+
+
+@dataclass(frozen=True)
+class FinishedTrial:
+    candidate: Candidate
+    rungs: list[ProbeResult]
+    """One result a rung, fewest images first."""
+    stopped_early: bool
+    started_seconds: float
+    ended_seconds: float
+
+
+@dataclass(frozen=True)
+class Screen:
+    """First looks at every (block, timestep); arrays are [blocks, timesteps]."""
+
+    accuracy: np.ndarray
+    """Val accuracy of ridge on the first rung."""
+    label_free: np.ndarray
+    """Higher is better."""
+    alignment: np.ndarray
+    uniformity: np.ndarray
+
+    @staticmethod
+    def of(plan: Plan, screened: list) -> "Screen":
+        """screened: one Screened a timestep of the plan, in its order."""
+        names = [block.name for block in plan.space.blocks]
+        accuracy = np.array([[probe.val_accuracy for probe in s.probes] for s in screened]).T
+        scores = [[s.label_free[name] for s in screened] for name in names]
+        ranking = rank([cell for row in scores for cell in row]).reshape(accuracy.shape)
+        tables = {n: np.array([[cell[n] for cell in row] for row in scores]) for n in ("alignment", "uniformity")}
+        return Screen(accuracy, ranking.numpy(), tables["alignment"], tables["uniformity"])
+
+    def best(self, table: np.ndarray, plan: Plan) -> tuple[str, int]:
+        """(block, timestep) of a table's highest number."""
+        block, timestep = np.unravel_index(table.argmax(), table.shape)
+        return plan.space.blocks[block].name, plan.space.timesteps[timestep]
+
+
+@dataclass(frozen=True)
+class Answer:
+    winner: ProbeResult
+    """The cheapest of the cells that cannot be told from the best."""
+    tied: list[ProbeResult]
+    """All of them, cheapest first."""
+    num_full: int
+    """Candidates that reached the last rung."""
+
+
+def choose(plan: Plan, trials: list[FinishedTrial]) -> Answer:
+    """The best cell on val among those fitted on all images; a tie goes to the cheapest."""
+    full = [trial.rungs[-1] for trial in trials if not trial.stopped_early]
+    if not full:
+        raise ValueError("no trial reached the last rung; raise --num-trials or --budget")
+    ties = tied_with_best(np.stack([result.correct for result in full]))
+    tied = [result for result, tie in zip(full, ties, strict=True) if tie]
+    tied.sort(key=lambda result: plan.space.cost(result.candidate))
+    return Answer(tied[0], tied, len(full))
+
+
+def images_at(plan: Plan, trials: list[FinishedTrial]) -> dict[int, int]:
+    """The most training images that any trial read at each timestep; the screen read the first rung of all."""
+    used = dict.fromkeys(plan.space.timesteps, max(plan.rungs[0], plan.num_label_free))
+    for trial in trials:
+        timestep = trial.candidate.timestep
+        used[timestep] = max(used[timestep], trial.rungs[-1].num_images)
+    return used
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Rank correlation of two tables of the same shape."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(a.ravel(), b.ravel()).statistic)
+
+
+def warm_start(plan: Plan, screen: Screen) -> list[Candidate]:
+    """Cells to try first: the screen's best (block, timestep) with every pooling and head, its next three and the
+    label-free ranking's first with the middle pooling."""
+    space = plan.space
+    order = np.argsort(-screen.accuracy, axis=None)[:4]
+    places = [np.unravel_index(place, screen.accuracy.shape) for place in order]
+    cells = [(space.blocks[b].name, space.timesteps[t]) for b, t in places] + [screen.best(screen.label_free, plan)]
+    middle = space.poolings[len(space.poolings) // 2]
+    first = [Candidate(*cells[0], pooling, head) for pooling in space.poolings for head in space.heads]
+    return first + [Candidate(*cell, middle, space.heads[0]) for cell in cells[1:]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    passes: float
+    """Full forward passes of one image that the search needed."""
+    grid_passes: float
+    new_passes: int
+    """Those of them run just now; the store held the others."""
+    fit_seconds: float
+    """Of all heads, summed over processes."""
+    wall_seconds: float
+    ray_share: float
+    """Of the wall time, in which neither an extractor, nor a trial, nor the driver itself worked."""
+
+
+def share_outside(intervals: list[tuple[float, float]], start: float, end: float) -> float:
+    """Share of [start, end] that no interval covers."""
+    covered, reached = 0.0, start
+    for first, last in sorted(intervals):
+        first, last = max(first, reached), min(last, end)
+        if last > first:
+            covered += last - first
+            reached = last
+    return 1 - covered / (end - start)
+
+
+def paired_loss(chosen: ProbeResult, winner: ProbeResult) -> tuple[float, float]:
+    """(points lost, their standard error) of one probe against another on the same val images."""
+    deficit = winner.correct.astype(float) - chosen.correct.astype(float)
+    return float(100 * deficit.mean()), float(100 * deficit.std() / len(deficit) ** 0.5)
+
+
+def answer_text(
+    plan: Plan,
+    sigmas: dict[int, float],
+    answer: Answer,
+    trials: list[FinishedTrial],
+    baseline: ProbeResult,
+    label_free: ProbeResult,
+    at_same_rung: ProbeResult,
+    correlation: float,
+    cost: Cost,
+) -> str:
+    """What a person reads at the end. label_free: the label-free ranking's first cell with the winner's pooling and
+    head; at_same_rung: the winner on as many images."""
+    winner, space = answer.winner, plan.space
+    rows = [("", "block", "t", "sigma", "pooling", "head", "val accuracy", "forward", "features")]
+    for result in answer.tied[:10]:
+        cell, block = result.candidate, space.block(result.candidate.block)
+        rows.append(
+            (
+                "*" if result is winner else "",
+                cell.block,
+                str(cell.timestep),
+                f"{sigmas[cell.timestep]:.3g}",
+                f"{cell.pooling}x{cell.pooling}",
+                cell.head,
+                accuracy_text(result),
+                f"{block.flops_share:.2f}",
+                f"{block.channels * cell.pooling**2:,}",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    table = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    more = [f"   and {len(answer.tied) - 10} more"] if len(answer.tied) > 10 else []
+    stopped = sum(trial.stopped_early for trial in trials)
+    lost, lost_stderr = paired_loss(label_free, at_same_rung)
+    cell = label_free.candidate
+    images = f" on {label_free.num_images:,} images" if label_free.num_images < plan.rungs[-1] else ""
+    new = "" if cost.new_passes else "; all of it was in the store"
+    return "\n".join(
+        [
+            f"{len(answer.tied)} of {answer.num_full} fully fitted cells cannot be told from the best on val "
+            f"({plan.num_val:,} images, paired bootstrap, 95 %); the cheapest of them is the answer (*)",
+            "",
+            *table,
+            *more,
+            "",
+            f"answer         {winner.candidate.name} ({winner.setting}): {accuracy_text(winner)} % on val",
+            f"raw pixels     {accuracy_text(baseline)} % under the same head",
+            f"without labels {cell.block}/{cell.timestep} would have been chosen: {lost:.1f} +- {lost_stderr:.1f} "
+            f"points lost{images}; Spearman with ridge over all cells {correlation:.2f}",
+            f"cells          {len(trials)} of {len(space.candidates)} tried, {stopped} stopped early",
+            f"cost           {cost.passes:,.0f} forward passes, {cost.passes / cost.grid_passes:.2f} of the grid's "
+            f"{cost.grid_passes:,.0f}{new}; {cost.fit_seconds:.0f} s of head training",
+            f"time           {cost.wall_seconds:.0f} s, of which Ray {cost.ray_share:.0%}",
+        ]
+    )
+
+
+def to_json(result: ProbeResult) -> dict:
+    """Without the per-image answers."""
+    return {name: value for name, value in asdict(result).items() if name != "correct"}
+
+
+def accuracy_text(result: ProbeResult) -> str:
+    return f"{100 * result.val_accuracy:.1f} +- {100 * result.stderr:.1f}"

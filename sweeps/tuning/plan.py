@@ -1,0 +1,198 @@
+"""From flags to a plan: what is searched, on what, and all that a worker needs to know about it."""
+
+import difflib
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddae.backbones import Backbone, load_backbone
+from ddae.datasets import Dataset, load_dataset
+from ddae.features import FeatureKey, check_timestep, extract, width
+from ddae.heads import HEADS
+from ddae.probe import Candidate
+from storage.results import content_key
+from sweeps.cli import ModelAndData
+from sweeps.tuning.space import Space
+
+PROBE_VERSION = 1
+"""Raise it when the same candidate would be fitted differently."""
+VAL_FRACTION = 0.2
+NUM_LABEL_FREE = 256
+"""Images of the label-free scores; more hardly change the ranking."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep as its workers see it."""
+
+    backbone: str
+    dataset: str
+    data_root: str
+    device: str
+    store: str
+    key: FeatureKey
+    space: Space
+    rungs: tuple[int, ...]
+    """Numbers of training images, growing; the last is all of them."""
+    labels: dict[str, np.ndarray]
+    """int64, of train and val, in the order of the rows."""
+    num_classes: int
+    num_label_free: int
+    """Images of the label-free scores."""
+    seed: int
+
+    def column(self, timestep: int, split: str, block: str, draw: int = 0) -> str:
+        """The folder of one block's features in the store."""
+        fingerprint = content_key(**{**self.key.asdict(), "draw": draw})[:16]
+        return f"{self.name}/{fingerprint}/t={timestep}/split={split}/block={block}"
+
+    @property
+    def name(self) -> str:
+        return self.dataset.rstrip("/").rsplit("/", 1)[-1]
+
+    def result_key(self, candidate: Candidate, num_images: int) -> str:
+        return content_key(
+            features=self.key.asdict(),
+            candidate=candidate.name,
+            num_images=num_images,
+            seed=self.seed,
+            version=PROBE_VERSION,
+        )
+
+    @property
+    def num_val(self) -> int:
+        return len(self.labels["val"])
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Of one timestep in the store."""
+        return sum(2 * width(block, self.key.pooling) for block in self.space.blocks)
+
+    def forward_passes(self, images_at: dict[int, int]) -> float:
+        """Full forward passes of one image that a search spent whose trials used images_at[timestep] training images
+        at most; each timestep also costs the val images and the label-free scores' second noise draw."""
+        return self.space.pass_share * sum(n + self.num_val + self.num_label_free for n in images_at.values())
+
+    @property
+    def grid_passes(self) -> float:
+        """Full forward passes of the exhaustive grid: every image once at every timestep."""
+        return self.space.pass_share * len(self.space.timesteps) * (self.rungs[-1] + self.num_val)
+
+
+def sweep_folder(out: Path, plan: Plan, search: str) -> Path:
+    """out/layer-noise-<hash of all that decides the sweep's trials, but for how many there are>."""
+    space = plan.space
+    key = content_key(
+        features=plan.key.asdict(),
+        blocks=[block.name for block in space.blocks],
+        timesteps=space.timesteps,
+        poolings=space.poolings,
+        heads=space.heads,
+        rungs=plan.rungs,
+        search=search,
+        seed=plan.seed,
+        version=PROBE_VERSION,
+    )
+    return out / f"layer-noise-{key[:8]}"
+
+
+def make_plan(
+    config: ModelAndData, poolings: Sequence[int] = (1,), heads: Sequence[str] = (), seed: int = 0, whole: bool = False
+) -> tuple[Plan, Backbone, Dataset]:
+    """Load the model and the images and check every name and number against them; a ValueError names what is wrong.
+
+    whole: fit on all training images at once instead of on growing numbers of them.
+    """
+    for head in heads:
+        check_name("head", head, HEADS)
+    for pooling in poolings:
+        if pooling < 1:
+            raise ValueError(f"pooling={pooling} must be 1 or more; common are 1, 2, 4")
+    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = load_backbone(config.backbone, device)
+    names = [block.name for block in backbone.blocks]
+    for name in config.blocks:
+        check_name("block", name, names)
+    for timestep in config.timesteps:
+        check_timestep(backbone, timestep)
+    blocks = tuple(block for block in backbone.blocks if not config.blocks or block.name in config.blocks)
+    largest = max(block.size for block in blocks)
+    for pooling in poolings:
+        if pooling > largest:
+            raise ValueError(f"pooling={pooling} is larger than every chosen block's map; the largest is {largest}")
+    dataset = load_dataset(config.dataset, backbone.image_size, config.data_root, config.data_seed, VAL_FRACTION)
+    labels = {split: dataset.labels(split) for split in ("train", "val")}
+    num_train = len(labels["train"])
+    key = FeatureKey(
+        backbone.fingerprint,
+        dataset.images.fingerprint,
+        split_seed=config.data_seed,
+        val_fraction=VAL_FRACTION,
+        noise_seed=config.data_seed,
+        draw=0,
+        pooling=max(4, *poolings),
+    )
+    space = Space(
+        blocks, tuple(sorted(set(config.timesteps))), tuple(sorted(set(poolings))), tuple(dict.fromkeys(heads))
+    )
+    plan = Plan(
+        backbone=config.backbone,
+        dataset=config.dataset,
+        data_root=config.data_root,
+        device=device,
+        store=str(Path(config.store).absolute()),
+        key=key,
+        space=space,
+        rungs=(num_train,) if whole else choose_rungs(num_train),
+        labels=labels,
+        num_classes=dataset.num_classes,
+        num_label_free=min(NUM_LABEL_FREE, num_train),
+        seed=seed,
+    )
+    return plan, backbone, dataset
+
+
+def check_name(kind: str, name: str, allowed: Iterable[str]) -> None:
+    """Raises ValueError with what is allowed, and the nearest of it."""
+    allowed = list(allowed)
+    if name not in allowed:
+        near = difflib.get_close_matches(name, allowed, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{kind}={name!r} is not known; allowed: {', '.join(allowed)}{hint}")
+
+
+def estimate(plan: Plan, backbone: Backbone, dataset: Dataset) -> str:
+    """What a sweep costs at most, by timing a batch of 32 images."""
+    rows = dataset.splits["train"][:32]
+    blocks = [block.name for block in plan.space.blocks]
+    extract(backbone, dataset, rows, plan.space.timesteps[0], blocks, plan.key)
+    started = time.perf_counter()
+    extract(backbone, dataset, rows, plan.space.timesteps[0], blocks, plan.key)
+    seconds = (time.perf_counter() - started) / len(rows)
+    num_timesteps = len(plan.space.timesteps)
+    first = num_timesteps * (plan.rungs[0] + plan.num_val + plan.num_label_free)
+    whole = num_timesteps * (plan.rungs[-1] + plan.num_val) + num_timesteps * plan.num_label_free
+    images_bytes = plan.bytes_per_image
+    return "\n".join(
+        [
+            f"cells           {len(plan.space.candidates):,}: {len(blocks)} blocks x {num_timesteps} timesteps x "
+            f"{len(plan.space.poolings)} poolings x {len(plan.space.heads)} heads, without poolings above a map's size",
+            f"images          {plan.rungs[-1]:,} train, {plan.num_val:,} val, {plan.num_classes} classes",
+            f"forward passes  {first:,} to rank every block and timestep, at most {whole:,} (the exhaustive grid)",
+            f"one pass        {backbone.flops * plan.space.pass_share / 1e9:.3g} GFLOP an image, "
+            f"{1000 * seconds:.3g} ms on {plan.device}",
+            f"features        {first * images_bytes / 1e9:.2g} to {whole * images_bytes / 1e9:.2g} GB in {plan.store}",
+            f"extraction      {first * seconds / 60:.2g} to {whole * seconds / 60:.2g} minutes on one core or GPU, "
+            "divided by their number",
+        ]
+    )
+
+
+def choose_rungs(num_train: int, reduction: int = 4, num_rungs: int = 3) -> tuple[int, ...]:
+    """Training images at each rung: all, a quarter, a sixteenth, but never fewer than 64."""
+    rungs = {max(num_train // reduction**k, min(64, num_train)) for k in range(num_rungs)}
+    return tuple(sorted(rungs))

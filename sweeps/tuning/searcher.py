@@ -1,0 +1,146 @@
+"""Which candidate to try next: a thin Tune searcher over Optuna's ask and tell."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import optuna
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from ddae.probe import Candidate
+from sweeps.tuning.space import Space
+
+
+class OptunaSearcher(Searcher):
+    """Never repeats a candidate, ends when all are tried, tells Optuna PRUNED of what ASHA stopped, and goes on from
+    the study that an interrupted sweep left.
+
+    first: candidates to try before the sampler is asked. may_start: False once the budget is spent.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        study: optuna.Study,
+        num_trials: int,
+        first: Sequence[Candidate],
+        may_start: Callable[[], bool] = lambda: True,
+        in_order: bool = False,
+    ):
+        super().__init__(metric="val_accuracy", mode="max")
+        self.axes, self.study, self.num_trials = Axes(space), study, num_trials
+        self.may_start, self.in_order = may_start, in_order
+        interrupted = study.get_trials(states=[TrialState.RUNNING, TrialState.WAITING])
+        for trial in interrupted:
+            study.tell(trial.number, state=TrialState.FAIL)
+        finished = {self.axes.candidate(trial.params) for trial in finished_trials(study)}
+        self._untried = dict.fromkeys(c for c in space.candidates if c not in finished)
+        ahead = [self.axes.candidate(trial.params) for trial in interrupted if trial.params] + list(first)
+        self._ahead = [c for c in dict.fromkeys(ahead) if c in self._untried]
+        self._num_started = len(finished)
+        self._running: dict[str, optuna.Trial] = {}
+
+    def suggest(self, trial_id: str) -> dict | str:
+        if not self._untried or self._num_started >= self.num_trials or not self.may_start():
+            return Searcher.FINISHED
+        trial = self._ask()
+        self._running[trial_id] = trial
+        self._num_started += 1
+        candidate = self.axes.candidate(trial.params)
+        trial.set_user_attr("cell", candidate.name)
+        del self._untried[candidate]
+        return asdict(candidate)
+
+    def on_trial_result(self, trial_id: str, result: dict) -> None:
+        self._running[trial_id].report(result["val_accuracy"], result["num_images"])
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        trial = self._running.pop(trial_id, None)
+        if trial is None:
+            return
+        if error or result is None:
+            self.study.tell(trial, state=TrialState.FAIL)
+            return
+        trial.report(result["val_accuracy"], result["num_images"])  # Tune gives the last result here alone
+        if result["last_rung"]:
+            self.study.tell(trial, result["val_accuracy"])
+        else:
+            self.study.tell(trial, state=TrialState.PRUNED)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study's own storage is the state, and a rerun is the way to go on."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as save."""
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def _ask(self) -> optuna.Trial:
+        if self._ahead:
+            return self._ask_for(self._ahead.pop(0))
+        if self.in_order:
+            return self._ask_for(next(iter(self._untried)))
+        trial = self.study.ask(self.axes.distributions)
+        proposed = self.axes.candidate(trial.params)
+        if proposed in self._untried:
+            return trial
+        self.study.tell(trial, state=TrialState.FAIL)
+        return self._ask_for(min(self._untried, key=lambda c: self.axes.distance(proposed, c)))
+
+    def _ask_for(self, candidate: Candidate) -> optuna.Trial:
+        self.study.enqueue_trial(self.axes.params(candidate))
+        return self.study.ask(self.axes.distributions)
+
+
+class Axes:
+    """The space as Optuna sees it: block, timestep and pooling are places on an axis, so that the sampler knows
+    neighbours to be alike; a head is a category."""
+
+    def __init__(self, space: Space):
+        self.values: dict[str, Sequence] = {
+            "block": [block.name for block in space.blocks],
+            "timestep": space.timesteps,
+            "pooling": space.poolings,
+        }
+        self.distributions: dict[str, optuna.distributions.BaseDistribution] = {
+            axis: optuna.distributions.IntDistribution(0, len(values) - 1) for axis, values in self.values.items()
+        }
+        self.distributions["head"] = optuna.distributions.CategoricalDistribution(space.heads)
+
+    def params(self, candidate: Candidate) -> dict[str, int | str]:
+        places = {axis: values.index(getattr(candidate, axis)) for axis, values in self.values.items()}
+        return {**places, "head": candidate.head}
+
+    def candidate(self, params: dict) -> Candidate:
+        chosen = {axis: values[params[axis]] for axis, values in self.values.items()}
+        return Candidate(**chosen, head=params["head"])
+
+    def distance(self, a: Candidate, b: Candidate) -> float:
+        """Places apart, each axis as a share of its length; another head counts as the whole of one."""
+        here, there = self.params(a), self.params(b)
+        apart = sum(abs(here[axis] - there[axis]) / len(values) for axis, values in self.values.items())
+        return apart + (a.head != b.head)
+
+
+def open_study(path: Path, sampler: str, seed: int) -> optuna.Study:
+    """The sweep's study, kept in a journal file that optuna-dashboard opens too. sampler: optuna (TPE) or random."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samplers = {
+        "optuna": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True),
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+    }
+    return optuna.create_study(
+        storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path))),
+        sampler=samplers[sampler](),
+        direction="maximize",
+        study_name="sweep",
+        load_if_exists=True,
+    )
+
+
+def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Trials that ran to the last rung or that ASHA stopped, in the order they were started."""
+    return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
