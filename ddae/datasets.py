@@ -223,7 +223,7 @@ def _read_idx(path: Path, header: int) -> np.ndarray:
 
 def _in_memory(pixels: Tensor, labels: np.ndarray, classes: tuple[str, ...], num_train: int) -> Images:
     """pixels: uint8 [N, 1 or 3, H, W]."""
-    fingerprint = xxhash.xxh3_128(pixels.contiguous().numpy()).hexdigest()
+    fingerprint = xxhash.xxh3_128(pixels.contiguous().numpy().data).hexdigest()
 
     def read(rows: np.ndarray) -> Tensor:
         return pixels[torch.from_numpy(np.asarray(rows))].expand(-1, 3, -1, -1)

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class UNetShape:
     norm_groups: int = 8
 
 
-def make_unet(shape: UNetShape) -> nn.Module:
+def make_unet(shape: UNetShape) -> "UNet2DModel":
     from diffusers import UNet2DModel
 
     down = ["DownBlock2D"] * len(shape.channels)
@@ -78,7 +82,7 @@ def train_step(
 
 
 @torch.inference_mode()
-def sample(unet: nn.Module, scheduler_config: dict, num_samples: int, seed: int, num_steps: int = 100) -> Tensor:
+def sample(unet: "UNet2DModel", scheduler_config: dict, num_samples: int, seed: int, num_steps: int = 100) -> Tensor:
     """Images in [0, 1], [num_samples, C, H, W], by DDIM (Song et al. 2021) with num_steps network passes each."""
     from diffusers import DDIMScheduler
 

@@ -49,16 +49,17 @@ def fit_probe(
     """
     started = time.perf_counter()
     head = HEADS[candidate.head](*train, num_classes, seed)
-    correct = (head(val[0]).argmax(-1) == val[1]).cpu()
-    best = int(correct.float().mean(1).argmax())
-    accuracy = float(correct[best].float().mean())
+    correct = (head(val[0]).argmax(-1) == val[1]).cpu().numpy()
+    accuracies = correct.mean(1)
+    best = int(accuracies.argmax())
+    accuracy = float(accuracies[best])
     result = ProbeResult(
         candidate,
         len(train[1]),
         accuracy,
         standard_error(accuracy, correct.shape[1]),
         head.settings[best],
-        correct[best].numpy(),
+        correct[best],
         time.perf_counter() - started,
     )
     return head, result

@@ -1,6 +1,6 @@
 """Tables and figures. Axes name their units; colours read in grey too."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,36 +8,36 @@ from torch import Tensor
 
 
 def heat_map(
-    accuracy: np.ndarray,
+    values: np.ndarray,
     blocks: Sequence[str],
-    timesteps: Sequence[int],
-    sigmas: Sequence[float],
-    searched: Sequence[tuple[str, int]],
-    winner: tuple[str, int],
+    sigmas: Mapping[int, float],
+    label: str,
     title: str,
     path: Path,
+    rings: Collection[tuple[str, int]] = (),
+    star: tuple[str, int] | None = None,
 ) -> None:
-    """accuracy: [blocks, timesteps] in 0..1, blocks in the order the data meets them, top to bottom.
+    """values: [blocks, timesteps], blocks in the order the data meets them, top to bottom; sigmas: timestep -> sigma.
 
-    searched: cells that were fitted on all images (a ring); winner: the chosen one (a star).
+    rings and star mark (block, timestep) cells.
     """
+    timesteps = list(sigmas)
     figure, axes = _axes(1.8 + 0.8 * len(timesteps), 1.6 + 0.36 * len(blocks))
-    image = axes.imshow(100 * accuracy, aspect="auto", cmap="viridis")
-    dark = accuracy < (accuracy.min() + accuracy.max()) / 2
-    for row in range(len(blocks)):
-        for column in range(len(timesteps)):
-            color = "white" if dark[row, column] else "black"
-            axes.text(column, row, f"{100 * accuracy[row, column]:.1f}", ha="center", va="center", color=color, size=8)
-    places = [(list(timesteps).index(t), list(blocks).index(b)) for b, t in searched]
-    for column, row in set(places):
-        axes.plot(column - 0.38, row, "o", mfc="none", mec="white" if dark[row, column] else "black", ms=5)
-    row, column = list(blocks).index(winner[0]), list(timesteps).index(winner[1])
-    axes.plot(column + 0.38, row, "*", color="red", mec="white", mew=0.5, ms=13)
+    image = axes.imshow(values, aspect="auto", cmap="viridis")
+    middle = (values.min() + values.max()) / 2
+    for row, block in enumerate(blocks):
+        for column, timestep in enumerate(timesteps):
+            ink = "white" if values[row, column] < middle else "black"
+            axes.text(column, row, f"{values[row, column]:.1f}", ha="center", va="center", color=ink, size=8)
+            if (block, timestep) in rings:
+                axes.plot(column - 0.38, row, "o", mfc="none", mec=ink, ms=5)
+            if (block, timestep) == star:
+                axes.plot(column + 0.38, row, "*", color="red", mec="white", mew=0.5, ms=13)
     axes.set_yticks(range(len(blocks)), blocks)
-    axes.set_xticks(range(len(timesteps)), [f"{t}\n{s:.2g}" for t, s in zip(timesteps, sigmas, strict=True)])
+    axes.set_xticks(range(len(timesteps)), [f"{t}\n{sigma:.2g}" for t, sigma in sigmas.items()])
     axes.set(xlabel="timestep, and below it the noise-to-signal ratio sigma", ylabel="block, input at the top")
     axes.set_title(title, size=10, loc="left")
-    figure.colorbar(image, label="val accuracy (%)")
+    figure.colorbar(image, label=label)
     _save(figure, path)
 
 
@@ -45,10 +45,13 @@ def score_scatter(
     ranking: np.ndarray, accuracy: np.ndarray, timesteps: Sequence[int], correlation: float, path: Path
 ) -> None:
     """A label-free ranking against probe accuracy, [blocks, timesteps] each, one colour a timestep."""
+    from matplotlib import colormaps
+
     figure, axes = _axes(5.5, 4)
-    for column, timestep in enumerate(timesteps):
-        color = _colormap()(column / max(1, len(timesteps) - 1))
-        axes.plot(ranking[:, column], 100 * accuracy[:, column], "o", color=color, ms=5, label=f"t = {timestep}")
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(timesteps)))
+    for column, (timestep, color) in enumerate(zip(timesteps, colors, strict=True)):
+        marker = "os^Dv<>p"[column % 8]
+        axes.plot(ranking[:, column], 100 * accuracy[:, column], marker, color=color, ms=5, label=f"t = {timestep}")
     axes.set(xlabel="label-free ranking (higher is better)", ylabel="val accuracy of ridge (%)")
     axes.set_title(f"Spearman {correlation:.2f} over {accuracy.size} cells", size=10, loc="left")
     axes.legend(frameon=False, fontsize=8)
@@ -80,12 +83,6 @@ def _axes(width: float, height: float):
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
-
-
-def _colormap():
-    from matplotlib import colormaps
-
-    return colormaps["viridis"]
 
 
 def _save(figure, path: Path) -> None:

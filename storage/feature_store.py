@@ -76,13 +76,24 @@ class FeatureStore:
             raise LookupError(f"column={column!r} holds {covered} rows in {self.root}; {num_rows} were asked for")
         return views
 
-    def write_record(self, name: str, record: dict) -> None:
-        """A small JSON file beside the columns, written once."""
-        path = self.root / name
+    def describe(self, folder: str, record: dict) -> None:
+        """What a folder of columns holds, for people: _key.json, written once."""
+        path = self.root / folder / "_key.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with published(path) as part:
                 part.write_text(json.dumps(record, indent=1))
+
+    def describe_rows(self, folder: str, split: str, columns: dict[str, np.ndarray]) -> None:
+        """What the rows of a split are (image number, label): _rows-<split>.parquet, written once.
+
+        Apart from the features, because DuckDB refuses Arrow tables with a float16 column.
+        """
+        path = self.root / folder / f"_rows-{split}.parquet"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with published(path) as part:
+                pq.write_table(pa.table(columns), part)
 
     def export_parquet(self, column: str, num_rows: int, destination: Path, extra: dict[str, np.ndarray]) -> None:
         """The first num_rows rows as Parquet, with extra columns (row numbers, labels, ...) beside the features."""
@@ -111,7 +122,7 @@ def published(path: Path) -> Iterator[Path]:
 def _write_shard(path: Path, rows: np.ndarray) -> None:
     values = pa.array(rows.ravel(), type=pa.float16())
     array = pa.FixedSizeListArray.from_arrays(values, rows.shape[1])
-    schema = pa.schema([pa.field(FIELD, array.type)], metadata={"xxh3_128": xxhash.xxh3_128_hexdigest(rows)})
+    schema = pa.schema([pa.field(FIELD, array.type)], metadata={"xxh3_128": xxhash.xxh3_128_hexdigest(rows.data)})
     with published(path) as part, pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.record_batch([array], schema=schema))
 
@@ -146,7 +157,7 @@ def _open_checked(path: Path, mtime_ns: int) -> np.ndarray:
     if len(column) != stop - start or column.null_count:
         raise ValueError(f"{len(column)} rows, not {stop - start}")
     rows = column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
-    if xxhash.xxh3_128_hexdigest(rows) != digest:
+    if xxhash.xxh3_128_hexdigest(rows.data) != digest:
         raise ValueError("its checksum does not match")
     return rows
 

@@ -61,6 +61,7 @@ class Tracker:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -70,7 +71,7 @@ class Tracker:
             self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment)
             self.parent_id = self._open_parent(sweep_key, sweep_name)
             self._logged = self._finished_children()
-        except MlflowException as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
             raise ValueError(f"cannot log to MLflow at {uri}: {str(error).splitlines()[0]}") from error
 
     def log_params(self, params: Mapping[str, object]) -> None:

@@ -5,11 +5,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import tyro
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -58,21 +61,21 @@ def fail(message: str) -> NoReturn:
 
 
 def parse(config_class: type[Config], args: list[str], description: str | None) -> Config:
-    """Flags over `--config FILE` (YAML, keys as the flags) over the defaults of the dataclass."""
+    """Flags over `--config FILE` over the defaults of the dataclass."""
     for position, arg in enumerate(args):
-        if arg == "--config" and position + 1 < len(args):
-            default, rest = read_config(config_class, Path(args[position + 1])), args[:position] + args[position + 2 :]
+        name, equals, path = arg.partition("=")
+        if name == "--config":
+            given, rest = ([path], args[position + 1 :]) if equals else (args[position + 1 :][:1], args[position + 2 :])
+            if not given:
+                fail("--config wants a file")
+            args = read_config(config_class, Path(given[0])) + args[:position] + rest
             break
-        if arg.startswith("--config="):
-            default, rest = read_config(config_class, Path(arg[9:])), args[:position] + args[position + 1 :]
-            break
-    else:
-        default, rest = config_class(), args
-    return tyro.cli(config_class, args=rest, default=default, description=description)
+    description = f"{description or ''}\n--config FILE takes the same names from a YAML file; flags win over it."
+    return tyro.cli(config_class, args=args, description=description)
 
 
-def read_config(config_class: type[Config], path: Path) -> Config:
-    """The dataclass with the values that a YAML file gives; a key that is no flag is an error."""
+def read_config(config_class: type[Config], path: Path) -> list[str]:
+    """The flags that a YAML file of `name: value` lines stands for; a key that is no flag is an error."""
     import yaml
 
     try:
@@ -82,10 +85,16 @@ def read_config(config_class: type[Config], path: Path) -> Config:
     except yaml.YAMLError as error:
         raise ValueError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"--config {path} must hold `flag: value` lines, not a {type(values).__name__}")
+        raise ValueError(f"--config {path} must hold `name: value` lines, not a {type(values).__name__}")
     names = [field.name for field in dataclasses.fields(config_class)]
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
-    for key in values:
-        if key not in names:
+    flags = []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in names:
             raise ValueError(f"--config {path} has the unknown key {key!r}; keys: {', '.join(names)}")
-    return dataclasses.replace(config_class(), **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
+    return flags

@@ -26,9 +26,10 @@ import yaml
 from sweeps import cli
 
 if TYPE_CHECKING:
-    from ddae.backbones import Backbone
+    import numpy as np
+
     from storage.tracking import Tracker
-    from sweeps.tuning.outcome import FinishedTrial, Screen
+    from sweeps.tuning.outcome import FinishedTrial, LabelFree
     from sweeps.tuning.run import Sweep
 
 
@@ -55,9 +56,10 @@ def main(config: LayerNoise) -> None:
     from sweeps.tuning.plan import estimate, make_plan, sweep_folder
     from sweeps.tuning.run import Search, Sweep, ray_cluster
 
+    search = Search(config.search, config.num_trials, config.budget, config.seed)
     plan, backbone, dataset = make_plan(config, config.poolings, config.heads, config.seed, config.search == "grid")
     if config.dry_run:
-        print(estimate(plan, backbone, dataset))
+        print(estimate(plan, backbone, dataset, plan.passes))
         return
     check_server(tracking_uri())
     folder = sweep_folder(config.out, plan, config.search)
@@ -65,24 +67,24 @@ def main(config: LayerNoise) -> None:
         print(report)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(as_flags(config)))
     tracker = Tracker(tracking_uri(), plan.name, folder.name, folder.name)
+    (folder / "config.yaml").write_text(yaml.safe_dump(as_flags(config)))
     tracker.log_params(as_flags(config))
     with ray_cluster(), tracker:
         sweep = Sweep(plan)
         sweep.busy.append((started, time.time()))
-        screen = sweep.screen()
+        label_free = sweep.label_free()
+        screened = sweep.screen()
         baselines = sweep.baselines()
-        search = Search(config.search, config.num_trials, config.budget, config.seed)
-        trials = sweep.search(search, folder, warm_start(plan, screen), tracker)
-        print(conclude(config, sweep, backbone, screen, trials, baselines, folder, tracker, started))
+        trials = sweep.search(search, folder, warm_start(plan, screened, label_free), tracker)
+        print(conclude(config, sweep, label_free, screened, trials, baselines, folder, tracker, started))
 
 
 def conclude(
     config: LayerNoise,
     sweep: "Sweep",
-    backbone: "Backbone",
-    screen: "Screen",
+    label_free: "LabelFree",
+    screened: "np.ndarray",
     trials: list["FinishedTrial"],
     baselines: dict,
     folder: Path,
@@ -97,30 +99,28 @@ def conclude(
     answer = outcome.choose(plan, trials)
     winner = answer.winner.candidate
     baseline = sweep.wait(baselines[winner.head])
-    label_free, at_same_rung = sweep.label_free_choice(screen, winner, trials)
-    correlation = outcome.spearman(screen.label_free, screen.accuracy)
+    without_labels, at_same_rung = sweep.label_free_choice(label_free, winner, trials)
+    correlation = outcome.spearman(label_free.ranking, screened)
 
-    sigmas = {t: backbone.sigma(t) for t in plan.space.timesteps}
-    names = [block.name for block in plan.space.blocks]
-    full = {(t.candidate.block, t.candidate.timestep) for t in trials if not t.stopped_early}
     figures = folder / "figures"
-    best_ridge = f"ridge on {plan.rungs[0]:,} images, {min(plan.space.poolings)}x{min(plan.space.poolings)} pooling"
+    measured = outcome.best_accuracies(plan, trials)
+    pooling = f"{plan.screen_pooling}x{plan.screen_pooling}"
     report.heat_map(
-        screen.accuracy,
-        names,
-        plan.space.timesteps,
-        list(sigmas.values()),
-        sorted(full),
-        (winner.block, winner.timestep),
-        f"{best_ridge}\no fitted on all images   * the answer",
+        100 * (screened if measured is None else measured),
+        [block.name for block in plan.space.blocks],
+        plan.sigmas,
+        "val accuracy (%)",
+        f"ridge on {plan.rungs[0]:,} images, {pooling} pooling\no fitted on all images   * the answer"
+        if measured is None
+        else f"best pooling and head on {plan.rungs[-1]:,} images\n* the answer",
         figures / "block_timestep.png",
+        rings={(t.candidate.block, t.candidate.timestep) for t in trials if not t.stopped_early and measured is None},
+        star=(winner.block, winner.timestep),
     )
-    report.score_scatter(
-        screen.label_free, screen.accuracy, plan.space.timesteps, correlation, figures / "label_free.png"
-    )
+    report.score_scatter(label_free.ranking, screened, plan.space.timesteps, correlation, figures / "label_free.png")
     cost = sweep.cost(trials, started)
     text = outcome.answer_text(
-        plan, sigmas, answer, trials, baseline, label_free, at_same_rung, correlation, cost
+        plan, answer, trials, baseline, without_labels, at_same_rung, correlation, cost
     ) + where_to_look(folder)
     (folder / "report.txt").write_text(text)
     write_trials(folder / "trials.csv", trials)
@@ -129,9 +129,11 @@ def conclude(
         "winner": outcome.to_json(answer.winner),
         "tied": [outcome.to_json(result) for result in answer.tied],
         "raw_pixels": outcome.to_json(baseline),
-        "label_free": outcome.to_json(label_free),
+        "without_labels": outcome.to_json(without_labels),
         "cost": asdict(cost),
-        "screen": {name: table.tolist() for name, table in vars(screen).items()},
+        "blocks": [block.name for block in plan.space.blocks],
+        "ridge_accuracy": screened.tolist(),
+        "label_free": {name: table.tolist() for name, table in vars(label_free).items()},
     }
     scratch = folder / "results.part"
     scratch.write_text(json.dumps(results, indent=1))

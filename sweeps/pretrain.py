@@ -45,6 +45,7 @@ class Pretrain:
 
 
 def main(config: Pretrain) -> None:
+    import numpy as np
     import torch
     from diffusers import DDPMPipeline, DDPMScheduler
     from diffusers.training_utils import EMAModel
@@ -56,7 +57,7 @@ def main(config: Pretrain) -> None:
 
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     images = load_dataset(config.dataset, config.image_size, config.data_root).images
-    first = images.read([0])[0]
+    first = images.read(np.array([0]))[0]
     in_channels = 1 if (first[0] == first[1]).all() and (first[1] == first[2]).all() else 3
 
     torch.manual_seed(config.seed)

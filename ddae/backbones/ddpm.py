@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddae.backbones.base import Block, capture
 from ddae.noise import vp_diffuse, vp_sigma
 
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
 
 class DDPM:
     """A diffusers UNet2DModel with a variance-preserving schedule.
@@ -21,7 +25,7 @@ class DDPM:
     A block is the output of a residual block, or of the attention behind it where there is one.
     """
 
-    def __init__(self, unet: nn.Module, alphas_cumprod: Tensor, fingerprint: str, device: str = "cpu"):
+    def __init__(self, unet: "UNet2DModel", alphas_cumprod: Tensor, fingerprint: str, device: str = "cpu"):
         self.unet = unet.to(device).eval().requires_grad_(False)
         self.alphas_cumprod = alphas_cumprod
         self.fingerprint = fingerprint
@@ -97,7 +101,7 @@ def load(folder: Path, fingerprint: str, device: str) -> DDPM:
     return DDPM(unet, DDPMScheduler.from_config(config).alphas_cumprod, fingerprint, device)
 
 
-def _block_modules(unet: nn.Module) -> dict[str, nn.Module]:
+def _block_modules(unet: "UNet2DModel") -> dict[str, nn.Module]:
     """Block name -> module, in the order the data meets them."""
     modules: dict[str, nn.Module] = {}
     for i, block in enumerate(unet.down_blocks):
@@ -109,6 +113,6 @@ def _block_modules(unet: nn.Module) -> dict[str, nn.Module]:
     return modules
 
 
-def _outputs(block: nn.Module) -> list[nn.Module]:
+def _outputs(block: Any) -> list[nn.Module]:
     attentions = getattr(block, "attentions", None)
     return list(attentions) if attentions and len(attentions) == len(block.resnets) else list(block.resnets)

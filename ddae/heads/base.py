@@ -28,6 +28,9 @@ class Head(Protocol):
 class Standardise(nn.Module):
     """Flatten, then subtract the training mean and divide by the training deviation, dimension by dimension."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, features: Tensor):
         super().__init__()
         flat = features.flatten(1)

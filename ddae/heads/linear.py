@@ -13,11 +13,14 @@ from ddae.heads.base import StackedHead, Standardise
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """L2 penalties of the logistic regression, a weight's share of the mean loss."""
 RIDGE_PENALTIES = tuple(10.0**exponent for exponent in range(-4, 4))
-NEWTON_STEPS = 40
+NUM_STEPS = 40
 
 
 class StackedLinear(StackedHead):
     """weight: [D, S, K] on standardised features; bias: [S, K]."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, settings: tuple[str, ...], standardise: Standardise, weight: Tensor, bias: Tensor):
         super().__init__(settings)
@@ -58,7 +61,7 @@ def fit_linear(features: Tensor, labels: Tensor, num_classes: int, seed: int) ->
     weight = projected.new_zeros(projected.shape[1], len(PENALTIES), num_classes)
     bias = (targets.mean(0) + 1e-6).log().repeat(len(PENALTIES), 1)
     ahead_weight, ahead_bias = weight, bias
-    for iteration in range(NEWTON_STEPS):
+    for iteration in range(NUM_STEPS):
         scores = (projected @ ahead_weight.flatten(1)).view(-1, *bias.shape) + ahead_bias
         residual = (scores.softmax(-1) - targets) / len(labels)
         gradient = (projected.T @ residual.flatten(1)).view_as(weight) + penalties * ahead_weight

@@ -1,31 +1,20 @@
 """Long-lived actors that own a device and fill the store, lazily and in nested prefixes."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import ray
 import torch
 
+from ddae import label_free
 from ddae.backbones import load_backbone
 from ddae.datasets import load_dataset
 from ddae.features import extract
-from ddae.label_free import align_uniform
 from ddae.pooling import pool
 from ddae.probe import Candidate, ProbeResult, to_maps
 from storage.feature_store import MAX_SHARD_ROWS, FeatureStore
 from sweeps.tuning.evaluation import evaluate
 from sweeps.tuning.plan import Plan
-
-
-@dataclass(frozen=True)
-class Screened:
-    """What a first look at a timestep says of every block."""
-
-    timestep: int
-    probes: list[ProbeResult]
-    """Closed-form ridge on the first rung's images, one a block."""
-    label_free: dict[str, dict[str, float]]
-    """block -> score -> value."""
 
 
 class Extractor:
@@ -40,6 +29,9 @@ class Extractor:
         self.dataset = load_dataset(
             plan.dataset, self.backbone.image_size, plan.data_root, plan.key.split_seed, plan.key.val_fraction
         )
+        self.store.describe(plan.folder(), {"dataset": plan.dataset, "backbone": plan.backbone, **plan.key.asdict()})
+        for split, rows in self.dataset.splits.items():
+            self.store.describe_rows(plan.folder(), split, {"image": rows, "label": self.dataset.labels(split)})
         self.busy: list[tuple[float, float]] = []
         self.num_extracted = 0
 
@@ -55,24 +47,27 @@ class Extractor:
                 self._extract(timestep, split, first, min(first + MAX_SHARD_ROWS, stop), blocks, draw)
         self.busy.append((started, time.time()))
 
-    def screen(self, timestep: int) -> Screened:
-        """The first rung of a timestep, its ridge probes and its label-free scores."""
-        plan, num_images = self.plan, self.plan.rungs[0]
-        self.ensure(timestep, "train", max(num_images, plan.num_label_free))
-        self.ensure(timestep, "train", plan.num_label_free, draw=1)
-        self.ensure(timestep, "val", plan.num_val)
+    def screen(self, timestep: int) -> list[ProbeResult]:
+        """Closed-form ridge on the first rung's images, one a block."""
+        self.ensure(timestep, "train", self.plan.rungs[0])
+        self.ensure(timestep, "val", self.plan.num_val)
+        pooling = self.plan.screen_pooling
+        cells = [Candidate(block.name, timestep, pooling, "ridge") for block in self.plan.space.blocks]
+        return [self.probe(cell, self.plan.rungs[0]) for cell in cells]
+
+    def label_free(self, timestep: int) -> dict[str, dict[str, float]]:
+        """block -> score -> value, from two noise draws of the first training images."""
+        num_images = self.plan.num_label_free
+        for draw in (0, 1):
+            self.ensure(timestep, "train", num_images, draw)
         started = time.time()
-        pooling = min(plan.space.poolings)
-        probes, scores = [], {}
-        for block in plan.space.blocks:
-            probes.append(evaluate(plan, Candidate(block.name, timestep, pooling, "ridge"), num_images))
-            draws = [
-                pool(to_maps(self.store.read(column, plan.num_label_free), block.channels), 1).flatten(1)
-                for column in (plan.column(timestep, "train", block.name, draw) for draw in (0, 1))
-            ]
-            scores[block.name] = align_uniform(*draws)
+        scores = {}
+        for block in self.plan.space.blocks:
+            columns = [self.plan.column(timestep, "train", block.name, draw) for draw in (0, 1)]
+            maps = [to_maps(self.store.read(column, num_images), block.channels) for column in columns]
+            scores[block.name] = label_free.score(*(pool(map, 1).flatten(1) for map in maps))
         self.busy.append((started, time.time()))
-        return Screened(timestep, probes, scores)
+        return scores
 
     def raw_pixels(self, head: str) -> ProbeResult:
         """The same head on the pixels alone, at most 32x32 of them, on all training images."""

@@ -20,30 +20,21 @@ class FinishedTrial:
 
 
 @dataclass(frozen=True)
-class Screen:
-    """First looks at every (block, timestep); arrays are [blocks, timesteps]."""
+class LabelFree:
+    """Scores that saw no label; arrays are [blocks, timesteps]."""
 
-    accuracy: np.ndarray
-    """Val accuracy of ridge on the first rung."""
-    label_free: np.ndarray
+    ranking: np.ndarray
     """Higher is better."""
     alignment: np.ndarray
     uniformity: np.ndarray
 
     @staticmethod
-    def of(plan: Plan, screened: list) -> "Screen":
-        """screened: one Screened a timestep of the plan, in its order."""
-        names = [block.name for block in plan.space.blocks]
-        accuracy = np.array([[probe.val_accuracy for probe in s.probes] for s in screened]).T
-        scores = [[s.label_free[name] for s in screened] for name in names]
-        ranking = rank([cell for row in scores for cell in row]).reshape(accuracy.shape)
-        tables = {n: np.array([[cell[n] for cell in row] for row in scores]) for n in ("alignment", "uniformity")}
-        return Screen(accuracy, ranking.numpy(), tables["alignment"], tables["uniformity"])
-
-    def best(self, table: np.ndarray, plan: Plan) -> tuple[str, int]:
-        """(block, timestep) of a table's highest number."""
-        block, timestep = np.unravel_index(table.argmax(), table.shape)
-        return plan.space.blocks[block].name, plan.space.timesteps[timestep]
+    def of(plan: Plan, scores: list[dict[str, dict[str, float]]]) -> "LabelFree":
+        """scores: block -> score -> value, one a timestep of the plan, in its order."""
+        cells = [at_timestep[block.name] for block in plan.space.blocks for at_timestep in scores]
+        shape = len(plan.space.blocks), len(plan.space.timesteps)
+        tables = [np.array([cell[name] for cell in cells]).reshape(shape) for name in ("alignment", "uniformity")]
+        return LabelFree(rank(cells).numpy().reshape(shape), *tables)
 
 
 @dataclass(frozen=True)
@@ -67,6 +58,18 @@ def choose(plan: Plan, trials: list[FinishedTrial]) -> Answer:
     return Answer(tied[0], tied, len(full))
 
 
+def best_accuracies(plan: Plan, trials: list[FinishedTrial]) -> np.ndarray | None:
+    """Val accuracy of the best pooling and head of every (block, timestep), on all images; None where a cell lacks
+    such a trial, as in any search but the grid."""
+    names = [block.name for block in plan.space.blocks]
+    table = np.full((len(names), len(plan.space.timesteps)), -np.inf)
+    for trial in trials:
+        if not trial.stopped_early:
+            at = names.index(trial.candidate.block), plan.space.timesteps.index(trial.candidate.timestep)
+            table[at] = max(table[at], trial.rungs[-1].val_accuracy)
+    return table if np.isfinite(table).all() else None
+
+
 def images_at(plan: Plan, trials: list[FinishedTrial]) -> dict[int, int]:
     """The most training images that any trial read at each timestep; the screen read the first rung of all."""
     used = dict.fromkeys(plan.space.timesteps, max(plan.rungs[0], plan.num_label_free))
@@ -83,13 +86,17 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float(spearmanr(a.ravel(), b.ravel()).statistic)
 
 
-def warm_start(plan: Plan, screen: Screen) -> list[Candidate]:
-    """Cells to try first: the screen's best (block, timestep) with every pooling and head, its next three and the
-    label-free ranking's first with the middle pooling."""
+def best_cells(plan: Plan, table: np.ndarray, num_cells: int = 1) -> list[tuple[str, int]]:
+    """(block, timestep) of the highest numbers of a [blocks, timesteps] table, highest first."""
+    places = np.unravel_index(np.argsort(-table, axis=None, kind="stable")[:num_cells], table.shape)
+    return [(plan.space.blocks[b].name, plan.space.timesteps[t]) for b, t in zip(*places, strict=True)]
+
+
+def warm_start(plan: Plan, screened: np.ndarray, label_free: LabelFree) -> list[Candidate]:
+    """Cells to try first: the best screened (block, timestep) with every pooling and head, then the next three and
+    the label-free ranking's first with the middle pooling."""
     space = plan.space
-    order = np.argsort(-screen.accuracy, axis=None)[:4]
-    places = [np.unravel_index(place, screen.accuracy.shape) for place in order]
-    cells = [(space.blocks[b].name, space.timesteps[t]) for b, t in places] + [screen.best(screen.label_free, plan)]
+    cells = best_cells(plan, screened, 4) + best_cells(plan, label_free.ranking)
     middle = space.poolings[len(space.poolings) // 2]
     first = [Candidate(*cells[0], pooling, head) for pooling in space.poolings for head in space.heads]
     return first + [Candidate(*cell, middle, space.heads[0]) for cell in cells[1:]]
@@ -128,7 +135,6 @@ def paired_loss(chosen: ProbeResult, winner: ProbeResult) -> tuple[float, float]
 
 def answer_text(
     plan: Plan,
-    sigmas: dict[int, float],
     answer: Answer,
     trials: list[FinishedTrial],
     baseline: ProbeResult,
@@ -148,7 +154,7 @@ def answer_text(
                 "*" if result is winner else "",
                 cell.block,
                 str(cell.timestep),
-                f"{sigmas[cell.timestep]:.3g}",
+                f"{plan.sigmas[cell.timestep]:.3g}",
                 f"{cell.pooling}x{cell.pooling}",
                 cell.head,
                 accuracy_text(result),

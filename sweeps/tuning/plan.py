@@ -43,16 +43,22 @@ class Plan:
     num_classes: int
     num_label_free: int
     """Images of the label-free scores."""
+    sigmas: dict[int, float]
+    """timestep -> noise-to-signal ratio."""
     seed: int
+
+    def folder(self, draw: int = 0) -> str:
+        """The store's folder of all features that differ in split, timestep and block alone."""
+        return f"{self.name}/{content_key(**{**self.key.asdict(), 'draw': draw})[:16]}"
 
     def column(self, timestep: int, split: str, block: str, draw: int = 0) -> str:
         """The folder of one block's features in the store."""
-        fingerprint = content_key(**{**self.key.asdict(), "draw": draw})[:16]
-        return f"{self.name}/{fingerprint}/t={timestep}/split={split}/block={block}"
+        return f"{self.folder(draw)}/t={timestep}/split={split}/block={block}"
 
     @property
     def name(self) -> str:
-        return self.dataset.rstrip("/").rsplit("/", 1)[-1]
+        """The dataset's name, or its folder's."""
+        return Path(self.dataset).resolve().name or "images"
 
     def result_key(self, candidate: Candidate, num_images: int) -> str:
         return content_key(
@@ -62,6 +68,11 @@ class Plan:
             seed=self.seed,
             version=PROBE_VERSION,
         )
+
+    @property
+    def screen_pooling(self) -> int:
+        """Of the ridge probes that look at every (block, timestep) first."""
+        return min(self.space.poolings)
 
     @property
     def num_val(self) -> int:
@@ -76,6 +87,12 @@ class Plan:
         """Full forward passes of one image that a search spent whose trials used images_at[timestep] training images
         at most; each timestep also costs the val images and the label-free scores' second noise draw."""
         return self.space.pass_share * sum(n + self.num_val + self.num_label_free for n in images_at.values())
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        """Forward passes that a sweep runs at least (a first look at everything) and at most."""
+        num_timesteps, looks = len(self.space.timesteps), self.num_val + self.num_label_free
+        return num_timesteps * (self.rungs[0] + looks), num_timesteps * (self.rungs[-1] + looks)
 
     @property
     def grid_passes(self) -> float:
@@ -101,18 +118,26 @@ def sweep_folder(out: Path, plan: Plan, search: str) -> Path:
 
 
 def make_plan(
-    config: ModelAndData, poolings: Sequence[int] = (1,), heads: Sequence[str] = (), seed: int = 0, whole: bool = False
+    config: ModelAndData,
+    poolings: Sequence[int] = (1,),
+    heads: Sequence[str] | None = None,
+    seed: int = 0,
+    whole: bool = False,
 ) -> tuple[Plan, Backbone, Dataset]:
     """Load the model and the images and check every name and number against them; a ValueError names what is wrong.
 
-    whole: fit on all training images at once instead of on growing numbers of them.
+    heads: None where none is to be fitted. whole: fit on all training images at once instead of on growing numbers.
     """
+    for name, values in (("timesteps", config.timesteps), ("poolings", poolings), ("heads", heads)):
+        if values is not None and not values:
+            raise ValueError(f"--{name} is empty; give at least one, or leave the flag out for the default")
+    heads = heads or ()
     for head in heads:
         check_name("head", head, HEADS)
     for pooling in poolings:
         if pooling < 1:
             raise ValueError(f"pooling={pooling} must be 1 or more; common are 1, 2, 4")
-    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(config.device)
     backbone = load_backbone(config.backbone, device)
     names = [block.name for block in backbone.blocks]
     for name in config.blocks:
@@ -136,9 +161,8 @@ def make_plan(
         draw=0,
         pooling=max(4, *poolings),
     )
-    space = Space(
-        blocks, tuple(sorted(set(config.timesteps))), tuple(sorted(set(poolings))), tuple(dict.fromkeys(heads))
-    )
+    timesteps = tuple(sorted(set(config.timesteps)))
+    space = Space(blocks, timesteps, tuple(sorted(set(poolings))), tuple(dict.fromkeys(heads)))
     plan = Plan(
         backbone=config.backbone,
         dataset=config.dataset,
@@ -151,9 +175,23 @@ def make_plan(
         labels=labels,
         num_classes=dataset.num_classes,
         num_label_free=min(NUM_LABEL_FREE, num_train),
+        sigmas={timestep: backbone.sigma(timestep) for timestep in timesteps},
         seed=seed,
     )
     return plan, backbone, dataset
+
+
+def choose_device(name: str) -> str:
+    """auto is cuda where PyTorch sees a GPU, else cpu."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device={name!r} is not available ({str(error).splitlines()[0]}); use cpu, or cuda where there is a GPU"
+        ) from error
+    return name
 
 
 def check_name(kind: str, name: str, allowed: Iterable[str]) -> None:
@@ -165,29 +203,34 @@ def check_name(kind: str, name: str, allowed: Iterable[str]) -> None:
         raise ValueError(f"{kind}={name!r} is not known; allowed: {', '.join(allowed)}{hint}")
 
 
-def estimate(plan: Plan, backbone: Backbone, dataset: Dataset) -> str:
-    """What a sweep costs at most, by timing a batch of 32 images."""
+def estimate(plan: Plan, backbone: Backbone, dataset: Dataset, passes: tuple[int, int]) -> str:
+    """What a sweep of so many forward passes (least, most) costs, by timing a batch of 32 images on one thread, as an
+    extractor has."""
+    torch.set_num_threads(1)
     rows = dataset.splits["train"][:32]
-    blocks = [block.name for block in plan.space.blocks]
-    extract(backbone, dataset, rows, plan.space.timesteps[0], blocks, plan.key)
+    space = plan.space
+    blocks = [block.name for block in space.blocks]
+    extract(backbone, dataset, rows, space.timesteps[0], blocks, plan.key)
     started = time.perf_counter()
-    extract(backbone, dataset, rows, plan.space.timesteps[0], blocks, plan.key)
+    extract(backbone, dataset, rows, space.timesteps[0], blocks, plan.key)
     seconds = (time.perf_counter() - started) / len(rows)
-    num_timesteps = len(plan.space.timesteps)
-    first = num_timesteps * (plan.rungs[0] + plan.num_val + plan.num_label_free)
-    whole = num_timesteps * (plan.rungs[-1] + plan.num_val) + num_timesteps * plan.num_label_free
-    images_bytes = plan.bytes_per_image
+    gigabytes = [num * plan.bytes_per_image / 1e9 for num in passes]
+    minutes = [num * seconds / 60 for num in passes]
+    cells = f"{len(blocks)} blocks x {len(space.timesteps)} timesteps"
+    if space.heads:
+        cells += (
+            f" x {len(space.poolings)} poolings x {len(space.heads)} heads = {len(space.candidates):,} cells, "
+            "without poolings above a map's size"
+        )
     return "\n".join(
         [
-            f"cells           {len(plan.space.candidates):,}: {len(blocks)} blocks x {num_timesteps} timesteps x "
-            f"{len(plan.space.poolings)} poolings x {len(plan.space.heads)} heads, without poolings above a map's size",
+            f"space           {cells}",
             f"images          {plan.rungs[-1]:,} train, {plan.num_val:,} val, {plan.num_classes} classes",
-            f"forward passes  {first:,} to rank every block and timestep, at most {whole:,} (the exhaustive grid)",
-            f"one pass        {backbone.flops * plan.space.pass_share / 1e9:.3g} GFLOP an image, "
+            f"forward passes  {passes[0]:,} to {passes[1]:,}",
+            f"one pass        {backbone.flops * space.pass_share / 1e9:.3g} GFLOP an image, "
             f"{1000 * seconds:.3g} ms on {plan.device}",
-            f"features        {first * images_bytes / 1e9:.2g} to {whole * images_bytes / 1e9:.2g} GB in {plan.store}",
-            f"extraction      {first * seconds / 60:.2g} to {whole * seconds / 60:.2g} minutes on one core or GPU, "
-            "divided by their number",
+            f"features        {gigabytes[0]:.2g} to {gigabytes[1]:.2g} GB in {plan.store}",
+            f"extraction      {minutes[0]:.2g} to {minutes[1]:.2g} minutes, divided by the number of cores or GPUs",
         ]
     )
 

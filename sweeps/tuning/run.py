@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import ray
 from optuna.trial import TrialState
@@ -23,8 +24,8 @@ from ddae.probe import Candidate, ProbeResult
 from storage.results import Ledger
 from storage.tracking import Metric, Tracker, Trial
 from sweeps.tuning.evaluation import from_record
-from sweeps.tuning.extraction import Screened, extractor_of, start_extractors
-from sweeps.tuning.outcome import Cost, FinishedTrial, Screen, images_at, share_outside
+from sweeps.tuning.extraction import extractor_of, start_extractors
+from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree, best_cells, images_at, share_outside
 from sweeps.tuning.plan import Plan
 from sweeps.tuning.searcher import Axes, OptunaSearcher, finished_trials, open_study
 from sweeps.tuning.trial import ProbeTrial
@@ -32,7 +33,7 @@ from sweeps.tuning.trial import ProbeTrial
 
 @dataclass(frozen=True)
 class Search:
-    """How candidates are chosen."""
+    """How candidates are chosen. Raises ValueError for a number that makes no sense."""
 
     sampler: str
     """optuna, random, or grid: every cell on all images."""
@@ -40,6 +41,12 @@ class Search:
     budget: float | None
     """Forward passes an image after which no new trial starts."""
     seed: int
+
+    def __post_init__(self) -> None:
+        if self.num_trials < 1:
+            raise ValueError(f"num_trials={self.num_trials} must be 1 or more; the default is 48")
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(f"budget={self.budget} must be more than 0 forward passes an image; leave it out for none")
 
 
 @contextmanager
@@ -70,18 +77,27 @@ class Sweep:
         self.extractors = start_extractors(plan)
         self.busy: list[tuple[float, float]] = []
 
-    def screen(self) -> Screen:
-        """Every timestep's first rung: ridge probes and label-free scores of all blocks."""
-        pending = {extractor_of(self.plan, self.extractors, t).screen.remote(t): t for t in self.plan.space.timesteps}
-        done: dict[int, Screened] = {}
+    def screen(self) -> np.ndarray:
+        """Val accuracy of ridge on the first rung, [blocks, timesteps]."""
+        probes = self._each_timestep("screen", "ridge probes")
+        return np.array([[probe.val_accuracy for probe in at_timestep] for at_timestep in probes]).T
+
+    def label_free(self) -> LabelFree:
+        """Every (block, timestep) ranked without labels."""
+        return LabelFree.of(self.plan, self._each_timestep("label_free", "label-free"))
+
+    def _each_timestep(self, method: str, title: str) -> list:
+        """One call of an extractor's method a timestep, in the plan's order."""
+        timesteps = self.plan.space.timesteps
+        pending = {getattr(extractor_of(self.plan, self.extractors, t), method).remote(t): t for t in timesteps}
+        results = {}
         with self._progress() as progress:
-            bar = progress.add_task("screen   timesteps", total=len(pending), note="")
+            bar = progress.add_task(f"{title:<13} timesteps", total=len(pending), note="")
             while pending:
                 ready, _ = ray.wait(list(pending))
-                screened = ray.get(ready[0])
-                done[pending.pop(ready[0])] = screened
+                results[pending.pop(ready[0])] = ray.get(ready[0])
                 progress.advance(bar)
-        return Screen.of(self.plan, [done[t] for t in self.plan.space.timesteps])
+        return [results[t] for t in timesteps]
 
     def baselines(self) -> dict[str, "ray.ObjectRef"]:
         """Raw pixels under each head, computed while the trials start."""
@@ -115,11 +131,11 @@ class Sweep:
         return ray.get(reference)
 
     def label_free_choice(
-        self, screen: Screen, winner: Candidate, trials: list[FinishedTrial]
+        self, label_free: LabelFree, winner: Candidate, trials: list[FinishedTrial]
     ) -> tuple[ProbeResult, ProbeResult]:
         """The label-free ranking's first cell with the winner's pooling and head, and the winner itself, both on as
         many images as that cell's timestep has been extracted for: no further forward pass."""
-        block, timestep = screen.best(screen.label_free, self.plan)
+        [(block, timestep)] = best_cells(self.plan, label_free.ranking)
         pooling = min(winner.pooling, self.plan.space.block(block).size)
         extracted = images_at(self.plan, trials)[timestep]
         num_images = max(rung for rung in self.plan.rungs if rung <= extracted)
@@ -232,7 +248,7 @@ class _Watch(tune.Callback):
 
     def __init__(self, progress: Progress, total: int, completed: int, log):
         self.progress, self.log = progress, log
-        self.bar = progress.add_task("search   trials", total=total, completed=completed, note="")
+        self.bar = progress.add_task(f"{'search':<13} trials   ", total=total, completed=completed, note="")
         self.best, self.stopped = 0.0, 0
         self.busy: list[tuple[float, float]] = []
 
@@ -254,8 +270,9 @@ def _finished_trial(plan: Plan, trial: optuna.trial.FrozenTrial) -> FinishedTria
     """The study says which rungs a trial ran, the ledger what they gave."""
     candidate = Axes(plan.space).candidate(trial.params)
     ledger = Ledger(f"{plan.store}/results")
-    records = [ledger.get(plan.result_key(candidate, n)) for n in sorted(trial.intermediate_values)]
-    if None in records:
+    found = [ledger.get(plan.result_key(candidate, n)) for n in sorted(trial.intermediate_values)]
+    records = [record for record in found if record is not None]
+    if len(records) < len(found):
         raise ValueError(
             f"the results of {candidate.name} are gone from {plan.store}/results; "
             "restore the folder, or give another --out to begin anew"
@@ -273,11 +290,12 @@ def _tracked(plan: Plan, trial: FinishedTrial) -> Trial:
     """A finished trial as MLflow sees it: params that its UI can sort and chart, metrics by number of images."""
     candidate, last = trial.candidate, trial.rungs[-1]
     block = plan.space.block(candidate.block)
-    params = {
+    params: dict[str, str | int | float] = {
         "block": block.name,
         "block_position": plan.space.blocks.index(block),
         "stage": block.stage,
         "timestep": candidate.timestep,
+        "sigma": round(plan.sigmas[candidate.timestep], 6),
         "pooling": candidate.pooling,
         "head": candidate.head,
         "setting": last.setting,

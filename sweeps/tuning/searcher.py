@@ -119,8 +119,11 @@ class Axes:
 
     def distance(self, a: Candidate, b: Candidate) -> float:
         """Places apart, each axis as a share of its length; another head counts as the whole of one."""
-        here, there = self.params(a), self.params(b)
-        apart = sum(abs(here[axis] - there[axis]) / len(values) for axis, values in self.values.items())
+
+        def place(axis: str, candidate: Candidate) -> float:
+            return self.values[axis].index(getattr(candidate, axis)) / len(self.values[axis])
+
+        apart = sum(abs(place(axis, a) - place(axis, b)) for axis in self.values)
         return apart + (a.head != b.head)
 
 

@@ -1,0 +1,92 @@
+"""Test a sweep's answer on the test set, once.
+
+    python sweeps/final_test.py                              # the newest sweep under out/
+    python sweeps/final_test.py --sweep out/layer-noise-1a2b3c4d
+
+The sweep chose on val, so its val accuracy is a little too good; this number is not. It is recorded beside the
+sweep and in MLflow, and given again, not measured again, when the command is repeated: a test set that is looked at
+twice is a second val set.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sweeps import cli
+from sweeps.layer_noise import LayerNoise
+
+
+@dataclass(frozen=True)
+class FinalTest:
+    sweep: Path | None = None
+    """Folder of a finished sweep."""
+    out: Path = Path("out")
+    """Where the newest finished sweep is taken from if --sweep is not given."""
+
+
+def main(config: FinalTest) -> None:
+    folder = config.sweep or newest_sweep(config.out)
+    record = folder / "final_test.json"
+    if not record.exists():
+        if not (folder / "results.json").exists():
+            raise ValueError(f"--sweep {folder} holds no finished sweep; give a folder that holds results.json")
+        measure(folder, record)
+    result = json.loads(record.read_text())
+    print(
+        f"{result['cell']} ({result['setting']}), {result['num_train']:,} training images\n"
+        f"test accuracy  {100 * result['test_accuracy']:.1f} +- {100 * result['test_stderr']:.1f} % "
+        f"on {result['num_test']:,} images, measured once on {result['date']}\n"
+        f"val accuracy   {100 * result['val_accuracy']:.1f} % when it was chosen"
+    )
+
+
+def measure(folder: Path, record: Path) -> None:
+    """Fit the winner again on all training images and score it on the test images."""
+    import torch
+
+    from ddae.probe import Candidate, fit_probe, standard_error
+    from storage.feature_store import published
+    from storage.tracking import Tracker, check_server, tracking_uri
+    from sweeps.tuning.evaluation import read_features
+    from sweeps.tuning.extraction import Extractor
+    from sweeps.tuning.plan import make_plan
+
+    check_server(tracking_uri())
+    flags = cli.parse(LayerNoise, ["--config", str(folder / "config.yaml")], None)
+    cell = Candidate(**json.loads((folder / "results.json").read_text())["winner"]["candidate"])
+    plan, _, dataset = make_plan(flags, flags.poolings, flags.heads, flags.seed)
+    space = replace(plan.space, blocks=(plan.space.block(cell.block),))
+    plan = replace(plan, space=space, labels={**plan.labels, "test": dataset.labels("test")})
+    extractor = Extractor(plan, torch.get_num_threads())
+    for split, labels in plan.labels.items():
+        extractor.ensure(cell.timestep, split, len(labels))
+    train, val, test = (read_features(plan, cell, split, len(labels)) for split, labels in plan.labels.items())
+    head, result = fit_probe(cell, train, val, plan.num_classes, plan.seed)
+    predicted = head(test[0])[head.settings.index(result.setting)].argmax(-1)
+    accuracy = float((predicted == test[1]).float().mean())
+    final = {
+        "cell": cell.name,
+        "setting": result.setting,
+        "num_train": len(train[1]),
+        "num_test": len(test[1]),
+        "test_accuracy": accuracy,
+        "test_stderr": standard_error(accuracy, len(test[1])),
+        "val_accuracy": result.val_accuracy,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    with published(record) as part:
+        part.write_text(json.dumps(final, indent=1))
+    tracker = Tracker(tracking_uri(), plan.name, folder.name, folder.name)
+    tracker.finish({"test_accuracy": accuracy, "test_stderr": standard_error(accuracy, len(test[1]))}, [record])
+
+
+def newest_sweep(out: Path) -> Path:
+    finished = sorted(out.glob("layer-noise-*/results.json"), key=lambda path: path.stat().st_mtime)
+    if not finished:
+        raise ValueError(f"no finished sweep in --out {out}; run `python sweeps/layer_noise.py` first")
+    return finished[-1].parent
+
+
+if __name__ == "__main__":
+    cli.run(main, FinalTest, __doc__)

@@ -1,0 +1,63 @@
+"""Rank every (block, timestep) of a diffusion model on images alone: no label is read, no head is fitted.
+
+    python sweeps/label_free.py                                       # the model and images that ship with it
+    python sweeps/label_free.py --backbone ./my-model --dataset ./my-images --timesteps 0 50 100
+
+Two noise draws of 256 images pass the network once a timestep; alignment and uniformity (DDAE paper, equations 3-4)
+of every block are standardised and summed. Prints the first ten and writes a heat map and a table.
+"""
+
+import csv
+from dataclasses import dataclass
+
+from sweeps import cli
+
+
+@dataclass(frozen=True)
+class LabelFreeRanking(cli.ModelAndData):
+    pass
+
+
+def main(config: LabelFreeRanking) -> None:
+    from ddae.report import heat_map
+    from sweeps.tuning.outcome import best_cells
+    from sweeps.tuning.plan import estimate, make_plan
+    from sweeps.tuning.run import Sweep, ray_cluster
+
+    plan, backbone, dataset = make_plan(config)
+    if config.dry_run:
+        passes = 2 * plan.num_label_free * len(plan.space.timesteps)
+        print(estimate(plan, backbone, dataset, (passes, passes)))
+        return
+    with ray_cluster():
+        scores = Sweep(plan).label_free()
+    folder = config.out / f"label-free-{plan.folder().replace('/', '-')}"
+    names = [block.name for block in plan.space.blocks]
+    order = best_cells(plan, scores.ranking, scores.ranking.size)
+    folder.mkdir(parents=True, exist_ok=True)
+    heat_map(
+        scores.ranking,
+        names,
+        plan.sigmas,
+        "alignment and uniformity, standardised; higher is better",
+        f"label-free ranking on {plan.num_label_free} images   * its first",
+        folder / "label_free.png",
+        star=order[0],
+    )
+    with (folder / "label_free.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        header = ["block", "timestep", "sigma", "alignment", "uniformity", "ranking"]
+        writer.writerow(header)
+        print("  ".join(f"{name:>10}" for name in header))
+        for place, (block, timestep) in enumerate(order):
+            at = names.index(block), plan.space.timesteps.index(timestep)
+            numbers = (plan.sigmas[timestep], scores.alignment[at], scores.uniformity[at], scores.ranking[at])
+            row = [block, str(timestep), *(f"{number:.3f}" for number in numbers)]
+            writer.writerow(row)
+            if place < 10:
+                print("  ".join(f"{cell:>10}" for cell in row))
+    print(f"\nheat map  {folder / 'label_free.png'}\ntable     {folder / 'label_free.csv'}")
+
+
+if __name__ == "__main__":
+    cli.run(main, LabelFreeRanking, __doc__)

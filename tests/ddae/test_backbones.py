@@ -1,0 +1,138 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddae.backbones import BACKBONES, load_backbone
+from ddae.backbones.ddpm import DDPM
+
+GOOGLE_DDPM_CIFAR10 = {
+    "sample_size": 32, "in_channels": 3, "out_channels": 3, "layers_per_block": 2,
+    "block_out_channels": (128, 256, 256, 256), "norm_eps": 1e-6, "downsample_padding": 0,
+    "flip_sin_to_cos": False, "freq_shift": 1, "attention_head_dim": None,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_model):
+    return load_backbone(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def batch(backbone):
+    torch.manual_seed(1)
+    return torch.rand(3, 1, 16, 16) * 2 - 1, torch.randn(3, 1, 16, 16)
+
+
+def test_blocks_have_stable_names_in_the_order_the_data_meets_them(backbone):
+    names = ["down.0.0", "down.1.0", "down.2.0", "mid", "up.0.0", "up.0.1", "up.1.0", "up.1.1", "up.2.0", "up.2.1"]
+    assert [block.name for block in backbone.blocks] == names
+    assert [block.index for block in backbone.blocks if block.stage == "up"] == [1, 2, 3, 4, 5, 6]
+    shares = [block.flops_share for block in backbone.blocks]
+    assert shares == sorted(shares) and shares[0] > 0 and shares[-1] <= 1
+
+
+def test_activations_have_the_shapes_that_blocks_promise(backbone, batch):
+    maps = backbone.activations(*batch, 10, [block.name for block in backbone.blocks])
+    for block in backbone.blocks:
+        assert maps[block.name].shape == (3, block.channels, block.size, block.size)
+
+
+def test_stopping_at_the_deepest_block_changes_no_bit(backbone, batch):
+    names = [block.name for block in backbone.blocks]
+    whole = backbone.activations(*batch, 10, names)
+    for name in names:
+        assert torch.equal(backbone.activations(*batch, 10, [name])[name], whole[name])
+
+
+def test_the_forward_pass_stops_after_the_deepest_block(backbone, batch):
+    reached = []
+    handle = backbone.unet.up_blocks[-1].register_forward_hook(lambda *_: reached.append(True))
+    backbone.activations(*batch, 10, ["mid"])
+    handle.remove()
+    assert not reached
+
+
+def test_unknown_block_names_what_there_is(backbone, batch):
+    with pytest.raises(ValueError, match=r"block='up.9' is not in this backbone; it has: down.0.0, .*up.2.1"):
+        backbone.activations(*batch, 10, ["up.9"])
+
+
+def test_paper_counting_on_the_cifar10_network():
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel(**GOOGLE_DDPM_CIFAR10)
+    assert sum(p.numel() for p in unet.parameters()) == pytest.approx(35.7e6, rel=0.01)
+    backbone = DDPM(unet, DDPMScheduler().alphas_cumprod, "random")
+    up = [block for block in backbone.blocks if block.stage == "up"]
+    assert [block.size for block in up] == [4] * 3 + [8] * 3 + [16] * 3 + [32] * 3
+    out_7 = up[6]  # the paper's best for CIFAR-10, 7/12
+    assert (out_7.name, out_7.index, out_7.channels) == ("up.2.0", 7, 256)
+    assert backbone._modules["up.2.0"] is unet.up_blocks[2].attentions[0]
+    assert out_7.flops_share == pytest.approx(0.465, abs=0.01)
+
+
+def test_timesteps_are_diffusers_own(backbone):
+    beta_0 = 0.0001
+    assert backbone.sigma(0) == pytest.approx((beta_0 / (1 - beta_0)) ** 0.5, rel=1e-3)
+    sigmas = [backbone.sigma(t) for t in range(0, 1000, 50)]
+    assert sigmas == sorted(sigmas)
+
+
+def test_encode_scales_greys_and_resizes(backbone):
+    images = torch.full((2, 3, 40, 40), 255, dtype=torch.uint8)
+    encoded = backbone.encode(images)
+    assert encoded.shape == (2, 1, 16, 16)
+    assert torch.allclose(encoded, torch.ones(()))
+    assert backbone.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).unique() == -1
+
+
+def test_a_bare_unet_folder_loads_with_ddpm_schedule(tiny_model, tmp_path, caplog):
+    shutil.copytree(Path(tiny_model) / "unet", tmp_path, dirs_exist_ok=True)
+    backbone = load_backbone(str(tmp_path))
+    assert len(backbone.blocks) == 10
+    assert "has no scheduler" in caplog.text
+
+
+def test_the_hub_cache_is_used(tiny_model, tmp_path, monkeypatch):
+    repo = tmp_path / "models--lab--tiny-ddpm"
+    shutil.copytree(tiny_model, repo / "snapshots" / "abc123")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert load_backbone("lab/tiny-ddpm").fingerprint == load_backbone(tiny_model).fingerprint
+
+
+def test_other_weights_are_another_fingerprint(tiny_model, tmp_path, backbone):
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    scheduler = tmp_path / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "beta_end": 0.01}))
+    assert load_backbone(str(tmp_path)).fingerprint != backbone.fingerprint
+
+
+def test_unknown_model():
+    with pytest.raises(ValueError, match=r"backbone='no/such-model' is neither a folder here nor"):
+        load_backbone("no/such-model")
+
+
+def test_unsupported_class(tmp_path):
+    (tmp_path / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
+    with pytest.raises(ValueError, match=rf"is a FluxTransformer2DModel; supported: {', '.join(BACKBONES)}"):
+        load_backbone(str(tmp_path))
+
+
+def test_folder_that_holds_no_model(tmp_path):
+    with pytest.raises(ValueError, match="is not a diffusers folder"):
+        load_backbone(str(tmp_path))
+
+
+def test_damaged_weights(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_backbone(str(tmp_path))

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+
+from ddae.backbones import load_backbone
+from ddae.datasets import load_dataset
+from ddae.features import FeatureKey, extract, width
+from ddae.noise import image_noise
+from ddae.pooling import pool, stored_grid
+
+KEY = FeatureKey("weights", "images", split_seed=0, val_fraction=0.2, noise_seed=0, draw=0, pooling=4)
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_model):
+    return load_backbone(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return load_dataset("digits", 16)
+
+
+def test_features_are_the_pooled_activations(backbone, dataset):
+    rows = dataset.splits["train"][:5]
+    names = [block.name for block in backbone.blocks]
+    features = extract(backbone, dataset, rows, 30, names, KEY)
+    x0 = backbone.encode(dataset.images.read(rows))
+    maps = backbone.activations(x0, image_noise(rows, (1, 16, 16), 30, 0), 30, names)
+    for block in backbone.blocks:
+        assert features[block.name].shape == (5, width(block, 4))
+        expected = pool(maps[block.name], stored_grid(block.size, 4)).flatten(1).half().numpy()
+        assert np.array_equal(features[block.name], expected)
+
+
+def test_batch_size_does_not_matter(backbone, dataset):
+    rows = dataset.splits["train"][:64]
+    names = ["mid", "up.2.1"]
+    one, all_at_once = (extract(backbone, dataset, rows, 30, names, KEY, size) for size in (1, 64))
+    for name in names:
+        np.testing.assert_allclose(one[name].astype(np.float32), all_at_once[name].astype(np.float32), atol=5e-3)
+
+
+@pytest.mark.parametrize("timestep", [-1, 1000])
+def test_timestep_outside_the_schedule(backbone, dataset, timestep):
+    with pytest.raises(ValueError, match=rf"timestep={timestep} is outside this model's schedule; allowed: 0 to 999"):
+        extract(backbone, dataset, dataset.splits["val"][:1], timestep, ["mid"], KEY)
+
+
+@pytest.mark.parametrize("factor", [1e9, float("nan")])
+def test_what_float16_cannot_hold_is_an_error(tiny_model, dataset, factor):
+    backbone = load_backbone(tiny_model)
+    for parameter in backbone.unet.mid_block.resnets[-1].conv2.parameters():
+        parameter.mul_(factor)
+    with pytest.raises(ValueError, match=r"block='mid' at timestep=5 reaches .* beyond float16's 65504"):
+        extract(backbone, dataset, dataset.splits["val"][:2], 5, ["mid"], KEY)
+
+
+@pytest.mark.parametrize("size", [4, 7, 8, 14, 16])
+@pytest.mark.parametrize("pooling", [1, 2, 4])
+def test_coarse_poolings_follow_exactly_from_the_stored_grid(size, pooling):
+    maps = torch.rand(2, 3, size, size, dtype=torch.float64)
+    stored = pool(maps, stored_grid(size, 4))
+    torch.testing.assert_close(pool(stored, pooling), pool(maps, pooling), rtol=0, atol=1e-12)
+
+
+def test_the_stored_grid_is_small_where_windows_nest():
+    assert [stored_grid(size, 4) for size in (2, 4, 7, 8, 32)] == [2, 4, 7, 4, 4]

@@ -1,0 +1,83 @@
+"""A user's mistake is one line that names the value and what is allowed, a non-zero exit, and nothing written."""
+
+import sys
+
+import pytest
+
+from sweeps import cli, final_test, label_free, layer_noise, pretrain
+
+CASES = [
+    (["--blocks", "up.9"], "block='up.9' is not known; allowed: down.0.0,"),
+    (["--heads", "linaer"], "head='linaer' is not known; allowed: ridge, linear, mlp; did you mean 'linear'?"),
+    (["--poolings", "0"], "pooling=0 must be 1 or more"),
+    (["--poolings", "64"], "pooling=64 is larger than every chosen block's map; the largest is 16"),
+    (["--timesteps", "1000"], "timestep=1000 is outside this model's schedule; allowed: 0 to 999"),
+    (["--timesteps"], "--timesteps is empty"),
+    (["--heads"], "--heads is empty"),
+    (["--poolings"], "--poolings is empty"),
+    (["--num-trials", "0"], "num_trials=0 must be 1 or more"),
+    (["--budget", "-1"], "budget=-1.0 must be more than 0"),
+    (["--dataset", "nowhere"], "dataset='nowhere' is neither a known name nor a folder"),
+    (["--backbone", "nowhere"], "backbone='nowhere' is neither a folder here nor a model that the hub gives"),
+    (["--config", "nowhere.yaml"], "--config nowhere.yaml cannot be read"),
+    (["--device", "cuda:99"], "device='cuda:99' is not available"),
+    (["--out", "/dev/null/out"], "/dev/null/out"),
+]
+
+
+def fail(monkeypatch, capsys, tmp_path, command, config, args):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(sys, "argv", ["command", *args])
+    with pytest.raises(SystemExit) as exit:
+        cli.run(command.main, config, command.__doc__)
+    assert exit.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    [line] = err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+    return line
+
+
+@pytest.mark.parametrize(("args", "expected"), CASES, ids=lambda case: " ".join(case) if isinstance(case, list) else "")
+def test_layer_noise(monkeypatch, capsys, tmp_path, tiny_model, args, expected):
+    given = ["--backbone", tiny_model, "--dataset", "digits", *args]
+    assert expected in fail(monkeypatch, capsys, tmp_path, layer_noise, layer_noise.LayerNoise, given)
+
+
+def test_unreachable_tracking_server(monkeypatch, capsys, tmp_path, tiny_model):
+    args = ["--backbone", tiny_model, "--dataset", "digits"]
+    real = monkeypatch.setattr
+    real("storage.tracking.tracking_uri", lambda: "http://127.0.0.1:9")
+    line = fail(monkeypatch, capsys, tmp_path, layer_noise, layer_noise.LayerNoise, args)
+    assert "MLFLOW_TRACKING_URI=http://127.0.0.1:9 does not answer" in line
+
+
+def test_final_test_without_a_sweep(monkeypatch, capsys, tmp_path):
+    line = fail(monkeypatch, capsys, tmp_path, final_test, final_test.FinalTest, [])
+    assert "run `python sweeps/layer_noise.py` first" in line
+
+
+def test_label_free_and_pretrain_check_their_data(monkeypatch, capsys, tmp_path):
+    for command, config in ((label_free, label_free.LabelFreeRanking), (pretrain, pretrain.Pretrain)):
+        line = fail(monkeypatch, capsys, tmp_path, command, config, ["--dataset", "nowhere"])
+        assert "dataset='nowhere'" in line or "backbone" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("blokcs: [mid]", "unknown key 'blokcs'"), ("- mid", "must hold `name: value` lines"), ("a: [", "is not YAML")],
+)
+def test_config_file(tmp_path, text, expected):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=expected):
+        cli.parse(layer_noise.LayerNoise, ["--config", str(path)], "")
+
+
+def test_flags_win_over_the_config_file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("timesteps: [1, 2]\nnum-trials: 5\nseed: 2\ndry_run: true\nout: elsewhere\n")
+    config = cli.parse(layer_noise.LayerNoise, ["--num-trials", "7", f"--config={path}", "--seed", "3"], "")
+    assert (config.timesteps, config.num_trials, config.seed) == ((1, 2), 7, 3)

@@ -1,0 +1,224 @@
+"""The commands as a user gives them: real Ray, real Optuna, real MLflow, a random network and scikit-learn's digits."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from storage.tracking import Tracker
+
+SWEEPS = Path(__file__).parents[2] / "sweeps"
+SMALL = ["--dataset", "digits", "--timesteps", "0", "100", "600", "--poolings", "1", "2"]
+NUM_TRIALS = 8
+
+
+def start(command, *args, cwd):
+    env = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    return subprocess.Popen(
+        [sys.executable, SWEEPS / f"{command}.py", *args],
+        cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def run(command, *args, cwd):
+    process = start(command, *args, cwd=cwd)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def search_args(model, *more):
+    return ["--backbone", model, *SMALL, "--num-trials", str(NUM_TRIALS), *more]
+
+
+def runs(cwd):
+    """(parents, children) in MLflow."""
+    tracker = Tracker(f"sqlite:///{cwd}/mlflow.db", "digits", "unused", "unused")
+    tracker.client.delete_run(tracker.parent_id)
+    every = tracker.client.search_runs([tracker.experiment_id], max_results=1000)
+    return [r for r in every if "mlflow.parentRunId" not in r.data.tags], [
+        r for r in every if "mlflow.parentRunId" in r.data.tags
+    ]
+
+
+def files(cwd):
+    return {path: path.stat().st_mtime_ns for path in (cwd / "out").rglob("*") if path.suffix in (".arrow", ".json")}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("sweep")
+
+
+@pytest.fixture(scope="module")
+def report(tiny_model, place):
+    return run("layer_noise", *search_args(tiny_model), cwd=place)
+
+
+@pytest.fixture(scope="module")
+def folder(report, place):
+    [results] = place.glob("out/layer-noise-*/results.json")
+    return results.parent
+
+
+def test_the_report_answers(report):
+    for words in (
+        "cannot be told from the best",
+        "answer",
+        "raw pixels",
+        "without labels",
+        "of the grid's",
+        "of which Ray",
+    ):
+        assert words in report
+    assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in report
+    assert "python sweeps/final_test.py --sweep out/layer-noise-" in report
+
+
+def test_results_agree_with_the_trials(folder):
+    results = json.loads((folder / "results.json").read_text())
+    with (folder / "trials.csv").open() as file:
+        trials = list(csv.DictReader(file))
+    assert len(trials) == NUM_TRIALS
+    full = [trial for trial in trials if trial["stopped_early"] == "False"]
+    assert len({trial["num_images"] for trial in full}) == 1
+    best = max(float(trial["val_accuracy"]) for trial in full)
+    assert best == pytest.approx(max(tied["val_accuracy"] for tied in results["tied"]), abs=1e-4)
+    shares = results["cost"]["passes"] / results["cost"]["grid_passes"]
+    assert 0 < shares < 1.2
+    assert np.shape(results["ridge_accuracy"]) == (len(results["blocks"]), 3)
+
+
+def test_figures_are_pictures(folder):
+    for name in ("block_timestep.png", "label_free.png"):
+        pixels = np.asarray(Image.open(folder / "figures" / name).convert("L"))
+        assert pixels.std() > 10
+
+
+@pytest.mark.usefixtures("report")
+def test_mlflow_has_a_parent_and_a_child_a_trial(place):
+    [parent], children = runs(place)
+    assert parent.info.status == "FINISHED"
+    assert len(children) == NUM_TRIALS
+    assert {child.info.status for child in children} <= {"FINISHED", "KILLED"}
+    child = children[0]
+    assert {"block", "timestep", "sigma", "pooling", "head", "setting"} <= set(child.data.params)
+    assert 0 < child.data.metrics["val_accuracy"] <= 1
+    assert child.info.run_name == "/".join(child.data.params[axis] for axis in ("block", "timestep", "pooling", "head"))
+
+
+def test_the_same_command_computes_and_logs_nothing_twice(report, tiny_model, place):
+    before = files(place), len(runs(place)[1])
+    started = time.monotonic()
+    assert run("layer_noise", *search_args(tiny_model), cwd=place) == report
+    assert time.monotonic() - started < 60
+    assert (files(place), len(runs(place)[1])) == before
+
+
+def test_the_test_set_is_measured_once(folder, place):
+    first = run("final_test", "--sweep", str(folder), cwd=place)
+    assert "test accuracy" in first and "359 images, measured once" in first
+    before = files(place)
+    assert run("final_test", cwd=place) == first
+    assert files(place) == before
+    accuracy = json.loads((folder / "final_test.json").read_text())["test_accuracy"]
+    assert runs(place)[0][0].data.metrics["test_accuracy"] == pytest.approx(accuracy)
+
+
+def test_more_trials_go_on_and_grid_shares_the_store(folder, tiny_model, place):
+    args = search_args(tiny_model, "--blocks", "mid", "up.0.0", "--timesteps", "0", "100", "--heads", "linear")
+    store = {path for path in files(place) if path.suffix == ".arrow"}
+    for search, num_trials, expected in (("random", 3, 3), ("random", 5, 5), ("grid", 1, 8)):
+        run("layer_noise", *args, "--search", search, "--num-trials", str(num_trials), cwd=place)
+        newest = max(place.glob("out/layer-noise-*/trials.csv"), key=lambda path: path.stat().st_mtime)
+        rows = list(csv.DictReader(newest.open()))
+        assert len(rows) == len({tuple(row[axis] for axis in ("block", "timestep", "pooling")) for row in rows})
+        assert len(rows) == expected
+        if search == "grid":
+            assert {row["stopped_early"] for row in rows} == {"False"}
+    extracted = {path for path in files(place) if path.suffix == ".arrow"}
+    assert store <= extracted
+    assert len(runs(place)[1]) == NUM_TRIALS + 5 + 8
+
+
+def wait_for(condition, process, seconds=180):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.1)
+
+
+def some_trials_finished(cwd, num):
+    def condition():
+        return sum(path.read_text().count('"op_code":6') for path in cwd.glob("out/*/optuna.journal")) >= 2 * num
+
+    return condition
+
+
+def stop_ray_of(process):
+    """A killed driver's Ray notices by itself; this is sooner."""
+    subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+
+
+def test_killed_in_the_middle_it_goes_on(tiny_model, tmp_path):
+    process = start("layer_noise", *search_args(tiny_model), cwd=tmp_path)
+    wait_for(some_trials_finished(tmp_path, 3), process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    stop_ray_of(process)
+    before = {
+        path: stamp for path, stamp in files(tmp_path).items() if path.suffix == ".arrow" or "results" in str(path)
+    }
+    assert before
+    run("layer_noise", *search_args(tiny_model), cwd=tmp_path)
+    after = files(tmp_path)
+    assert all(after[path] == stamp for path, stamp in before.items())
+    [parent], children = runs(tmp_path)
+    assert parent.info.status == "FINISHED"
+    assert len(children) == len({child.info.run_name for child in children}) == NUM_TRIALS
+    assert "RUNNING" not in {child.info.status for child in children}
+
+
+def test_ctrl_c_stops_soon_and_says_how_to_go_on(tiny_model, tmp_path):
+    process = start("layer_noise", *search_args(tiny_model), cwd=tmp_path)
+    wait_for(some_trials_finished(tmp_path, 1), process)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - started < 30
+    assert process.returncode == 130
+    assert "the same command goes on" in err and "Traceback" not in err
+    assert runs(tmp_path)[0][0].info.status == "KILLED"
+
+
+def test_label_free_ranking_needs_no_search(report, tiny_model, place):
+    args = ["--backbone", tiny_model, "--dataset", "digits", "--timesteps", "0", "100", "600"]
+    out = run("label_free", *args, cwd=place)
+    [table] = place.glob("out/*/label_free.csv")
+    rows = list(csv.DictReader(table.open()))
+    assert len(rows) == 30
+    ranking = [float(row["ranking"]) for row in rows]
+    assert ranking == sorted(ranking, reverse=True)
+    assert "heat map" in out and table.with_suffix(".png").exists()
+
+
+def test_a_broken_image_ends_the_sweep_in_one_line(tiny_model, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(60):
+            Image.new("L", (16, 16), i).save(tmp_path / "images" / name / f"{i}.png")
+    for i in range(60):
+        (tmp_path / "images" / "cat" / f"{i}.png").write_bytes(b"broken")
+    process = start("layer_noise", *search_args(tiny_model, "--dataset", str(tmp_path / "images")), cwd=tmp_path)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and out == ""
+    assert "cannot be read as an image" in err.splitlines()[-1]
+    assert "Traceback" not in err

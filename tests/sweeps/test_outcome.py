@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+
+from ddae.backbones import Block
+from ddae.features import FeatureKey
+from ddae.probe import Candidate, ProbeResult
+from sweeps.tuning import outcome
+from sweeps.tuning.evaluation import from_record, to_record
+from sweeps.tuning.outcome import FinishedTrial
+from sweeps.tuning.plan import Plan, choose_rungs
+from sweeps.tuning.space import Space
+
+BLOCKS = (Block("mid", 1, "mid", 16, 4, 0.25), Block("up.0.0", 1, "up", 8, 8, 0.5))
+KEY = FeatureKey("weights", "images", split_seed=0, val_fraction=0.2, noise_seed=0, draw=0, pooling=4)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    labels = {"train": np.zeros(800, dtype=np.int64), "val": np.zeros(200, dtype=np.int64)}
+    space = Space(BLOCKS, (0, 10), (1, 2), ("linear", "mlp"))
+    return Plan(
+        "model",
+        "digits",
+        "data",
+        "cpu",
+        str(tmp_path),
+        KEY,
+        space,
+        (50, 200, 800),
+        labels,
+        10,
+        100,
+        {0: 0.01, 10: 0.05},
+        0,
+    )
+
+
+def result(cell, correct, num_images=800):
+    correct = np.asarray(correct, dtype=bool)
+    return ProbeResult(Candidate(*cell), num_images, correct.mean(), 0.01, "penalty=1", correct, 0.5)
+
+
+def trial(cell, correct, num_images=800):
+    return FinishedTrial(Candidate(*cell), [result(cell, correct, num_images)], num_images < 800, 0.0, 1.0)
+
+
+def test_a_tie_goes_to_the_cheapest(plan):
+    rng = np.random.default_rng(0)
+    good, as_good, bad = rng.random(200) < 0.9, rng.random(200) < 0.88, rng.random(200) < 0.5
+    trials = [
+        trial(("up.0.0", 0, 1, "linear"), good),
+        trial(("mid", 0, 2, "linear"), as_good),
+        trial(("mid", 0, 1, "mlp"), bad),
+        trial(("mid", 10, 1, "linear"), np.ones(200), num_images=50),
+    ]
+    answer = outcome.choose(plan, trials)
+    assert answer.winner.candidate.block == "mid" and answer.winner.candidate.pooling == 2
+    assert len(answer.tied) == 2 and answer.num_full == 3
+
+
+def test_no_full_trial_is_an_error(plan):
+    with pytest.raises(ValueError, match="raise --num-trials or --budget"):
+        outcome.choose(plan, [trial(("mid", 0, 1, "mlp"), np.ones(200), num_images=50)])
+
+
+def test_cost_counts_what_was_read(plan):
+    trials = [
+        trial(("mid", 0, 1, "mlp"), np.ones(200), num_images=200),
+        trial(("mid", 0, 2, "mlp"), np.ones(200), num_images=800),
+    ]
+    used = outcome.images_at(plan, trials)
+    assert used == {0: 800, 10: 100}
+    assert plan.forward_passes(used) == 0.5 * ((800 + 200 + 100) + (100 + 200 + 100))
+    assert plan.grid_passes == 0.5 * 2 * 1000
+
+
+def test_share_outside_is_what_no_interval_covers():
+    assert outcome.share_outside([(2, 4), (3, 5), (9, 20)], 0, 10) == pytest.approx(0.6)
+    assert outcome.share_outside([(0, 10)], 0, 10) == 0
+
+
+def test_records_give_back_the_result():
+    before = result(("mid", 0, 1, "mlp"), np.random.default_rng(0).random(203) < 0.5)
+    after = from_record(to_record(before))
+    assert np.array_equal(before.correct, after.correct)
+    assert outcome.to_json(before) == outcome.to_json(after)
+
+
+def test_rungs_are_a_sixteenth_a_quarter_and_all():
+    assert choose_rungs(4800) == (300, 1200, 4800)
+    assert choose_rungs(500) == (64, 125, 500)
+    assert choose_rungs(40) == (40,)
