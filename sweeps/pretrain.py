@@ -1,6 +1,6 @@
 """Pre-train a small DDPM on a dataset's train split: the network whose features a sweep then searches.
 
-    python sweeps/pretrain.py                    # the network that ships with the package; about an hour on 2 cores
+    python sweeps/pretrain.py                    # the network that ships with the package; an hour and a half on 2 cores
     python sweeps/pretrain.py --steps 500        # a smoke test, 3 minutes
 
 Writes a diffusers folder (fp16 weights of the exponential moving average, scheduler, model card), loss.png and
@@ -24,7 +24,7 @@ class Pretrain:
     """Name or image folder; only its official train split is used."""
     out: Path = Path("out/ddpm-fashion-mnist")
     """Folder for the model, the checkpoint and the pictures."""
-    steps: int = 10_000
+    steps: int = 12_000
     batch_size: int = 64
     learning_rate: float = 1e-3
     """Peak; linear warm-up over 500 steps, then cosine to zero."""
