@@ -12,6 +12,7 @@ from torch import Tensor
 
 ASSETS = Path(__file__).parent / "assets"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
+HELD_OUT = ("test", "val", "valid", "validation")
 IDX_FOLDERS = ("{data_root}/FashionMNIST/raw", "/usr/share/datasets/fashion-mnist")
 
 
@@ -146,26 +147,27 @@ DATASETS: dict[str, Callable[[str], Images]] = {
 
 
 def image_folder(root: Path, image_size: int) -> Images:
-    """Images in root/<class>/, or in root/train/<class>/ and root/test/<class>/ (or val/ where there is no test/).
+    """Images in root/<class>/, or in root/train/<class>/ with root/test/<class>/ (or val, valid, validation) beside it.
 
-    Without a test folder a fixed fifth of every class is the test split. Files are read when they are needed,
+    Without a held-out folder a fixed fifth of every class is the test split. Files are read when they are needed,
     turned to RGB, resized (shorter side) and centre-cropped to image_size.
     """
-    held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    train_root = root / "train" if held_out and (root / "train").is_dir() else root
-    classes = tuple(sorted(p.name for p in train_root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    train_root = root / "train" if (root / "train").is_dir() else root
+    held_out = next((root / name for name in HELD_OUT if (root / name).is_dir()), None) if train_root != root else None
+    classes = tuple(
+        sorted(p.name for p in train_root.iterdir() if p.is_dir() and p.name[0] not in "._" and any(_images_in(p)))
+    )
     train_files, train_labels = _list_files(train_root, classes)
     if not train_files:
         raise ValueError(
             f"no images in {train_root}; expected one sub-folder a class with files ending in "
             f"{', '.join(sorted(IMAGE_SUFFIXES))}"
         )
-    if train_root is root:
+    if held_out is None:
         train, test = stratified(train_labels, 0.2, np.random.default_rng(0))
         rows = np.concatenate([train, test])
         files, labels, num_train = [train_files[i] for i in rows], train_labels[rows], len(train)
     else:
-        assert held_out is not None
         test_files, test_labels = _list_files(held_out, classes)
         files, labels = train_files + test_files, np.concatenate([train_labels, test_labels])
         num_train = len(train_files)
@@ -180,10 +182,14 @@ def image_folder(root: Path, image_size: int) -> Images:
     return Images(classes, labels, num_train, read, stamp.hexdigest())
 
 
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
+
+
 def _list_files(root: Path, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarray]:
     files, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = _images_in(root / name)
         files += found
         labels += [label] * len(found)
     return files, np.array(labels, dtype=np.int64)

@@ -40,7 +40,7 @@ SCORES: dict[str, Callable[[Tensor, Tensor], float]] = {"alignment": alignment, 
 """Of two noise draws on the sphere; lower is better."""
 
 
-def score(first: Tensor, second: Tensor) -> dict[str, float]:
+def measure(first: Tensor, second: Tensor) -> dict[str, float]:
     """Every score of two noise draws of the same images. first, second: [N, D], as the network gave them."""
     deviation, mean = torch.std_mean(torch.cat([first, second]), dim=0)
     x, y = on_sphere(first, mean, deviation), on_sphere(second, mean, deviation)

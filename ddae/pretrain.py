@@ -25,6 +25,11 @@ class UNetShape:
 def make_unet(shape: UNetShape) -> "UNet2DModel":
     from diffusers import UNet2DModel
 
+    for width in shape.channels:
+        if width < 1 or width % shape.norm_groups:
+            raise ValueError(
+                f"channels={width} must be a multiple of {shape.norm_groups}, the groups of the normalisation"
+            )
     down = ["DownBlock2D"] * len(shape.channels)
     up = ["UpBlock2D"] * len(shape.channels)
     if len(shape.channels) > 2:
@@ -36,7 +41,7 @@ def make_unet(shape: UNetShape) -> "UNet2DModel":
         block_out_channels=shape.channels,
         layers_per_block=shape.layers_per_block,
         norm_num_groups=shape.norm_groups,
-        attention_head_dim=32,
+        attention_head_dim=min(32, *shape.channels[2:], shape.channels[-1]),
         down_block_types=tuple(down),
         up_block_types=tuple(up),
     )

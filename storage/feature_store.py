@@ -138,9 +138,9 @@ def _sound(path: Path) -> np.ndarray | None:
         return _open_checked(path, path.stat().st_mtime_ns)
     except FileNotFoundError:
         return None
-    except PermissionError:
-        raise
     except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the machine's trouble (no permission, no file handles, ...), not the shard's
         log.warning("damaged shard %s (%s); it is deleted and will be made again", path, error)
         path.unlink(missing_ok=True)
         return None

@@ -1,10 +1,13 @@
 """Experiment tracking in MLflow; the only file that imports mlflow."""
 
+import http.client
 import logging
 import os
+import re
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,17 +43,22 @@ def tracking_uri() -> str:
 
 def check_server(uri: str) -> None:
     """Raises ValueError where an http tracking server does not answer; other stores are checked when they open."""
-    if not uri.startswith(("http://", "https://")):
+    if not uri.startswith(("http://", "https://")) or "@" in uri:  # urllib takes no password; MLflow does
         return
     try:
         urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=10).close()
     except urllib.error.HTTPError:
         return  # it answers, though not on that page
-    except OSError as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise ValueError(
             f"MLFLOW_TRACKING_URI={uri} does not answer ({error}); start the server, or unset the variable "
             f"to log to {DEFAULT_URI}"
         ) from error
+
+
+def hidden(uri: str) -> str:
+    """The address without a user's name and password."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 class Tracker:
@@ -60,27 +68,25 @@ class Tracker:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
 
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        try:
+        self.uri = uri
+        with self._one_line():
             self.client = MlflowClient(uri)
             found = self.client.get_experiment_by_name(experiment)
             self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment)
             self.parent_id = self._open_parent(sweep_key, sweep_name)
             self._logged = self._finished_children()
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise ValueError(f"cannot log to MLflow at {uri}: {str(error).splitlines()[0]}") from error
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Of the parent; one that is already there stays as it is."""
         from mlflow.entities import Param
 
-        known = self.client.get_run(self.parent_id).data.params
-        fresh = [Param(name, str(value)) for name, value in params.items() if name not in known]
-        self.client.log_batch(self.parent_id, params=fresh)
+        with self._one_line():
+            known = self.client.get_run(self.parent_id).data.params
+            fresh = [Param(name, str(value)) for name, value in params.items() if name not in known]
+            self.client.log_batch(self.parent_id, params=fresh)
 
     def log_trial(self, trial: Trial) -> None:
         if trial.key in self._logged:
@@ -91,40 +97,53 @@ class Tracker:
         tags = {KEY_TAG: trial.key, "mlflow.parentRunId": self.parent_id}
         if trial.stopped_early:
             tags["stopped_by"] = "ASHA"
-        run = self.client.create_run(
-            self.experiment_id, start_time=int(trial.started_seconds * 1000), tags=tags, run_name=trial.name
-        )
-        self.client.log_batch(
-            run.info.run_id,
-            metrics=[MlflowMetric(m.name, m.value, int(m.time_seconds * 1000), m.step) for m in trial.metrics],
-            params=[Param(name, str(value)) for name, value in trial.params.items()],
-        )
-        status = "KILLED" if trial.stopped_early else "FINISHED"
-        self.client.set_terminated(run.info.run_id, status, int(trial.ended_seconds * 1000))
+        metrics = [MlflowMetric(m.name, m.value, int(m.time_seconds * 1000), m.step) for m in trial.metrics]
+        params = [Param(name, str(value)) for name, value in trial.params.items()]
+        with self._one_line():
+            run_id = self.client.create_run(
+                self.experiment_id, start_time=int(trial.started_seconds * 1000), tags=tags, run_name=trial.name
+            ).info.run_id
+            self.client.log_batch(run_id, metrics=metrics, params=params)
+            status = "KILLED" if trial.stopped_early else "FINISHED"
+            self.client.set_terminated(run_id, status, int(trial.ended_seconds * 1000))
         self._logged.add(trial.key)
 
     def finish(self, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
         """Metrics and files of the parent, which is then FINISHED."""
-        for name, value in metrics.items():
-            self.client.log_metric(self.parent_id, name, value)
-        for path in artifacts:
-            self.client.log_artifact(self.parent_id, str(path))
-        self.client.set_terminated(self.parent_id, "FINISHED")
+        with self._one_line():
+            for name, value in metrics.items():
+                self.client.log_metric(self.parent_id, name, value)
+            for path in artifacts:
+                self.client.log_artifact(self.parent_id, str(path))
+            self.client.set_terminated(self.parent_id, "FINISHED")
 
     def __enter__(self) -> "Tracker":
-        self.client.update_run(self.parent_id, "RUNNING")
+        with self._one_line():
+            self.client.update_run(self.parent_id, "RUNNING")
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
         """A sweep that was interrupted is KILLED, one that failed is FAILED, until the same sweep is opened again."""
         if error is not None:
-            status = "FAILED" if isinstance(error, Exception) else "KILLED"
-            self.client.set_terminated(self.parent_id, status)
+            with suppress(ValueError), self._one_line():
+                self.client.set_terminated(self.parent_id, "FAILED" if isinstance(error, Exception) else "KILLED")
 
     @property
-    def url(self) -> str:
-        """Where the MLflow UI shows the parent, below the UI's address."""
-        return f"/#/experiments/{self.experiment_id}/runs/{self.parent_id}"
+    def where(self) -> str:
+        """How a person sees the sweep: an address, or the command that starts the UI; no password."""
+        if self.uri.startswith(("http://", "https://")):
+            return f"{hidden(self.uri)}/#/experiments/{self.experiment_id}/runs/{self.parent_id}"
+        return f"mlflow ui --backend-store-uri {hidden(self.uri)}"
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise ValueError(f"cannot log to MLflow at {hidden(self.uri)}: {str(error).splitlines()[0]}") from error
 
     def _open_parent(self, key: str, name: str) -> str:
         runs = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)

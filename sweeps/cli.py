@@ -47,7 +47,7 @@ def run(main: Callable[[Config], None], config_class: type[Config], description:
     try:
         main(parse(config_class, sys.argv[1:], description))
     except PermissionError as error:
-        fail(f"cannot write {error.filename}: permission denied; choose other folders with --out and --store")
+        fail(f"{error.filename}: permission denied; allow it, or name other folders with --out and --store")
     except (ValueError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:

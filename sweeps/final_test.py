@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ddae.probe import Candidate
 from sweeps import cli
 from sweeps.layer_noise import LayerNoise
 
@@ -28,11 +29,17 @@ class FinalTest:
 def main(config: FinalTest) -> None:
     folder = config.sweep or newest_sweep(config.out)
     record = folder / "final_test.json"
+    if not (folder / "results.json").exists():
+        raise ValueError(f"--sweep {folder} holds no finished sweep; give a folder that holds results.json")
+    winner = Candidate(**json.loads((folder / "results.json").read_text())["winner"]["candidate"])
     if not record.exists():
-        if not (folder / "results.json").exists():
-            raise ValueError(f"--sweep {folder} holds no finished sweep; give a folder that holds results.json")
-        measure(folder, record)
+        measure(folder, winner, record)
     result = json.loads(record.read_text())
+    if result["cell"] != winner.name:
+        raise ValueError(
+            f"the test set has been looked at for {result['cell']} ({100 * result['test_accuracy']:.1f} %), and the "
+            f"sweep has since chosen {winner.name}; delete {record} if you mean to look again"
+        )
     print(
         f"{result['cell']} ({result['setting']}), {result['num_train']:,} training images\n"
         f"test accuracy  {100 * result['test_accuracy']:.1f} +- {100 * result['test_stderr']:.1f} % "
@@ -41,21 +48,22 @@ def main(config: FinalTest) -> None:
     )
 
 
-def measure(folder: Path, record: Path) -> None:
-    """Fit the winner again on all training images and score it on the test images."""
+def measure(folder: Path, cell: Candidate, record: Path) -> None:
+    """Fit the cell again on all training images and score it on the test images."""
     import torch
 
-    from ddae.probe import Candidate, fit_probe, standard_error
+    from ddae.probe import fit_probe, standard_error
     from storage.feature_store import published
     from storage.tracking import Tracker, check_server, tracking_uri
     from sweeps.tuning.evaluation import read_features
     from sweeps.tuning.extraction import Extractor
-    from sweeps.tuning.plan import make_plan
+    from sweeps.tuning.plan import make_plan, sweep_folder
 
     check_server(tracking_uri())
     flags = cli.parse(LayerNoise, ["--config", str(folder / "config.yaml")], None)
-    cell = Candidate(**json.loads((folder / "results.json").read_text())["winner"]["candidate"])
-    plan, _, dataset = make_plan(flags, flags.poolings, flags.heads, flags.seed)
+    plan, _, dataset = make_plan(flags, flags.poolings, flags.heads, flags.seed, flags.search == "grid")
+    if sweep_folder(flags.out, plan, flags.search).name != folder.name:
+        raise ValueError(f"{flags.backbone} or {flags.dataset} has changed since {folder} was made; sweep again")
     space = replace(plan.space, blocks=(plan.space.block(cell.block),))
     plan = replace(plan, space=space, labels={**plan.labels, "test": dataset.labels("test")})
     extractor = Extractor(plan, torch.get_num_threads())
@@ -75,10 +83,10 @@ def measure(folder: Path, record: Path) -> None:
         "val_accuracy": result.val_accuracy,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+    tracker = Tracker(tracking_uri(), plan.name, folder.name, folder.name)
+    tracker.finish({"test_accuracy": accuracy, "test_stderr": standard_error(accuracy, len(test[1]))}, [])
     with published(record) as part:
         part.write_text(json.dumps(final, indent=1))
-    tracker = Tracker(tracking_uri(), plan.name, folder.name, folder.name)
-    tracker.finish({"test_accuracy": accuracy, "test_stderr": standard_error(accuracy, len(test[1]))}, [record])
 
 
 def newest_sweep(out: Path) -> Path:

@@ -46,12 +46,12 @@ def main(config: LabelFreeRanking) -> None:
     )
     with (folder / "label_free.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        header = ["block", "timestep", "sigma", "alignment", "uniformity", "ranking"]
+        header = ["block", "timestep", "sigma", *scores.scores, "ranking"]
         writer.writerow(header)
         print("  ".join(f"{name:>10}" for name in header))
         for place, (block, timestep) in enumerate(order):
             at = names.index(block), plan.space.timesteps.index(timestep)
-            numbers = (plan.sigmas[timestep], scores.alignment[at], scores.uniformity[at], scores.ranking[at])
+            numbers = (plan.sigmas[timestep], *(table[at] for table in scores.scores.values()), scores.ranking[at])
             row = [block, str(timestep), *(f"{number:.3f}" for number in numbers)]
             writer.writerow(row)
             if place < 10:

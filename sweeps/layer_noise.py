@@ -17,11 +17,14 @@ CUDA_VISIBLE_DEVICES.
 import csv
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import yaml
+from filelock import FileLock, Timeout
 
 from sweeps import cli
 
@@ -66,13 +69,15 @@ def main(config: LayerNoise) -> None:
     if (report := finished_report(folder, config)) is not None:
         print(report)
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    for path in (folder, Path(plan.store)):
+        path.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(tracking_uri(), plan.name, folder.name, folder.name)
     (folder / "config.yaml").write_text(yaml.safe_dump(as_flags(config)))
-    tracker.log_params(as_flags(config))
-    with ray_cluster(), tracker:
+    tracker.log_params({**as_flags(config), "backbone_sha256": plan.key.backbone, "store_folder": plan.folder()})
+    loaded = time.time()
+    with only_process(folder), tracker, ray_cluster():
         sweep = Sweep(plan)
-        sweep.busy.append((started, time.time()))
+        sweep.busy.append((started, loaded))
         label_free = sweep.label_free()
         screened = sweep.screen()
         baselines = sweep.baselines()
@@ -121,19 +126,21 @@ def conclude(
     cost = sweep.cost(trials, started)
     text = outcome.answer_text(
         plan, answer, trials, baseline, without_labels, at_same_rung, correlation, cost
-    ) + where_to_look(folder)
+    ) + where_to_look(folder, tracker)
     (folder / "report.txt").write_text(text)
     write_trials(folder / "trials.csv", trials)
     results = {
         "flags": as_flags(config),
         "winner": outcome.to_json(answer.winner),
+        "best": outcome.to_json(answer.best),
         "tied": [outcome.to_json(result) for result in answer.tied],
         "raw_pixels": outcome.to_json(baseline),
         "without_labels": outcome.to_json(without_labels),
         "cost": asdict(cost),
         "blocks": [block.name for block in plan.space.blocks],
         "ridge_accuracy": screened.tolist(),
-        "label_free": {name: table.tolist() for name, table in vars(label_free).items()},
+        "label_free": {name: table.tolist() for name, table in label_free.scores.items()},
+        "label_free_ranking": label_free.ranking.tolist(),
     }
     scratch = folder / "results.part"
     scratch.write_text(json.dumps(results, indent=1))
@@ -152,14 +159,12 @@ def conclude(
     return text
 
 
-def where_to_look(folder: Path) -> str:
-    from storage.tracking import tracking_uri
-
+def where_to_look(folder: Path, tracker: "Tracker") -> str:
     return "\n".join(
         [
             "",
             f"heat map       {folder / 'figures' / 'block_timestep.png'}",
-            f"trials         mlflow ui --backend-store-uri {tracking_uri()}",
+            f"trials         {tracker.where}",
             f"test it, once  python sweeps/final_test.py --sweep {folder}",
         ]
     )
@@ -184,6 +189,20 @@ def write_trials(path: Path, trials: list["FinishedTrial"]) -> None:
                     trial.stopped_early,
                 ]
             )
+
+
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Two drivers of one sweep would take each other's trials for interrupted ones."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"another process is running this sweep ({folder}); wait for it, or stop it") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def finished_report(folder: Path, config: LayerNoise) -> str | None:

@@ -15,6 +15,9 @@ BACKBONES: dict[str, Callable[[Path, str, str], Backbone]] = {
 }
 """The class that a diffusers folder names -> (folder, fingerprint, device) -> Backbone."""
 
+FILES = (".json", ".safetensors", ".bin")
+"""What a model is made of: configuration and weights."""
+
 SHIPPED = {"ddpm-fashion-mnist": Path(__file__).parents[1] / "assets" / "ddpm-fashion-mnist"}
 """Networks that come with the package."""
 
@@ -44,7 +47,9 @@ def local_folder(name: str) -> Path:
 
     repo, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(
+            snapshot_download(repo, revision=revision or None, allow_patterns=[f"*{suffix}" for suffix in FILES])
+        )
     except Exception as error:  # the hub client raises a dozen classes; each means that the name leads nowhere
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -68,7 +73,7 @@ def model_class(folder: Path) -> str:
 def weights_fingerprint(folder: Path) -> str:
     """sha256 over the names and bytes of the configuration and weight files."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors"}):
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in FILES):
         digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -90,6 +90,10 @@ def load(folder: Path, fingerprint: str, device: str) -> DDPM:
     unet = UNet2DModel.from_pretrained(unet_folder, torch_dtype=torch.float32)
     if unet.config.class_embed_type is not None or unet.config.num_class_embeds is not None:
         raise ValueError(f"backbone={str(folder)!r} wants a class label, which is not supported yet")
+    if not isinstance(unet.config.sample_size, int):
+        raise ValueError(
+            f"{unet_folder}/config.json says sample_size={unet.config.sample_size}; a square size is needed"
+        )
     schedules = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
     schedule = next((path for path in schedules if path.exists()), None)
     if schedule is None:

@@ -18,7 +18,7 @@ class StackedHead(nn.Module):
 
 
 class Head(Protocol):
-    """Fits a head on frozen features, to convergence, for its whole grid of settings at once."""
+    """Fits a head on frozen features, close to convergence, for its whole grid of settings at once."""
 
     def __call__(self, features: Tensor, labels: Tensor, num_classes: int, seed: int) -> StackedHead:
         """features: float32 [N, C, g, g]; labels: int64 [N]."""

@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from ddae.heads.base import StackedHead, Standardise
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+PENALTIES = (1e-3, 1e-2, 1e-1)
 """L2 penalties of the logistic regression, a weight's share of the mean loss."""
 RIDGE_PENALTIES = tuple(10.0**exponent for exponent in range(-4, 4))
-NUM_STEPS = 40
+NUM_STEPS = 60
 
 
 class StackedLinear(StackedHead):

@@ -6,10 +6,10 @@ from torch.nn import functional
 
 from ddae.heads.base import StackedHead, Standardise
 
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+LEARNING_RATES = (1e-3, 3e-3)
 HIDDEN = 256
 BATCH_SIZE = 128
-NUM_EPOCHS = 15
+NUM_EPOCHS = 10
 MIN_STEPS = 200
 """Few images still get this many updates, so that every rung compares converged heads."""
 

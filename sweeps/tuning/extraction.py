@@ -12,9 +12,12 @@ from ddae.datasets import load_dataset
 from ddae.features import extract
 from ddae.pooling import pool
 from ddae.probe import Candidate, ProbeResult, to_maps
-from storage.feature_store import MAX_SHARD_ROWS, FeatureStore
-from sweeps.tuning.evaluation import evaluate
+from storage.feature_store import FeatureStore
+from sweeps.tuning.evaluation import Features, evaluate
 from sweeps.tuning.plan import Plan
+
+SHARD_ROWS = 512
+"""Images between two publications: what a kill can lose."""
 
 
 class Extractor:
@@ -29,6 +32,11 @@ class Extractor:
         self.dataset = load_dataset(
             plan.dataset, self.backbone.image_size, plan.data_root, plan.key.split_seed, plan.key.val_fraction
         )
+        found = self.backbone.fingerprint, self.dataset.images.fingerprint
+        if found != (plan.key.backbone, plan.key.images):
+            raise ValueError(
+                f"{plan.backbone} or {plan.dataset} on this machine is not the one the sweep was started with"
+            )
         self.store.describe(plan.folder(), {"dataset": plan.dataset, "backbone": plan.backbone, **plan.key.asdict()})
         for split, rows in self.dataset.splits.items():
             self.store.describe_rows(plan.folder(), split, {"image": rows, "label": self.dataset.labels(split)})
@@ -43,14 +51,12 @@ class Extractor:
             for gap in self.store.missing(self.plan.column(timestep, split, block.name, draw), num_images):
                 ranges.setdefault(gap, []).append(block.name)
         for (start, stop), blocks in sorted(ranges.items()):
-            for first in range(start, stop, MAX_SHARD_ROWS):
-                self._extract(timestep, split, first, min(first + MAX_SHARD_ROWS, stop), blocks, draw)
+            for first in range(start, stop, SHARD_ROWS):
+                self._extract(timestep, split, first, min(first + SHARD_ROWS, stop), blocks, draw)
         self.busy.append((started, time.time()))
 
     def screen(self, timestep: int) -> list[ProbeResult]:
         """Closed-form ridge on the first rung's images, one a block."""
-        self.ensure(timestep, "train", self.plan.rungs[0])
-        self.ensure(timestep, "val", self.plan.num_val)
         pooling = self.plan.screen_pooling
         cells = [Candidate(block.name, timestep, pooling, "ridge") for block in self.plan.space.blocks]
         return [self.probe(cell, self.plan.rungs[0]) for cell in cells]
@@ -65,7 +71,7 @@ class Extractor:
         for block in self.plan.space.blocks:
             columns = [self.plan.column(timestep, "train", block.name, draw) for draw in (0, 1)]
             maps = [to_maps(self.store.read(column, num_images), block.channels) for column in columns]
-            scores[block.name] = label_free.score(*(pool(map, 1).flatten(1) for map in maps))
+            scores[block.name] = label_free.measure(*(pool(map, 1).flatten(1) for map in maps))
         self.busy.append((started, time.time()))
         return scores
 
@@ -76,18 +82,22 @@ class Extractor:
         size = min(32, self.backbone.image_size)
         candidate = Candidate("pixels", 0, size, head)
 
-        def read(split: str, num_images: int) -> tuple[torch.Tensor, torch.Tensor]:
-            images = self.dataset.images.read(self.dataset.splits[split][:num_images]).float() / 255
-            grey = (images == images[:, :1]).all()
-            labels = torch.from_numpy(plan.labels[split][:num_images])
-            return pool(images[:, :1] if grey else images, min(size, images.shape[-1])), labels
+        def read(split: str, num_images: int) -> Features:
+            rows = self.dataset.splits[split][:num_images]
+            pieces = []
+            for first in range(0, num_images, SHARD_ROWS):
+                images = self.dataset.images.read(rows[first : first + SHARD_ROWS]).float() / 255
+                pieces.append(pool(images, min(size, images.shape[-1])))
+            return torch.cat(pieces), torch.from_numpy(plan.labels[split][:num_images])
 
         result = evaluate(plan, candidate, plan.rungs[-1], read)
         self.busy.append((started, time.time()))
         return result
 
     def probe(self, candidate: Candidate, num_images: int) -> ProbeResult:
-        """A candidate outside the search, on features that the store already holds."""
+        """A candidate outside the search."""
+        self.ensure(candidate.timestep, "train", num_images)
+        self.ensure(candidate.timestep, "val", self.plan.num_val)
         started = time.time()
         result = evaluate(self.plan, candidate, num_images)
         self.busy.append((started, time.time()))
@@ -108,9 +118,9 @@ class Extractor:
 def start_extractors(plan: Plan) -> list[ray.actor.ActorHandle]:
     """One a GPU where there are any, else one a core; they hold no CPU, because trials wait while they work."""
     resources = ray.cluster_resources()
-    num_gpus = int(resources.get("GPU", 0)) if plan.device.startswith("cuda") else 0
-    num_actors = min(num_gpus or int(resources.get("CPU", 1)), len(plan.space.timesteps))
-    actor = ray.remote(Extractor).options(num_cpus=0, num_gpus=1 if num_gpus else 0, max_restarts=2, max_task_retries=2)
+    on_gpu = plan.device.startswith("cuda")
+    num_actors = min(max(1, int(resources.get("GPU" if on_gpu else "CPU", 1))), len(plan.space.timesteps))
+    actor = ray.remote(Extractor).options(num_cpus=0, num_gpus=int(on_gpu), max_restarts=2, max_task_retries=2)
     return [actor.remote(plan, 1) for _ in range(num_actors)]
 
 

@@ -25,24 +25,25 @@ class LabelFree:
 
     ranking: np.ndarray
     """Higher is better."""
-    alignment: np.ndarray
-    uniformity: np.ndarray
+    scores: dict[str, np.ndarray]
 
     @staticmethod
     def of(plan: Plan, scores: list[dict[str, dict[str, float]]]) -> "LabelFree":
         """scores: block -> score -> value, one a timestep of the plan, in its order."""
         cells = [at_timestep[block.name] for block in plan.space.blocks for at_timestep in scores]
         shape = len(plan.space.blocks), len(plan.space.timesteps)
-        tables = [np.array([cell[name] for cell in cells]).reshape(shape) for name in ("alignment", "uniformity")]
-        return LabelFree(rank(cells).numpy().reshape(shape), *tables)
+        tables = {name: np.array([cell[name] for cell in cells]).reshape(shape) for name in cells[0]}
+        return LabelFree(rank(cells).numpy().reshape(shape), tables)
 
 
 @dataclass(frozen=True)
 class Answer:
     winner: ProbeResult
     """The cheapest of the cells that cannot be told from the best."""
+    best: ProbeResult
+    """Of the highest val accuracy."""
     tied: list[ProbeResult]
-    """All of them, cheapest first."""
+    """All that cannot be told from it, cheapest first."""
     num_full: int
     """Candidates that reached the last rung."""
 
@@ -55,7 +56,8 @@ def choose(plan: Plan, trials: list[FinishedTrial]) -> Answer:
     ties = tied_with_best(np.stack([result.correct for result in full]))
     tied = [result for result, tie in zip(full, ties, strict=True) if tie]
     tied.sort(key=lambda result: plan.space.cost(result.candidate))
-    return Answer(tied[0], tied, len(full))
+    best = max(tied, key=lambda result: result.val_accuracy)
+    return Answer(tied[0], best, tied, len(full))
 
 
 def best_accuracies(plan: Plan, trials: list[FinishedTrial]) -> np.ndarray | None:
@@ -110,7 +112,7 @@ class Cost:
     new_passes: int
     """Those of them run just now; the store held the others."""
     fit_seconds: float
-    """Of all heads, summed over processes."""
+    """Of the trials' heads, summed over processes."""
     wall_seconds: float
     ray_share: float
     """Of the wall time, in which neither an extractor, nor a trial, nor the driver itself worked."""
@@ -147,11 +149,12 @@ def answer_text(
     head; at_same_rung: the winner on as many images."""
     winner, space = answer.winner, plan.space
     rows = [("", "block", "t", "sigma", "pooling", "head", "val accuracy", "forward", "features")]
-    for result in answer.tied[:10]:
+    shown = [r for place, r in enumerate(answer.tied) if place < 10 or r is answer.best]
+    for result in shown:
         cell, block = result.candidate, space.block(result.candidate.block)
         rows.append(
             (
-                "*" if result is winner else "",
+                "*" * (result is winner) + "^" * (result is answer.best),
                 cell.block,
                 str(cell.timestep),
                 f"{plan.sigmas[cell.timestep]:.3g}",
@@ -164,7 +167,7 @@ def answer_text(
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     table = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    more = [f"   and {len(answer.tied) - 10} more"] if len(answer.tied) > 10 else []
+    more = [f"    and {len(answer.tied) - len(shown)} more"] if len(shown) < len(answer.tied) else []
     stopped = sum(trial.stopped_early for trial in trials)
     lost, lost_stderr = paired_loss(label_free, at_same_rung)
     cell = label_free.candidate
@@ -172,8 +175,8 @@ def answer_text(
     new = "" if cost.new_passes else "; all of it was in the store"
     return "\n".join(
         [
-            f"{len(answer.tied)} of {answer.num_full} fully fitted cells cannot be told from the best on val "
-            f"({plan.num_val:,} images, paired bootstrap, 95 %); the cheapest of them is the answer (*)",
+            f"{len(answer.tied)} of {answer.num_full} fully fitted cells cannot be told from the best (^) on val "
+            f"({plan.num_val:,} images,\npaired bootstrap, 95 %); the cheapest of them is the answer (*)",
             "",
             *table,
             *more,
@@ -185,7 +188,7 @@ def answer_text(
             f"cells          {len(trials)} of {len(space.candidates)} tried, {stopped} stopped early",
             f"cost           {cost.passes:,.0f} forward passes, {cost.passes / cost.grid_passes:.2f} of the grid's "
             f"{cost.grid_passes:,.0f}{new}; {cost.fit_seconds:.0f} s of head training",
-            f"time           {cost.wall_seconds:.0f} s, of which Ray {cost.ray_share:.0%}",
+            f"time           {cost.wall_seconds:.0f} s, of which Ray {cost.ray_share:.0%} (no process at work)",
         ]
     )
 

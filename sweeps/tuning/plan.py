@@ -1,6 +1,7 @@
 """From flags to a plan: what is searched, on what, and all that a worker needs to know about it."""
 
 import difflib
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddae.backbones import Backbone, load_backbone
-from ddae.datasets import Dataset, load_dataset
+from ddae.backbones import SHIPPED, Backbone, load_backbone
+from ddae.datasets import DATASETS, Dataset, load_dataset
 from ddae.features import FeatureKey, check_timestep, extract, width
 from ddae.heads import HEADS
 from ddae.probe import Candidate
@@ -21,6 +22,8 @@ from sweeps.tuning.space import Space
 PROBE_VERSION = 1
 """Raise it when the same candidate would be fitted differently."""
 VAL_FRACTION = 0.2
+REDUCTION = 4
+"""Each rung has about so many times the images of the one before, and ASHA lets about one candidate in so many on."""
 NUM_LABEL_FREE = 256
 """Images of the label-free scores; more hardly change the ranking."""
 
@@ -29,6 +32,8 @@ NUM_LABEL_FREE = 256
 class Plan:
     """A sweep as its workers see it."""
 
+    name: str
+    """The dataset's name, or its folder's."""
     backbone: str
     dataset: str
     data_root: str
@@ -54,11 +59,6 @@ class Plan:
     def column(self, timestep: int, split: str, block: str, draw: int = 0) -> str:
         """The folder of one block's features in the store."""
         return f"{self.folder(draw)}/t={timestep}/split={split}/block={block}"
-
-    @property
-    def name(self) -> str:
-        """The dataset's name, or its folder's."""
-        return Path(self.dataset).resolve().name or "images"
 
     def result_key(self, candidate: Candidate, num_images: int) -> str:
         return content_key(
@@ -90,9 +90,10 @@ class Plan:
 
     @property
     def passes(self) -> tuple[int, int]:
-        """Forward passes that a sweep runs at least (a first look at everything) and at most."""
-        num_timesteps, looks = len(self.space.timesteps), self.num_val + self.num_label_free
-        return num_timesteps * (self.rungs[0] + looks), num_timesteps * (self.rungs[-1] + looks)
+        """Full forward passes that a sweep runs at least (a first look at everything) and at most."""
+        first_look, whole = max(self.rungs[0], self.num_label_free), self.rungs[-1]
+        least, most = (self.forward_passes(dict.fromkeys(self.space.timesteps, n)) for n in (first_look, whole))
+        return round(least), round(most)
 
     @property
     def grid_passes(self) -> float:
@@ -135,10 +136,17 @@ def make_plan(
     for head in heads:
         check_name("head", head, HEADS)
     for pooling in poolings:
-        if pooling < 1:
-            raise ValueError(f"pooling={pooling} must be 1 or more; common are 1, 2, 4")
-    device = choose_device(config.device)
-    backbone = load_backbone(config.backbone, device)
+        if pooling < 1 or max(4, *poolings) % pooling:
+            raise ValueError(f"pooling={pooling} does not follow exactly from a coarser grid; choose among 1, 2, 4, 8")
+    if "://" in config.store:
+        raise ValueError(
+            f"store={config.store!r} is an address; only folders are supported yet (a shared one on a cluster)"
+        )
+    if config.data_seed < 0 or seed < 0:
+        raise ValueError(f"seed={min(config.data_seed, seed)} must be 0 or more")
+    on_cluster = "RAY_ADDRESS" in os.environ
+    device = config.device if on_cluster and config.device != "auto" else choose_device(config.device)
+    backbone = load_backbone(config.backbone, "cpu" if on_cluster else device)
     names = [block.name for block in backbone.blocks]
     for name in config.blocks:
         check_name("block", name, names)
@@ -164,9 +172,10 @@ def make_plan(
     timesteps = tuple(sorted(set(config.timesteps)))
     space = Space(blocks, timesteps, tuple(sorted(set(poolings))), tuple(dict.fromkeys(heads)))
     plan = Plan(
-        backbone=config.backbone,
-        dataset=config.dataset,
-        data_root=config.data_root,
+        name=Path(config.dataset).resolve().name or "images",
+        backbone=absolute(config.backbone),
+        dataset=absolute(config.dataset),
+        data_root=str(Path(config.data_root).absolute()),
         device=device,
         store=str(Path(config.store).absolute()),
         key=key,
@@ -179,6 +188,11 @@ def make_plan(
         seed=seed,
     )
     return plan, backbone, dataset
+
+
+def absolute(name: str) -> str:
+    """A folder's absolute path, because workers run elsewhere; any other name as it is."""
+    return str(Path(name).absolute()) if Path(name).is_dir() and name not in SHIPPED and name not in DATASETS else name
 
 
 def choose_device(name: str) -> str:
@@ -235,7 +249,7 @@ def estimate(plan: Plan, backbone: Backbone, dataset: Dataset, passes: tuple[int
     )
 
 
-def choose_rungs(num_train: int, reduction: int = 4, num_rungs: int = 3) -> tuple[int, ...]:
+def choose_rungs(num_train: int, num_rungs: int = 3) -> tuple[int, ...]:
     """Training images at each rung: all, a quarter, a sixteenth, but never fewer than 64."""
-    rungs = {max(num_train // reduction**k, min(64, num_train)) for k in range(num_rungs)}
+    rungs = {max(num_train // REDUCTION**k, min(64, num_train)) for k in range(num_rungs)}
     return tuple(sorted(rungs))

@@ -15,7 +15,7 @@ import optuna
 import ray
 from optuna.trial import TrialState
 from ray import tune
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -26,7 +26,7 @@ from storage.tracking import Metric, Tracker, Trial
 from sweeps.tuning.evaluation import from_record
 from sweeps.tuning.extraction import extractor_of, start_extractors
 from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree, best_cells, images_at, share_outside
-from sweeps.tuning.plan import Plan
+from sweeps.tuning.plan import REDUCTION, Plan
 from sweeps.tuning.searcher import Axes, OptunaSearcher, finished_trials, open_study
 from sweeps.tuning.trial import ProbeTrial
 
@@ -64,6 +64,8 @@ def ray_cluster() -> Iterator[None]:
         yield
     except RayTaskError as error:
         raise ValueError(str(error.cause)) from error
+    except RayActorError as error:  # what an actor's start raised is in its text alone
+        raise ValueError(str(error).strip().splitlines()[-1]) from error
     finally:
         ray.shutdown()
 
@@ -167,7 +169,7 @@ class Sweep:
     ) -> None:
         trainable = tune.with_parameters(ProbeTrial, plan=self.plan, extractors=self.extractors)
         slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        results = tune.Tuner(
+        tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
@@ -184,32 +186,48 @@ class Sweep:
                 failure_config=tune.FailureConfig(max_failures=2),
             ),
         ).fit()
-        if results.num_errors:
-            error = results.errors[0]
-            raise ValueError(str(error.cause if isinstance(error, RayTaskError) else error).strip().splitlines()[-1])
 
     def _scheduler(self, study: optuna.Study) -> TrialScheduler:
-        """ASHA on the number of training images, with the rungs of earlier sessions put back from the study."""
+        """ASHA on the number of training images, in units of the first rung; the rungs of earlier sessions are put
+        back from the study."""
         rungs = self.plan.rungs
         if len(rungs) == 1:
             return FIFOScheduler()
         scheduler = ASHAScheduler(
-            time_attr="num_images",
+            time_attr="resource",
             metric="val_accuracy",
             mode="max",
-            grace_period=rungs[0],
-            max_t=rungs[-1],
-            reduction_factor=rungs[-1] / rungs[-2],
+            grace_period=1,
+            max_t=REDUCTION ** (len(rungs) - 1),
+            reduction_factor=REDUCTION,
         )
         for trial in finished_trials(study):
             stand_in = SimpleNamespace(trial_id=f"finished-{trial.number}")
             scheduler.on_trial_add(None, stand_in)
             for num_images, accuracy in sorted(trial.intermediate_values.items()):
-                scheduler.on_trial_result(None, stand_in, {"num_images": num_images, "val_accuracy": accuracy})
+                resource = REDUCTION ** rungs.index(num_images)
+                scheduler.on_trial_result(None, stand_in, {"resource": resource, "val_accuracy": accuracy})
         return scheduler
 
     def _finished(self, study: optuna.Study) -> list[FinishedTrial]:
-        return [_finished_trial(self.plan, trial) for trial in finished_trials(study)]
+        return [self._finished_trial(trial) for trial in finished_trials(study)]
+
+    def _finished_trial(self, trial: optuna.trial.FrozenTrial) -> FinishedTrial:
+        """The study says which rungs a trial ran, the ledger what they gave; a result that is gone is made again."""
+        candidate = Axes(self.plan.space).candidate(trial.params)
+        rungs = []
+        for num_images in sorted(trial.intermediate_values):
+            record = Ledger(f"{self.plan.store}/results").get(self.plan.result_key(candidate, num_images))
+            extractor = extractor_of(self.plan, self.extractors, candidate.timestep)
+            rungs.append(from_record(record) if record else ray.get(extractor.probe.remote(candidate, num_images)))
+        assert trial.datetime_start and trial.datetime_complete
+        return FinishedTrial(
+            candidate,
+            rungs,
+            trial.state == TrialState.PRUNED,
+            trial.datetime_start.timestamp(),
+            trial.datetime_complete.timestamp(),
+        )
 
     def _affordable(self, study: optuna.Study, budget: float | None) -> bool:
         if budget is None:
@@ -222,10 +240,13 @@ class Sweep:
         """A function that logs, in the background, every finished trial that MLflow does not have yet."""
         writer = ThreadPoolExecutor(max_workers=1)
         pending = []
+        logged: set[int] = set()
 
         def log_all() -> None:
-            for trial in self._finished(study):
-                tracker.log_trial(_tracked(self.plan, trial))
+            for trial in finished_trials(study):
+                if trial.number not in logged:
+                    tracker.log_trial(_tracked(self.plan, self._finished_trial(trial)))
+                    logged.add(trial.number)
 
         def log() -> None:
             pending.append(writer.submit(log_all))
@@ -233,8 +254,10 @@ class Sweep:
         try:
             yield log
             log()
-        finally:
-            writer.shutdown(wait=True)
+        except BaseException:
+            writer.shutdown(wait=True, cancel_futures=True)
+            raise
+        writer.shutdown(wait=True)
         for future in pending:
             future.result()
 
@@ -265,25 +288,11 @@ class _Watch(tune.Callback):
         self.progress.update(self.bar, advance=1, note=f"best {self.best:.1%}, {self.stopped} stopped early")
         self.log()
 
-
-def _finished_trial(plan: Plan, trial: optuna.trial.FrozenTrial) -> FinishedTrial:
-    """The study says which rungs a trial ran, the ledger what they gave."""
-    candidate = Axes(plan.space).candidate(trial.params)
-    ledger = Ledger(f"{plan.store}/results")
-    found = [ledger.get(plan.result_key(candidate, n)) for n in sorted(trial.intermediate_values)]
-    records = [record for record in found if record is not None]
-    if len(records) < len(found):
-        raise ValueError(
-            f"the results of {candidate.name} are gone from {plan.store}/results; "
-            "restore the folder, or give another --out to begin anew"
-        )
-    return FinishedTrial(
-        candidate,
-        [from_record(record) for record in records],
-        trial.state == TrialState.PRUNED,
-        trial.datetime_start.timestamp(),
-        trial.datetime_complete.timestamp(),
-    )
+    def on_trial_error(self, iteration, trials, trial, **info) -> None:
+        """Out of retries: the sweep ends here, with the worker's own words."""
+        error = trial.get_error()
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        raise ValueError(f"{trial.config}: {str(cause).strip().splitlines()[-1]}")
 
 
 def _tracked(plan: Plan, trial: FinishedTrial) -> Trial:

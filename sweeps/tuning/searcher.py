@@ -31,13 +31,16 @@ class OptunaSearcher(Searcher):
         super().__init__(metric="val_accuracy", mode="max")
         self.axes, self.study, self.num_trials = Axes(space), study, num_trials
         self.may_start, self.in_order = may_start, in_order
-        interrupted = study.get_trials(states=[TrialState.RUNNING, TrialState.WAITING])
+        while study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
+            study.ask(self.axes.distributions)
+        interrupted = study.get_trials(states=[TrialState.RUNNING])
         for trial in interrupted:
             study.tell(trial.number, state=TrialState.FAIL)
         finished = {self.axes.candidate(trial.params) for trial in finished_trials(study)}
         self._untried = dict.fromkeys(c for c in space.candidates if c not in finished)
-        ahead = [self.axes.candidate(trial.params) for trial in interrupted if trial.params] + list(first)
-        self._ahead = [c for c in dict.fromkeys(ahead) if c in self._untried]
+        whole = self.axes.distributions.keys()
+        ahead = [self.axes.candidate(trial.params) for trial in interrupted if trial.params.keys() == whole]
+        self._ahead = [c for c in dict.fromkeys([*ahead, *first]) if c in self._untried]
         self._num_started = len(finished)
         self._running: dict[str, optuna.Trial] = {}
 
@@ -131,17 +134,18 @@ def open_study(path: Path, sampler: str, seed: int) -> optuna.Study:
     """The sweep's study, kept in a journal file that optuna-dashboard opens too. sampler: optuna (TPE) or random."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path.parent.mkdir(parents=True, exist_ok=True)
-    samplers = {
-        "optuna": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True),
-        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-    }
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path))),
-        sampler=samplers[sampler](),
         direction="maximize",
         study_name="sweep",
         load_if_exists=True,
     )
+    seed += len(study.get_trials(deepcopy=False))  # a search that goes on does not draw its first proposals again
+    if sampler == "random":
+        study.sampler = optuna.samplers.RandomSampler(seed=seed)
+    else:
+        study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
+    return study
 
 
 def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

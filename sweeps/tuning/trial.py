@@ -9,12 +9,12 @@ from ray import tune
 from ddae.probe import Candidate
 from sweeps.tuning.evaluation import Features, evaluate, read_features
 from sweeps.tuning.extraction import extractor_of
-from sweeps.tuning.plan import Plan
+from sweeps.tuning.plan import REDUCTION, Plan
 
 
 class ProbeTrial(tune.Trainable):
-    """Tune's view of a candidate: one step a rung. Every step fits to convergence, so ASHA compares heads of equal
-    maturity."""
+    """Tune's view of a candidate: one step a rung. Every step fits anew and close to convergence, so
+    ASHA compares heads of equal maturity."""
 
     def setup(self, config: dict, plan: Plan, extractors: list) -> None:
         torch.set_num_threads(1)
@@ -36,6 +36,7 @@ class ProbeTrial(tune.Trainable):
             "num_images": num_images,
             "fit_started": self.fit_started,
             "fit_ended": time.time(),
+            "resource": REDUCTION ** (self.rung - 1),
             "last_rung": self.rung == len(self.plan.rungs),
             "done": self.rung == len(self.plan.rungs),
         }

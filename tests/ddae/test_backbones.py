@@ -114,6 +114,18 @@ def test_other_weights_are_another_fingerprint(tiny_model, tmp_path, backbone):
     assert load_backbone(str(tmp_path)).fingerprint != backbone.fingerprint
 
 
+def test_pickled_weights_count_too(tiny_model, tmp_path):
+    from diffusers import UNet2DModel
+
+    fingerprints = set()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        unet = UNet2DModel.from_config(UNet2DModel.load_config(f"{tiny_model}/unet"))
+        unet.save_pretrained(tmp_path / str(seed), safe_serialization=False)
+        fingerprints.add(load_backbone(str(tmp_path / str(seed))).fingerprint)
+    assert len(fingerprints) == 2
+
+
 def test_unknown_model():
     with pytest.raises(ValueError, match=r"backbone='no/such-model' is neither a folder here nor"):
         load_backbone("no/such-model")

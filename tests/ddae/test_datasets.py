@@ -94,6 +94,24 @@ def test_folder_with_its_own_test_split(folder):
     assert dataset.images.num_train == 16
 
 
+@pytest.mark.parametrize("held_out", ["val", "valid", "validation"])
+def test_other_names_of_the_held_out_split(folder, held_out):
+    for part in ("train", held_out):
+        (folder / part).mkdir()
+        for name in ("cat", "dog"):
+            (folder / part / name).mkdir()
+            for file in sorted((folder / name).glob("*.png"))[:5]:
+                file.rename(folder / part / name / file.name)
+    dataset = load_dataset(str(folder), image_size=16)
+    assert dataset.images.classes == ("cat", "dog")
+    assert dataset.images.num_train == 10 == len(dataset.splits["test"])
+
+
+def test_a_folder_without_images_is_no_class(folder):
+    (folder / "empty").mkdir()
+    assert load_dataset(str(folder), 16).images.classes == ("cat", "dog")
+
+
 def test_a_changed_file_changes_the_fingerprint(folder):
     before = load_dataset(str(folder), 16).images.fingerprint
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / "cat" / "0.png")
@@ -120,7 +138,6 @@ def test_empty_folder(tmp_path):
 def test_one_class(folder):
     for file in (folder / "dog").iterdir():
         file.unlink()
-    (folder / "dog").rmdir()
     with pytest.raises(ValueError, match=r"has 1 class \(cat\); a probe needs at least 2"):
         load_dataset(str(folder), 32)
 

@@ -33,10 +33,10 @@ def test_uniformity_is_the_mean_over_all_pairs(draws):
 @pytest.mark.parametrize("name", label_free.SCORES)
 def test_every_score_ignores_scale_and_prefers_signal_to_noise(name, draws):
     x, y = draws
-    scores = label_free.score(x, y)
-    assert scores[name] == pytest.approx(label_free.score(100 * x, 100 * y)[name], abs=1e-4)
+    scores = label_free.measure(x, y)
+    assert scores[name] == pytest.approx(label_free.measure(100 * x, 100 * y)[name], abs=1e-4)
     if name == "alignment":
-        noise = label_free.score(torch.randn(700, 16), torch.randn(700, 16))
+        noise = label_free.measure(torch.randn(700, 16), torch.randn(700, 16))
         assert scores[name] < noise[name]
 
 

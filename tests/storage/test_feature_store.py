@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 
@@ -91,6 +92,18 @@ def test_a_damaged_shard_is_named_deleted_and_missing(store, rows, damage, caplo
     assert FeatureStore(store.root).missing(COLUMN, 1000) == [(0, 1000)]
     assert str(path) in caplog.text
     assert not path.exists()
+
+
+def test_the_machine_s_trouble_is_not_the_shard_s(store, rows, monkeypatch):
+    store.write(COLUMN, 0, rows)
+
+    def no_handles(path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("pyarrow.memory_map", no_handles)
+    with pytest.raises(OSError, match="Too many open files"):
+        store.missing(COLUMN, 1000)
+    assert shard(store).exists()
 
 
 def test_processes_that_write_the_same_shard_leave_one(store, rows, tmp_path):

@@ -1,3 +1,5 @@
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -124,5 +126,5 @@ def test_a_real_server(tmp_path):
             tracker.log_trial(trial("a"))
         assert list(children(tracker)) == ["a"]
     finally:
-        server.terminate()
+        os.killpg(server.pid, signal.SIGTERM)  # its helpers too
         server.wait(30)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from storage.tracking import Tracker
@@ -197,6 +198,30 @@ def test_ctrl_c_stops_soon_and_says_how_to_go_on(tiny_model, tmp_path):
     assert process.returncode == 130
     assert "the same command goes on" in err and "Traceback" not in err
     assert runs(tmp_path)[0][0].info.status == "KILLED"
+
+
+def test_a_lost_result_is_made_again(report, tiny_model, place, folder):
+    for path in (place / "out" / "store" / "results").rglob("*.json"):
+        path.unlink()
+    (folder / "results.json").unlink()
+    again = run("layer_noise", *search_args(tiny_model), cwd=place)
+    assert again.splitlines()[:4] == report.splitlines()[:4]
+
+
+def test_one_sweep_is_run_by_one_process(folder, tiny_model, place):
+    (folder / "results.json").rename(folder / "kept.json")
+    with FileLock(folder / ".lock"):
+        process = start("layer_noise", *search_args(tiny_model), cwd=place)
+        _, err = process.communicate(timeout=120)
+    (folder / "kept.json").rename(folder / "results.json")
+    assert process.returncode == 2
+    assert "another process is running this sweep" in err
+
+
+def test_the_budget_ends_the_search(tiny_model, tmp_path):
+    run("layer_noise", *search_args(tiny_model, "--budget", "0.1"), cwd=tmp_path)
+    [trials] = tmp_path.glob("out/layer-noise-*/trials.csv")
+    assert len(list(csv.DictReader(trials.open()))) < NUM_TRIALS
 
 
 def test_label_free_ranking_needs_no_search(report, tiny_model, place):

@@ -1,5 +1,9 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from optuna.trial import TrialState
 
 from ddae.backbones import Block
 from ddae.features import FeatureKey
@@ -7,7 +11,9 @@ from ddae.probe import Candidate, ProbeResult
 from sweeps.tuning import outcome
 from sweeps.tuning.evaluation import from_record, to_record
 from sweeps.tuning.outcome import FinishedTrial
-from sweeps.tuning.plan import Plan, choose_rungs
+from sweeps.tuning.plan import REDUCTION, Plan, choose_rungs
+from sweeps.tuning.run import Sweep
+from sweeps.tuning.searcher import Axes, open_study
 from sweeps.tuning.space import Space
 
 BLOCKS = (Block("mid", 1, "mid", 16, 4, 0.25), Block("up.0.0", 1, "up", 8, 8, 0.5))
@@ -18,20 +24,9 @@ KEY = FeatureKey("weights", "images", split_seed=0, val_fraction=0.2, noise_seed
 def plan(tmp_path):
     labels = {"train": np.zeros(800, dtype=np.int64), "val": np.zeros(200, dtype=np.int64)}
     space = Space(BLOCKS, (0, 10), (1, 2), ("linear", "mlp"))
+    rungs, sigmas = (50, 200, 800), {0: 0.01, 10: 0.05}
     return Plan(
-        "model",
-        "digits",
-        "data",
-        "cpu",
-        str(tmp_path),
-        KEY,
-        space,
-        (50, 200, 800),
-        labels,
-        10,
-        100,
-        {0: 0.01, 10: 0.05},
-        0,
+        "digits", "model", "digits", "data", "cpu", str(tmp_path), KEY, space, rungs, labels, 10, 100, sigmas, 0
     )
 
 
@@ -84,6 +79,25 @@ def test_records_give_back_the_result():
     after = from_record(to_record(before))
     assert np.array_equal(before.correct, after.correct)
     assert outcome.to_json(before) == outcome.to_json(after)
+
+
+@pytest.mark.parametrize("rungs", [(50, 200, 800), (64, 125, 500), (300, 1200, 4801)])
+def test_asha_halves_at_every_rung_and_remembers_earlier_sessions(plan, rungs, tmp_path):
+    plan = replace(plan, rungs=rungs)
+    study = open_study(tmp_path / "optuna.journal", "random", 0)
+    distributions = Axes(plan.space).distributions
+    for place, candidate in enumerate(plan.space.candidates):
+        study.enqueue_trial(Axes(plan.space).params(candidate))
+        trial = study.ask(distributions)
+        for num_images in rungs[:2]:
+            trial.report(0.9 - place / 100, num_images)
+        study.tell(trial, state=TrialState.PRUNED)
+    scheduler = Sweep._scheduler(SimpleNamespace(plan=plan), study)
+    for accuracy, rung, decision in ((0.5, 0, "STOP"), (0.5, 1, "STOP"), (0.95, 0, "CONTINUE"), (0.95, 1, "CONTINUE")):
+        stand_in = SimpleNamespace(trial_id=f"new-{accuracy}-{rung}")
+        scheduler.on_trial_add(None, stand_in)
+        result = {"resource": REDUCTION**rung, "val_accuracy": accuracy}
+        assert scheduler.on_trial_result(None, stand_in, result) == decision
 
 
 def test_rungs_are_a_sixteenth_a_quarter_and_all():

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -85,6 +87,19 @@ def test_an_interrupted_search_goes_on(path):
     assert rest[0] == cut_off
     assert len(rest) == 6
     assert not set(rest) & set(done)
+
+
+@pytest.mark.parametrize("cut", ["queued", "half-asked"])
+def test_a_kill_while_asking_does_no_harm(path, cut):
+    study = open_study(path, "random", 0)
+    params = Axes(SPACE).params(SPACE.candidates[5])
+    if cut == "queued":
+        study.enqueue_trial(params)
+    else:
+        study.ask({"block": Axes(SPACE).distributions["block"]})
+    configs = cells(play(OptunaSearcher(SPACE, open_study(path, "random", 0), 10, [])))
+    assert len(configs) == len(set(configs)) == 10
+    assert (configs[0] == tuple(asdict(SPACE.candidates[5]).values())) == (cut == "queued")
 
 
 def test_the_budget_ends_the_search(path):

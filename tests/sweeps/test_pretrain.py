@@ -1,0 +1,59 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from ddae.backbones import load_backbone
+
+COMMAND = [sys.executable, str(Path(__file__).parents[2] / "sweeps" / "pretrain.py"), "--dataset", "digits"]
+SMALL = ["--channels", "8", "16", "--batch-size", "8", "--steps", "6", "--checkpoint-every", "3"]
+
+WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
+
+
+def train(out, *args, interrupt_at=None):
+    code = COMMAND if interrupt_at is None else [sys.executable, "-c", STOPPED.format(step=interrupt_at), *COMMAND[2:]]
+    return subprocess.run([*code, *SMALL, "--out", str(out), *args], capture_output=True, text=True, check=False)
+
+
+STOPPED = """
+import ddae.pretrain, sys
+from sweeps import cli, pretrain
+step_once = ddae.pretrain.train_step
+def train_step(*args):
+    if args[4] == {step}:
+        raise KeyboardInterrupt
+    return step_once(*args)
+ddae.pretrain.train_step = train_step
+cli.run(pretrain.main, pretrain.Pretrain, "")
+"""
+
+
+def test_training_goes_on_where_it_stopped(tmp_path):
+    assert train(tmp_path / "whole").returncode == 0
+    assert train(tmp_path / "parts", interrupt_at=4).returncode == 130
+    assert not (tmp_path / "parts" / "model").exists()
+    assert train(tmp_path / "parts").returncode == 0
+    whole, parts = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_the_result_is_a_model_with_a_card_and_pictures(tmp_path):
+    assert train(tmp_path).returncode == 0
+    backbone = load_backbone(str(tmp_path / "model"))
+    assert backbone.image_size == 8 and len(backbone.blocks) == 7
+    weights = load_file(tmp_path / WEIGHTS)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    assert "| seed | 0 |" in (tmp_path / "model" / "README.md").read_text()
+    assert json.loads((tmp_path / "model/scheduler/scheduler_config.json").read_text())["num_train_timesteps"] == 1000
+    assert (tmp_path / "loss.png").exists() and (tmp_path / "samples.png").exists()
+
+
+def test_other_settings_do_not_go_on_from_a_checkpoint(tmp_path):
+    assert train(tmp_path).returncode == 0
+    again = train(tmp_path, "--learning-rate", "0.1")
+    assert again.returncode == 2
+    assert "was made with other settings" in again.stderr and "give another --out" in again.stderr
