@@ -26,7 +26,7 @@ class ModelAndData:
     images a class."""
     blocks: tuple[str, ...] = ()
     """Names of blocks, for example `mid up.1.0`; all of them if not given."""
-    timesteps: tuple[int, ...] = (0, 10, 30, 60, 100, 200, 350, 600)
+    timesteps: tuple[int, ...] = (0, 10, 30, 60, 120, 250, 500)
     """Noise levels in the model's own counting; for DDPM 0 to 999."""
     data_seed: int = 0
     """Of the val split, the order of the images and the noise; another one extracts anew."""

@@ -44,7 +44,7 @@ class LayerNoise(cli.ModelAndData):
     """ridge, linear (logistic regression), mlp."""
     search: Literal["optuna", "random", "grid"] = "optuna"
     """optuna and random stop the worse cells early (ASHA); grid fits every cell on all images."""
-    num_trials: int = 48
+    num_trials: int = 40
     """Cells that optuna or random try."""
     budget: float | None = None
     """Start no new trial once this many forward passes an image are spent; the grid costs one a timestep."""

@@ -10,7 +10,7 @@ LEARNING_RATES = (1e-3, 3e-3)
 HIDDEN = 256
 BATCH_SIZE = 128
 NUM_EPOCHS = 10
-MIN_STEPS = 200
+MIN_STEPS = 100
 """Few images still get this many updates, so that every rung compares converged heads."""
 
 

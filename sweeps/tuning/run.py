@@ -44,7 +44,7 @@ class Search:
 
     def __post_init__(self) -> None:
         if self.num_trials < 1:
-            raise ValueError(f"num_trials={self.num_trials} must be 1 or more; the default is 48")
+            raise ValueError(f"num_trials={self.num_trials} must be 1 or more; the default is 40")
         if self.budget is not None and not self.budget > 0:
             raise ValueError(f"budget={self.budget} must be more than 0 forward passes an image; leave it out for none")
 

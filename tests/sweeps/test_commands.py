@@ -219,7 +219,7 @@ def test_one_sweep_is_run_by_one_process(folder, tiny_model, place):
 
 
 def test_the_budget_ends_the_search(tiny_model, tmp_path):
-    run("layer_noise", *search_args(tiny_model, "--budget", "0.1"), cwd=tmp_path)
+    run("layer_noise", *search_args(tiny_model, "--budget", "2.0"), cwd=tmp_path)
     [trials] = tmp_path.glob("out/layer-noise-*/trials.csv")
     assert len(list(csv.DictReader(trials.open()))) < NUM_TRIALS
 
