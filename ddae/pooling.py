@@ -14,4 +14,9 @@ def stored_grid(size: int, pooling: int) -> int:
 
 def pool(features: Tensor, grid: int) -> Tensor:
     """Adaptive average pool, [N, C, S, S] -> [N, C, grid, grid]."""
-    return features if features.shape[-1] == grid else functional.adaptive_avg_pool2d(features, grid)
+    size = features.shape[-1]
+    if size == grid:
+        return features
+    if size % grid:
+        return functional.adaptive_avg_pool2d(features, grid)
+    return functional.avg_pool2d(features, size // grid)  # the same windows, sooner

@@ -120,7 +120,7 @@ def published(path: Path) -> Iterator[Path]:
 
 
 def _write_shard(path: Path, rows: np.ndarray) -> None:
-    values = pa.array(rows.ravel(), type=pa.float16())
+    values = pa.Array.from_buffers(pa.float16(), rows.size, [None, pa.py_buffer(rows)])
     array = pa.FixedSizeListArray.from_arrays(values, rows.shape[1])
     schema = pa.schema([pa.field(FIELD, array.type)], metadata={"xxh3_128": xxhash.xxh3_128_hexdigest(rows.data)})
     with published(path) as part, pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
