@@ -13,6 +13,8 @@ from pathlib import Path
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 KEY_TAG = "ddae.key"
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens the UI on runs instead of on the traces of language models."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Tracker:
         with self._one_line():
             self.client = MlflowClient(uri)
             found = self.client.get_experiment_by_name(experiment)
-            self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment)
+            self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, tags=KIND)
             self.parent_id = self._open_parent(sweep_key, sweep_name)
             self._logged = self._finished_children()
 
@@ -131,9 +133,10 @@ class Tracker:
     @property
     def where(self) -> str:
         """How a person sees the sweep: an address, or the command that starts the UI; no password."""
+        page = f"/#/experiments/{self.experiment_id}/runs"
         if self.uri.startswith(("http://", "https://")):
-            return f"{hidden(self.uri)}/#/experiments/{self.experiment_id}/runs/{self.parent_id}"
-        return f"mlflow ui --backend-store-uri {hidden(self.uri)}"
+            return hidden(self.uri).rstrip("/") + page
+        return f"mlflow ui --backend-store-uri {hidden(self.uri)}, then http://127.0.0.1:5000{page}"
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:
