@@ -87,7 +87,7 @@ def load(folder: Path, fingerprint: str, device: str) -> DDPM:
     from diffusers import DDPMScheduler, UNet2DModel
 
     unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
-    unet = UNet2DModel.from_pretrained(unet_folder, torch_dtype=torch.float32)
+    unet = UNet2DModel.from_pretrained(unet_folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
     if unet.config.class_embed_type is not None or unet.config.num_class_embeds is not None:
         raise ValueError(f"backbone={str(folder)!r} wants a class label, which is not supported yet")
     if not isinstance(unet.config.sample_size, int):

@@ -116,10 +116,14 @@ def test_the_seed_decides(tmp_path):
     assert run("c", 0) != run("d", 1)
 
 
-def test_tpe_finds_the_good_corner_sooner_than_chance(path):
-    """Of 42 cells 4 are best (0.7); chance finds one in the first 14 with probability 0.82, TPE puts several there."""
-    configs = play(OptunaSearcher(SPACE, open_study(path, "optuna", 0), 21, []), stop_every=1000)
-    assert sum(accuracy(config) > 0.69 for config in configs) >= 3
+def test_tpe_finds_the_good_corner_sooner_than_chance(tmp_path):
+    """Half of the cells find half of the 4 best by chance: 20 over 10 seeds, with a deviation of 3."""
+    found = 0
+    for seed in range(10):
+        study = open_study(tmp_path / str(seed), "optuna", seed)
+        configs = play(OptunaSearcher(SPACE, study, len(SPACE.candidates) // 2, []), stop_every=1000)
+        found += sum(accuracy(config) > 0.69 for config in configs)
+    assert found >= 25
 
 
 def test_optuna_dashboard_sees_the_cells(path):
