@@ -71,18 +71,18 @@ def main(config: LayerNoise) -> None:
         return
     for path in (folder, Path(plan.store)):
         path.mkdir(parents=True, exist_ok=True)
-    tracker = Tracker(tracking_uri(), plan.name, folder.name, folder.name)
-    (folder / "config.yaml").write_text(yaml.safe_dump(as_flags(config)))
-    tracker.log_params({**as_flags(config), "backbone_sha256": plan.key.backbone, "store_folder": plan.folder()})
-    loaded = time.time()
-    with only_process(folder), tracker, ray_cluster():
-        sweep = Sweep(plan)
-        sweep.busy.append((started, loaded))
-        label_free = sweep.label_free()
-        screened = sweep.screen()
-        baselines = sweep.baselines()
-        trials = sweep.search(search, folder, warm_start(plan, screened, label_free), tracker)
-        print(conclude(config, sweep, label_free, screened, trials, baselines, folder, tracker, started))
+    with only_process(folder), Tracker(tracking_uri(), plan.name, folder.name, folder.name) as tracker:
+        (folder / "config.yaml").write_text(yaml.safe_dump(as_flags(config)))
+        tracker.log_params({**as_flags(config), "backbone_sha256": plan.key.backbone, "store_folder": plan.folder()})
+        loaded = time.time()
+        with ray_cluster():
+            sweep = Sweep(plan)
+            sweep.busy.append((started, loaded))
+            label_free = sweep.label_free()
+            screened = sweep.screen()
+            baselines = sweep.baselines()
+            trials = sweep.search(search, folder, warm_start(plan, screened, label_free), tracker)
+            print(conclude(config, sweep, label_free, screened, trials, baselines, folder, tracker, started))
 
 
 def conclude(
