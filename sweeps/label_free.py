@@ -22,13 +22,14 @@ def main(config: LabelFreeRanking) -> None:
     from ddae.report import heat_map
     from sweeps.tuning.outcome import best_cells
     from sweeps.tuning.plan import estimate, make_plan
-    from sweeps.tuning.run import Sweep, ray_cluster
+    from sweeps.tuning.run import Sweep, check_cluster, ray_cluster
 
     plan, backbone, dataset = make_plan(config)
     if config.dry_run:
         passes = 2 * plan.num_label_free * len(plan.space.timesteps)
         print(estimate(plan, backbone, dataset, (passes, passes)))
         return
+    check_cluster()
     with ray_cluster():
         scores = Sweep(plan).label_free()
     folder = config.out / f"label-free-{plan.folder().replace('/', '-')}"

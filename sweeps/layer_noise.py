@@ -57,7 +57,7 @@ def main(config: LayerNoise) -> None:
     from storage.tracking import Tracker, check_server, tracking_uri
     from sweeps.tuning.outcome import warm_start
     from sweeps.tuning.plan import estimate, make_plan, sweep_folder
-    from sweeps.tuning.run import Search, Sweep, ray_cluster
+    from sweeps.tuning.run import Search, Sweep, check_cluster, ray_cluster
 
     search = Search(config.search, config.num_trials, config.budget, config.seed)
     plan, backbone, dataset = make_plan(config, config.poolings, config.heads, config.seed, config.search == "grid")
@@ -65,6 +65,7 @@ def main(config: LayerNoise) -> None:
         print(estimate(plan, backbone, dataset, plan.passes))
         return
     check_server(tracking_uri())
+    check_cluster()
     folder = sweep_folder(config.out, plan, config.search)
     if (report := finished_report(folder, config)) is not None:
         print(report)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,20 @@ class Search:
             raise ValueError(f"num_trials={self.num_trials} must be 1 or more; the default is 40")
         if self.budget is not None and not self.budget > 0:
             raise ValueError(f"budget={self.budget} must be more than 0 forward passes an image; leave it out for none")
+
+
+def check_cluster() -> None:
+    """Raises ValueError where the cluster at RAY_ADDRESS does not answer; Ray itself would ask for minutes."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ValueError(
+            f"RAY_ADDRESS={address} does not answer ({error}); start the cluster, or unset it to use this machine"
+        ) from error
 
 
 @contextmanager

@@ -52,10 +52,16 @@ def test_layer_noise(monkeypatch, capsys, tmp_path, tiny_model, args, expected):
 
 def test_unreachable_tracking_server(monkeypatch, capsys, tmp_path, tiny_model):
     args = ["--backbone", tiny_model, "--dataset", "digits"]
-    real = monkeypatch.setattr
-    real("storage.tracking.tracking_uri", lambda: "http://127.0.0.1:9")
+    monkeypatch.setattr("storage.tracking.tracking_uri", lambda: "http://127.0.0.1:9")
     line = fail(monkeypatch, capsys, tmp_path, layer_noise, layer_noise.LayerNoise, args)
     assert "MLFLOW_TRACKING_URI=http://127.0.0.1:9 does not answer" in line
+
+
+def test_unreachable_cluster(monkeypatch, capsys, tmp_path, tiny_model):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    for command, config in ((layer_noise, layer_noise.LayerNoise), (label_free, label_free.LabelFreeRanking)):
+        line = fail(monkeypatch, capsys, tmp_path, command, config, ["--backbone", tiny_model, "--dataset", "digits"])
+        assert "RAY_ADDRESS=127.0.0.1:9 does not answer" in line
 
 
 def test_final_test_without_a_sweep(monkeypatch, capsys, tmp_path):
