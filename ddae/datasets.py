@@ -42,9 +42,9 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.images.classes)
 
-    def labels(self, split: str, num_images: int | None = None) -> np.ndarray:
-        """int64 [num_images]: the labels of the first num_images rows of a split."""
-        return self.images.labels[self.splits[split][:num_images]]
+    def labels(self, split: str) -> np.ndarray:
+        """int64 [N], in the order of the split's rows."""
+        return self.images.labels[self.splits[split]]
 
 
 def load_dataset(

@@ -81,9 +81,9 @@ def main(config: LayerNoise) -> None:
             sweep.busy.append((started, loaded))
             label_free = sweep.label_free()
             screened = sweep.screen()
-            baselines = sweep.baselines()
+            sweep.start_baselines()
             trials = sweep.search(search, folder, warm_start(plan, screened, label_free), tracker)
-            print(conclude(config, sweep, label_free, screened, trials, baselines, folder, tracker, started))
+            print(conclude(config, sweep, label_free, screened, trials, folder, tracker, started))
 
 
 def conclude(
@@ -92,7 +92,6 @@ def conclude(
     label_free: "LabelFree",
     screened: "np.ndarray",
     trials: list["FinishedTrial"],
-    baselines: dict,
     folder: Path,
     tracker: "Tracker",
     started: float,
@@ -104,7 +103,7 @@ def conclude(
     plan = sweep.plan
     answer = outcome.choose(plan, trials)
     winner = answer.winner.candidate
-    baseline = sweep.wait(baselines[winner.head])
+    baseline = sweep.baseline(winner.head)
     without_labels, at_same_rung = sweep.label_free_choice(label_free, winner, trials)
     correlation = outcome.spearman(label_free.ranking, screened)
 

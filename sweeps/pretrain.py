@@ -1,7 +1,7 @@
 """Pre-train a small DDPM on a dataset's train split: the network whose features a sweep then searches.
 
     python sweeps/pretrain.py                    # the one that ships with the package; 85 minutes on 2 cores
-    python sweeps/pretrain.py --steps 500        # a smoke test, 3 minutes
+    python sweeps/pretrain.py --steps 500        # a smoke test
 
 Writes a diffusers folder (fp16 weights of the exponential moving average, scheduler, model card), loss.png and
 samples.png. Stop it at any time: the same command goes on from the last checkpoint.

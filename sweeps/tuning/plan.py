@@ -25,7 +25,7 @@ VAL_FRACTION = 0.2
 REDUCTION = 4
 """Each rung has about so many times the images of the one before, and ASHA lets about one candidate in so many on."""
 NUM_LABEL_FREE = 256
-"""Images of the label-free scores; more hardly change the ranking."""
+"""Images of the label-free scores."""
 
 
 @dataclass(frozen=True)

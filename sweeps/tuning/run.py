@@ -116,9 +116,9 @@ class Sweep:
                 progress.advance(bar)
         return [results[t] for t in timesteps]
 
-    def baselines(self) -> dict[str, "ray.ObjectRef"]:
+    def start_baselines(self) -> None:
         """Raw pixels under each head, computed while the trials start."""
-        return {
+        self._baselines = {
             head: self.extractors[i % len(self.extractors)].raw_pixels.remote(head)
             for i, head in enumerate(self.plan.space.heads)
         }
@@ -144,8 +144,9 @@ class Sweep:
             self.busy += watch.busy
         return self._finished(study)
 
-    def wait(self, reference: "ray.ObjectRef") -> ProbeResult:
-        return ray.get(reference)
+    def baseline(self, head: str) -> ProbeResult:
+        """What start_baselines found for a head."""
+        return ray.get(self._baselines[head])
 
     def label_free_choice(
         self, label_free: LabelFree, winner: Candidate, trials: list[FinishedTrial]
