@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddae.heads import HEADS, StackedHead
+from ddae.heads import StackedHead, find_head
 
 
 @dataclass(frozen=True, order=True)
@@ -48,7 +48,8 @@ def fit_probe(
     train, val: (features float32 [N, C, g, g], labels int64 [N]).
     """
     started = time.perf_counter()
-    head = HEADS[candidate.head](*train, num_classes, seed)
+    family, sizes = find_head(candidate.head)
+    head = family.fit(*train, num_classes, seed, *sizes)
     correct = (head(val[0]).argmax(-1) == val[1]).cpu().numpy()
     accuracies = correct.mean(1)
     best = int(accuracies.argmax())

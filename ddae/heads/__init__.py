@@ -1,13 +1,68 @@
-"""Heads that read a frozen feature: name -> fit."""
+"""Heads that read a frozen feature, named family or family-size-size in the papers' notation: linear, mlp-256."""
 
-from ddae.heads.base import Head, StackedHead
-from ddae.heads.linear import fit_linear, fit_ridge
+import difflib
+import re
+from collections.abc import Iterable
+
+from ddae.heads.attention import fit_attention
+from ddae.heads.base import Fit, Head, StackedHead
+from ddae.heads.cnn import fit_cnn
+from ddae.heads.knn import fit_knn
+from ddae.heads.linear import fit_linear, fit_logistic, fit_ridge
 from ddae.heads.mlp import fit_mlp
+from ddae.heads.recipes import fit_bn_linear, fit_ddae
 
 HEADS: dict[str, Head] = {
-    "ridge": fit_ridge,
-    "linear": fit_linear,
-    "mlp": fit_mlp,
+    "ridge": Head(fit_ridge),
+    "linear": Head(fit_linear),
+    "logistic": Head(fit_logistic),
+    "knn": Head(fit_knn),
+    "ddae": Head(fit_ddae),
+    "bn-linear": Head(fit_bn_linear),
+    "mlp": Head(fit_mlp, sizes=((256,),), more_sizes=True),
+    "cnn": Head(fit_cnn, sizes=((64, 64),), min_grid=4),
+    "attention": Head(fit_attention, sizes=((1,), (2,)), min_grid=2),
 }
 
-__all__ = ["HEADS", "Head", "StackedHead"]
+
+def find_head(name: str) -> tuple[Head, tuple[int, ...]]:
+    """`cnn-64-64` -> (HEADS["cnn"], (64, 64)); a family alone means its first default sizes."""
+    family, sizes = _parse(name)
+    return HEADS[family], sizes or HEADS[family].sizes[0]
+
+
+def expand(names: Iterable[str]) -> tuple[str, ...]:
+    """The heads to try: a family alone becomes all its default sizes, named sizes stay, doubles go."""
+    heads = []
+    for family, sizes in map(_parse, names):
+        heads += [_join(family, each) for each in ([sizes] if sizes else HEADS[family].sizes)]
+    return tuple(dict.fromkeys(heads))
+
+
+def _parse(name: str) -> tuple[str, tuple[int, ...]]:
+    """Family and sizes, () where it names none. Raises ValueError for an unknown family and for wrong sizes."""
+    family = re.sub(r"(-\d+)+$", "", name)
+    sizes = tuple(map(int, name.removeprefix(family).split("-")[1:]))
+    if family not in HEADS:
+        near = difflib.get_close_matches(family, HEADS, 1)
+        hint = f"; did you mean {_join(near[0], sizes)!r}?" if near else ""
+        raise ValueError(
+            f"head={name!r} is not known; allowed: {', '.join(HEADS)}{hint} (with sizes: mlp-256, cnn-64-64)"
+        )
+    head = HEADS[family]
+    count = len(head.sizes[0])
+    if sizes and (min(sizes) < 1 or len(sizes) < count or (len(sizes) > count and not head.more_sizes)):
+        few = f"{count} or more" if head.more_sizes else f"exactly {count}" if count else "no"
+        plural = "size" if few == "exactly 1" else "sizes"
+        example = _join(family, head.sizes[0])
+        raise ValueError(
+            f"head={name!r}: {family} takes {few} {plural}{', each above 0' if count else ''}, as in {example}"
+        )
+    return family, sizes
+
+
+def _join(family: str, sizes: tuple[int, ...]) -> str:
+    return "-".join([family, *map(str, sizes)])
+
+
+__all__ = ["HEADS", "Fit", "Head", "StackedHead", "expand", "find_head"]

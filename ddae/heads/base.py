@@ -1,6 +1,7 @@
 """What every head looks like to the probe."""
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,26 +18,38 @@ class StackedHead(nn.Module):
         self.settings = settings
 
 
-class Head(Protocol):
-    """Fits a head on frozen features, close to convergence, for its whole grid of settings at once."""
+Fit = Callable[..., StackedHead]
+"""fit(features float32 [N, C, g, g], labels int64 [N], num_classes, seed, *sizes) fits a head close to convergence, for
+its whole grid of settings at once; `sizes` are the structural sizes, where the head has any."""
 
-    def __call__(self, features: Tensor, labels: Tensor, num_classes: int, seed: int) -> StackedHead:
-        """features: float32 [N, C, g, g]; labels: int64 [N]."""
-        ...
+
+@dataclass(frozen=True)
+class Head:
+    """A family of heads: one fit, and the sizes it comes in."""
+
+    fit: Fit
+    sizes: tuple[tuple[int, ...], ...] = ((),)
+    """What a search tries by default, in the papers' notation after the name: (64, 64) is cnn-64-64."""
+    min_grid: int = 1
+    """The smallest pooled grid it makes sense on."""
+    more_sizes: bool = False
+    """Whether it takes more sizes than the default ones have (an MLP's further hidden layers)."""
 
 
 class Standardise(nn.Module):
-    """Flatten, then subtract the training mean and divide by the training deviation, dimension by dimension."""
+    """Subtract the training mean and divide by the training deviation, each taken over `dims`.
+
+    forward: [N, C, g, g] -> [N, C, g, g]. dims (0,) treats every dimension apart, (0, 2, 3) every channel.
+    """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, features: Tensor):
+    def __init__(self, features: Tensor, dims: tuple[int, ...] = (0,)):
         super().__init__()
-        flat = features.flatten(1)
-        deviation, mean = torch.std_mean(flat, dim=0, correction=0)
+        deviation, mean = torch.std_mean(features, dim=dims, correction=0, keepdim=True)
         self.register_buffer("mean", mean)
         self.register_buffer("scale", torch.where(deviation > 1e-6 * (1 + mean.abs()), 1 / deviation, 0))
 
     def forward(self, features: Tensor) -> Tensor:
-        return (features.flatten(1) - self.mean) * self.scale
+        return (features - self.mean) * self.scale

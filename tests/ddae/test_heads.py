@@ -1,60 +1,115 @@
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
+from torch import nn
 
-from ddae.heads import HEADS
-from ddae.heads.linear import PENALTIES, RIDGE_PENALTIES
+from ddae.heads import HEADS, attention, cnn, expand, find_head, mlp, recipes
+from ddae.heads.attention import Attention
+from ddae.heads.linear import COSTS, PENALTIES, RIDGE_PENALTIES
+from ddae.heads.training import batches
 from ddae.probe import Candidate, fit_probe
 
+NAMES = expand(HEADS)
 
-def planted(num_images, signal=2.0, channels=6, num_classes=3, seed=0):
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def planted(num_images, signal=2.0, channels=6, num_classes=3, seed=0, grid=2):
     """Maps whose mean over space carries the class, in noise."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(num_images) % num_classes
-    maps = torch.randn(num_images, channels, 2, 2, generator=rng)
+    maps = torch.randn(num_images, channels, grid, grid, generator=rng)
     maps[torch.arange(num_images), labels] += signal
     return maps, labels
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_every_head_finds_a_planted_signal(head):
-    fitted, result = fit_probe(Candidate("mid", 0, 2, head), planted(300), planted(300, seed=1), 3, seed=0)
+def fit(name, maps, labels, num_classes=3, seed=0):
+    head, sizes = find_head(name)
+    return head.fit(maps, labels, num_classes, seed, *sizes)
+
+
+def grid_of(name):
+    return max(2, find_head(name)[0].min_grid)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_head_finds_a_planted_signal(name):
+    grid = grid_of(name)
+    train_images, val = planted(300, grid=grid), planted(300, seed=1, grid=grid)
+    fitted, result = fit_probe(Candidate("mid", 0, grid, name), train_images, val, 3, seed=0)
     assert result.val_accuracy > 0.9
-    scores = fitted(planted(5)[0])
+    scores = fitted(planted(5, grid=grid)[0])
     assert scores.shape == (len(fitted.settings), 5, 3)
     assert result.setting in fitted.settings
     assert result.val_accuracy == result.correct.mean()
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_shuffled_labels_give_chance(head):
-    maps, labels = planted(600)
+@pytest.mark.parametrize("name", NAMES)
+def test_shuffled_labels_give_chance(name):
+    grid = grid_of(name)
+    maps, labels = planted(600, grid=grid)
     shuffled = labels[torch.randperm(600, generator=torch.Generator().manual_seed(0))]
-    _, result = fit_probe(Candidate("mid", 0, 2, head), (maps, shuffled), planted(600, seed=1), 3, seed=0)
+    val = planted(600, seed=1, grid=grid)
+    _, result = fit_probe(Candidate("mid", 0, grid, name), (maps, shuffled), val, 3, seed=0)
     assert result.val_accuracy < 1 / 3 + 0.1
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_the_same_seed_gives_the_same_fit(head):
-    runs = [HEADS[head](*planted(100), 3, seed=0)(planted(20, seed=1)[0]) for _ in range(2)]
-    assert torch.equal(*runs)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fit_is_its_seed_and_leaves_the_global_random_state_alone(name):
+    data, other = planted(60, grid=grid_of(name)), planted(20, seed=1, grid=grid_of(name))[0]
+    before = torch.get_rng_state()
+    first = fit(name, *data)(other)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.rand(1)
+    assert torch.equal(first, fit(name, *data)(other))
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_more_dimensions_than_images_and_a_dead_one(head):
-    maps, labels = planted(30, signal=4, channels=40)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_smallest_grid_two_classes_more_dimensions_than_images_and_a_dead_channel(name):
+    maps, labels = planted(30, signal=4, channels=40, num_classes=2, grid=find_head(name)[0].min_grid)
     maps[:, 5] = 7.0
-    scores = HEADS[head](maps, labels, 3, seed=0)(maps)
+    scores = fit(name, maps, labels, num_classes=2)(maps)
     assert torch.isfinite(scores).all()
     assert (scores.argmax(-1) == labels).float().mean(1).max() > 0.9
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_constant_features_tell_nothing_and_break_nothing(name):
+    grid = grid_of(name)
+    scores = fit(name, torch.full((24, 6, grid, grid), 7.0), torch.arange(24) % 3)(torch.ones(3, 6, grid, grid))
+    assert torch.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("name", ["mlp-16", "cnn-8-8", "attention-1", "bn-linear"])
+def test_all_settings_at_once_are_each_alone(name, monkeypatch):
+    maps, labels = planted(100, channels=8, grid=4)
+    together = fit(name, maps, labels)
+    module, recipe = {
+        "mlp-16": (mlp, "RECIPE"),
+        "cnn-8-8": (cnn, "RECIPE"),
+        "attention-1": (attention, "RECIPE"),
+        "bn-linear": (recipes, "BN_LINEAR"),
+    }[name]
+    whole = getattr(module, recipe)
+    for scores, setting in zip(together(maps), whole.settings, strict=True):
+        monkeypatch.setattr(module, recipe, replace(whole, settings=(setting,)))
+        torch.testing.assert_close(fit(name, maps, labels)(maps)[0], scores)
+
+
 def test_ridge_is_the_closed_form():
     maps, labels = planted(200)
-    x = maps.flatten(1).numpy()
-    x = (x - x.mean(0)) / x.std(0)
-    scores = HEADS["ridge"](maps, labels, 3, seed=0)(maps)
+    x = standardised(maps)
+    scores = fit("ridge", maps, labels)(maps)
     for row, penalty in zip(scores, RIDGE_PENALTIES, strict=True):
         expected = Ridge(alpha=penalty * len(x)).fit(x, np.eye(3)[labels]).predict(x)
         np.testing.assert_allclose(row.numpy(), expected, atol=2e-4)
@@ -63,9 +118,147 @@ def test_ridge_is_the_closed_form():
 @pytest.mark.parametrize("channels", [6, 100])
 def test_linear_reaches_the_optimum_of_logistic_regression(channels):
     maps, labels = planted(300, signal=0.7, channels=channels)
-    x = maps.flatten(1).numpy()
-    x = (x - x.mean(0)) / x.std(0)
-    scores = HEADS["linear"](maps, labels, 3, seed=0)(maps).softmax(-1)
+    x = standardised(maps)
+    scores = fit("linear", maps, labels)(maps).softmax(-1)
     for row, penalty in zip(scores[1:], PENALTIES[1:], strict=True):
         oracle = LogisticRegression(C=1 / (penalty * len(x)), tol=1e-8, max_iter=5000).fit(x, labels)
         np.testing.assert_allclose(row.numpy(), oracle.predict_proba(x), atol=0.02)
+
+
+def test_logistic_is_scikit_learns_for_every_c():
+    """On features as they are: of unlike scales, and away from zero."""
+    maps, labels = planted(300, signal=0.7)
+    maps = maps * torch.linspace(0.3, 3, 6)[:, None, None] + 5
+    x = maps.flatten(1).double().numpy()
+    scores = fit("logistic", maps, labels)(maps).softmax(-1)
+    for row, cost in zip(scores, COSTS, strict=True):
+        oracle = LogisticRegression(C=cost, tol=1e-8, max_iter=5000).fit(x, labels)
+        np.testing.assert_allclose(row.numpy(), oracle.predict_proba(x), atol=2e-3)
+
+
+def test_knn_is_brute_force(monkeypatch):
+    monkeypatch.setattr("ddae.heads.knn.SIMILARITIES_AT_ONCE", 1000)
+    (known, labels), (asked, _) = planted(200, signal=0.7), planted(30, seed=1)
+    unit = lambda maps: maps.flatten(1).numpy() / np.linalg.norm(maps.flatten(1).numpy(), axis=1, keepdims=True)  # noqa: E731
+    votes = np.zeros((len(asked), 3))
+    for row, similarity in enumerate(unit(asked) @ unit(known).T):
+        nearest = np.argsort(-similarity)[:20]
+        weights = np.exp(similarity[nearest] / 0.07)
+        np.add.at(votes[row], labels[nearest].numpy(), weights / weights.sum())
+    np.testing.assert_allclose(fit("knn", known, labels)(asked)[0].numpy(), votes, atol=1e-5)
+
+
+def test_ddae_is_a_plain_loop_of_adam():
+    maps, labels = planted(300)
+    x = maps.flatten(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = nn.Linear(x.shape[1], 3)
+    optimizer, rng = torch.optim.Adam(layer.parameters(), lr=1e-3), torch.Generator().manual_seed(0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500)
+    for step in range(500):
+        if step % 2 == 0:
+            order = torch.randperm(300, generator=rng)
+        rows = order[:128] if step % 2 == 0 else order[128:256]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(layer(x[rows]), labels[rows]).backward()
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(fit("ddae", maps, labels)(maps)[0], layer(x).detach(), atol=1e-4, rtol=0)
+
+
+def test_ddae_takes_fifteen_epochs_of_128():
+    assert [len(rows) for _, rows in batches(128 * 40 + 5, recipes.DDAE, seed=0)] == [128] * 15 * 40
+
+
+def test_bn_linear_forgets_scale_and_shift():
+    """Though its normalisation is of a batch, the whole training set fits in one here."""
+    maps, labels = planted(200)
+    apart = maps * torch.linspace(0.1, 50, 6)[:, None, None] + 9
+    accuracies = [(fit("bn-linear", x, labels)(x).argmax(-1) == labels).float().mean(1) for x in (maps, apart)]
+    torch.testing.assert_close(*accuracies, atol=0.02, rtol=0)
+
+
+def standardised(maps):
+    x = maps.flatten(1).numpy()
+    return (x - x.mean(0)) / x.std(0)
+
+
+PARAMETERS = {
+    # Table 7
+    "linear 1024": (1, 1),
+    "linear 4096": (4, 1),
+    "linear 16384": (16, 1),
+    "linear 65536": (65, 1),
+    "mlp 1024-2000": (4, 1),
+    "mlp 4096-2000": (10, 1),
+    "mlp 4096-2000-2000": (14, 1),
+    "mlp 16384-2000": (34, 1),
+    # Table 8
+    "cnn 256-256": (2.5, 0.5),
+    "cnn 512-256": (3.5, 0.5),
+    "cnn 1000-256": (6, 1),
+    "cnn 1000-1000": (12, 1),
+    "cnn 2000-512": (14, 1),
+    "cnn 2000-2000": (32, 1),
+    "cnn 4000-2500": (66, 1),
+    # Table 9
+    "attention 1": (13.7, 0.1),
+    "attention 2": (26.2, 0.1),
+    "attention 3": (38.8, 0.1),
+    "attention 4": (51.4, 0.1),
+    "attention 5": (64.0, 0.1),
+}
+"""Millions of parameters and the unit the table rounds to. All rows have ImageNet's 1000 classes, and a written 2k is
+2000 hidden units (with 2048 MLP-16k-2k would have 35.6M, CNN-1k-2k-2k 33.4M), while the features are 1024 p^2 wide."""
+
+
+@pytest.mark.parametrize("row", PARAMETERS)
+def test_parameters_are_those_of_tables_7_to_9(row):
+    millions, unit = PARAMETERS[row]
+    assert abs(num_parameters(row) / 1e6 - millions) < unit
+
+
+def test_one_row_of_table_8_leaves_the_linear_layer_out():
+    """CNN-1k-4k-2k is printed with 48M: its convolutions. With the linear layer, as the other rows, it has 56M."""
+    convolutions = num_parameters("cnn 4000-2000") - (4 * 2000 + 1) * 1000
+    assert math.floor(convolutions / 1e6) == 48
+
+
+def num_parameters(row):
+    family, sizes = row.split()
+    sizes = tuple(map(int, sizes.split("-")))
+    with torch.device("meta"):
+        if family in ("linear", "mlp"):
+            network = mlp.mlp(sizes[0], sizes[1:], 1000)
+        else:
+            network = cnn.cnn(1024, *sizes, 1000) if family == "cnn" else Attention(1024, *sizes, 1000)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_names_are_families_and_sizes():
+    assert find_head("mlp-2048-2048") == (HEADS["mlp"], (2048, 2048))
+    assert find_head("cnn") == (HEADS["cnn"], (64, 64))
+    assert find_head("bn-linear") == (HEADS["bn-linear"], ())
+    assert expand(["attention", "mlp", "mlp-256", "mlp-32", "linear"]) == (
+        *("attention-1", "attention-2", "mlp-256", "mlp-32", "linear"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("linaer", r"head='linaer' is not known; allowed: ridge, linear, .*did you mean 'linear'\?"),
+        ("mpl-256", "did you mean 'mlp-256'"),
+        ("mlp-256x", "head='mlp-256x' is not known.*mlp-256"),
+        ("cnn-64", "head='cnn-64': cnn takes exactly 2 sizes, each above 0, as in cnn-64-64"),
+        ("attention-1-2", "attention takes exactly 1 size, .*attention-1"),
+        ("mlp-0", "mlp takes 1 or more sizes, each above 0, as in mlp-256"),
+        ("linear-5", "linear takes no sizes"),
+        ("", "head='' is not known"),
+    ],
+)
+def test_bad_names_say_what_is_allowed(name, message):
+    for look_up in (find_head, lambda name: expand([name])):
+        with pytest.raises(ValueError, match=message):
+            look_up(name)

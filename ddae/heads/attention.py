@@ -1,0 +1,52 @@
+"""Transformer blocks over the pooled map (Mukhopadhyay et al. 2023, appendix A and Table 9)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ddae.heads.base import Standardise
+from ddae.heads.training import Recipe, StackedNetworks, train
+
+RECIPE = Recipe(settings=((1e-3, 1.0), (3e-3, 0.1)), batch_size=128)
+
+
+def fit_attention(features: Tensor, labels: Tensor, num_classes: int, seed: int, num_blocks: int) -> StackedNetworks:
+    """Size: number of Transformer blocks, on features standardised channel by channel."""
+    build = lambda: Attention(features.shape[1], num_blocks, num_classes)  # noqa: E731
+    return train(build, Standardise(features, dims=(0, 2, 3)), features, labels, seed, RECIPE)
+
+
+class Attention(nn.Module):
+    """[N, C, g, g] -> [N, K]: a CLS token and g * g tokens without positions, blocks, a linear layer on CLS."""
+
+    def __init__(self, channels: int, num_blocks: int, num_classes: int):
+        super().__init__()
+        self.cls = nn.Parameter(torch.randn(1, 1, channels) * 0.02)
+        self.blocks = nn.ModuleList(Block(channels) for _ in range(num_blocks))
+        self.classify = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, num_classes))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        x = torch.cat([self.cls.expand(len(maps), -1, -1), maps.flatten(2).transpose(1, 2)], 1)
+        for block in self.blocks[:-1]:
+            x = block(x, num_outputs=x.shape[1])
+        return self.classify(self.blocks[-1](x, num_outputs=1)[:, 0])
+
+
+class Block(nn.Module):
+    """A pre-LN Transformer block with an MLP of 4 C. Its last instance in a row needs to give CLS alone."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        num_heads = math.gcd(channels, 8)
+        self.norm = nn.LayerNorm(channels)
+        self.attention = nn.MultiheadAttention(channels, num_heads, batch_first=True)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(channels), nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels)
+        )
+
+    def forward(self, x: Tensor, num_outputs: int) -> Tensor:
+        keys = self.norm(x)
+        attended, _ = self.attention(keys[:, :num_outputs], keys, keys, need_weights=False)
+        x = x[:, :num_outputs] + attended
+        return x + self.mlp(x)

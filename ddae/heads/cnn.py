@@ -1,0 +1,30 @@
+"""A convolutional head (Mukhopadhyay et al. 2023, appendix A and Table 8)."""
+
+from torch import Tensor, nn
+
+from ddae.heads.base import Standardise
+from ddae.heads.training import Recipe, StackedNetworks, train
+
+RECIPE = Recipe(settings=((3e-3, 0.1), (1e-2, 0.1)), batch_size=128)
+
+
+def fit_cnn(features: Tensor, labels: Tensor, num_classes: int, seed: int, first: int, second: int) -> StackedNetworks:
+    """Sizes: output channels of the two convolutions, on features standardised channel by channel."""
+    build = lambda: cnn(features.shape[1], first, second, num_classes)  # noqa: E731
+    return train(build, Standardise(features, dims=(0, 2, 3)), features, labels, seed, RECIPE)
+
+
+def cnn(channels: int, first: int, second: int, num_classes: int) -> nn.Sequential:
+    """[N, C, g, g] -> [N, K]: two 2x2 convolutions, each with a 2x2 max pool, a 2x2 average pool, a linear layer.
+
+    Padding and rounding up carry a 4x4 map to 2x2 (4 -> 5 -> 3 -> 4 -> 2); the paper's maps are 16x16 and more.
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, first, 2, padding=1),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.Conv2d(first, second, 2, padding=1),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * second, num_classes),
+    )

@@ -1,0 +1,41 @@
+"""Nearest neighbours: the head without a fit."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ddae.heads.base import StackedHead
+
+NUM_NEIGHBOURS = 20
+TEMPERATURE = 0.07
+SIMILARITIES_AT_ONCE = 2**24
+
+
+class NearestNeighbours(StackedHead):
+    """known: [M, D], L2-normalised; votes: one-hot [M, K]."""
+
+    known: Tensor
+    votes: Tensor
+
+    def __init__(self, known: Tensor, votes: Tensor):
+        super().__init__((f"k={NUM_NEIGHBOURS}",))
+        self.register_buffer("known", known)
+        self.register_buffer("votes", votes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        rows_at_once = max(1, SIMILARITIES_AT_ONCE // len(self.known))
+        return torch.cat([self.vote(rows) for rows in normalise(features).split(rows_at_once)])[None]
+
+    def vote(self, x: Tensor) -> Tensor:
+        similarity, nearest = (x @ self.known.T).topk(min(NUM_NEIGHBOURS, len(self.known)))
+        weights = (similarity / TEMPERATURE).softmax(-1)
+        return torch.einsum("nk,nkc->nc", weights, self.votes[nearest])
+
+
+def fit_knn(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> NearestNeighbours:
+    """Votes of the 20 nearest by cosine, weighted by softmax(cosine / 0.07), as DINOv2 reports it (Wu et al. 2018)."""
+    return NearestNeighbours(normalise(features), functional.one_hot(labels, num_classes).float())
+
+
+def normalise(features: Tensor) -> Tensor:
+    return functional.normalize(features.flatten(1), dim=1)
