@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+
+from ddae.heads import linear
+from ddae.screening import leave_one_out
+
+
+def planted(num_images, num_features, seed=0):
+    """[N, D, 1, 1] noise in which the label moves the first three numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (num_images,), generator=generator)
+    features = torch.randn(num_images, num_features, 1, 1, generator=generator)
+    features[torch.arange(num_images), labels] += 1.5
+    return features, labels
+
+
+@pytest.mark.parametrize(("num_images", "num_features"), [(40, 5), (30, 60)])
+def test_it_is_what_fitting_without_each_image_gives(monkeypatch, num_images, num_features):
+    penalty = 0.1
+    monkeypatch.setattr("ddae.screening.RIDGE_PENALTIES", (penalty,))
+    features, labels = planted(num_images, num_features)
+    x = StandardScaler().fit_transform(features.flatten(1).double().numpy())
+    targets = np.eye(3)[labels]
+    expected = []
+    for left_out in range(num_images):
+        rest = np.arange(num_images) != left_out
+        ridge = Ridge(alpha=penalty * num_images).fit(x[rest], targets[rest])
+        expected.append(ridge.predict(x[left_out : left_out + 1]).argmax() == labels[left_out].item())
+    assert 5 < sum(expected) < num_images
+    assert leave_one_out(features, labels, 3).tolist() == expected
+
+
+def test_it_agrees_with_held_out_images():
+    features, labels = planted(3000, 20)
+    few = leave_one_out(features[:500], labels[:500], 3).mean()
+    head = linear.fit_ridge(features[:500], labels[:500], 3, seed=0)
+    held_out = (head(features[500:]).argmax(-1) == labels[500:]).float().mean(1).max().item()
+    assert few == pytest.approx(held_out, abs=0.05)
+
+
+def test_shuffled_labels_are_chance_even_with_more_numbers_than_images():
+    features, labels = planted(300, 1000)
+    shuffled = labels[torch.randperm(300, generator=torch.Generator().manual_seed(1))]
+    assert leave_one_out(features, shuffled, 3).mean() < 0.45
+
+
+def test_constant_features_are_no_error():
+    assert leave_one_out(torch.ones(20, 4, 2, 2), torch.arange(20) % 2, 2).mean() <= 0.5
