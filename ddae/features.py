@@ -11,9 +11,12 @@ from ddae.backbones.base import Backbone, Block
 from ddae.datasets import Dataset
 from ddae.noise import image_noise
 from ddae.pooling import pool, stored_grid
+from ddae.views import flip_and_crop
 
 VERSION = 1
 """Raise it when the same FeatureKey would give other bytes."""
+FIRST_VIEW = 2
+"""The first draw that is augmented."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class FeatureKey:
     val_fraction: float
     noise_seed: int
     draw: int
-    """Which of the noise samples of a (seed, timestep, image): 0, or 1 for the second view of a pair."""
+    """Which of the samples of an image: 0 and 1 noise it as it is, 2 and more flip and crop it first; each has noise of
+    its own."""
     pooling: int
     """The largest grid that can be derived."""
     dtype: str = "float16"
@@ -63,7 +67,10 @@ def extract(
     reduce = lambda map: pool(map, stored_grid(map.shape[-1], key.pooling)).flatten(1)  # noqa: E731
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        x0 = backbone.encode(dataset.images.read(batch))
+        images = dataset.images.read(batch)
+        if key.draw >= FIRST_VIEW:
+            images = flip_and_crop(images, batch, key.noise_seed, key.draw)
+        x0 = backbone.encode(images)
         noise = image_noise(batch, tuple(x0.shape[1:]), timestep, key.noise_seed, key.draw)
         for name, pooled in backbone.activations(x0, noise, timestep, blocks, reduce).items():
             half = _to_half(pooled, name, timestep)

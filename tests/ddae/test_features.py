@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from ddae.datasets import load_dataset
 from ddae.features import FeatureKey, extract, width
 from ddae.noise import image_noise
 from ddae.pooling import pool, stored_grid
+from ddae.views import flip_and_crop
 
 KEY = FeatureKey("weights", "images", split_seed=0, val_fraction=0.2, noise_seed=0, draw=0, pooling=4)
 
@@ -31,6 +34,17 @@ def test_features_are_the_pooled_activations(backbone, dataset):
         assert features[block.name].shape == (5, width(block, 4))
         expected = pool(maps[block.name], stored_grid(block.size, 4)).flatten(1).half().numpy()
         assert np.array_equal(features[block.name], expected)
+
+
+def test_only_later_draws_are_views_and_each_has_noise_of_its_own(backbone, dataset):
+    rows = dataset.splits["train"][:3]
+    plain, second, view = (
+        extract(backbone, dataset, rows, 30, ["mid"], replace(KEY, draw=draw))["mid"] for draw in (0, 1, 2)
+    )
+    x0 = backbone.encode(flip_and_crop(dataset.images.read(rows), rows, 0, 2))
+    expected = backbone.activations(x0, image_noise(rows, (1, 16, 16), 30, 0, draw=2), 30, ["mid"])["mid"]
+    assert np.array_equal(view, expected.flatten(1).half().numpy())
+    assert not np.array_equal(plain, second)
 
 
 def test_batch_size_does_not_matter(backbone, dataset):
