@@ -57,26 +57,29 @@ def measure(folder: Path, cell: Candidate, record: Path) -> None:
     from storage.tracking import Tracker, check_server, tracking_uri
     from sweeps.tuning.evaluation import read_features
     from sweeps.tuning.extraction import Extractor
-    from sweeps.tuning.plan import make_plan, sweep_folder
+    from sweeps.tuning.plan import sweep_folder
+    from sweeps.tuning.space import Need, Places
 
     check_server(tracking_uri())
     flags = cli.parse(LayerNoise, ["--config", str(folder / "config.yaml")], None)
-    plan, _, dataset = make_plan(flags, flags.poolings, flags.heads, flags.seed, flags.search == "grid")
+    plan, _, dataset = flags.plan()
     if sweep_folder(flags.out, plan, flags.search).name != folder.name:
         raise ValueError(f"{flags.backbone} or {flags.dataset} has changed since {folder} was made; sweep again")
-    space = replace(plan.space, blocks=(plan.space.block(cell.block),))
-    plan = replace(plan, space=space, labels={**plan.labels, "test": dataset.labels("test")})
+    plan = replace(plan, labels={**plan.labels, "test": dataset.labels("test")})
     extractor = Extractor(plan, torch.get_num_threads())
-    for split, labels in plan.labels.items():
-        extractor.ensure(cell.timestep, split, len(labels))
-    train, val, test = (read_features(plan, cell, split, len(labels)) for split, labels in plan.labels.items())
+    places: Places = {cell.timestep: (cell.block,)}
+    labels = plan.labels
+    for need in plan.trial_needs(cell, len(labels["train"]), places):
+        extractor.ensure(need)
+    extractor.ensure(Need(cell.timestep, "test", len(labels["test"]), (cell.block,)))
+    train, val, test = (read_features(plan, cell, split, len(labels[split])) for split in ("train", "val", "test"))
     head, result = fit_probe(cell, train, val, plan.num_classes, plan.seed)
     predicted = head(test[0])[head.settings.index(result.setting)].argmax(-1)
     accuracy = float((predicted == test[1]).float().mean())
     final = {
         "cell": cell.name,
         "setting": result.setting,
-        "num_train": len(train[1]),
+        "num_train": len(labels["train"]),
         "num_test": len(test[1]),
         "test_accuracy": accuracy,
         "test_stderr": standard_error(accuracy, len(test[1])),

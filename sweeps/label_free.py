@@ -3,8 +3,8 @@
     python sweeps/label_free.py                                       # the model and images that ship with it
     python sweeps/label_free.py --backbone ./my-model --dataset ./my-images --timesteps 0 50 100
 
-Two noise draws of 256 images pass the network once a timestep; alignment and uniformity (DDAE paper, equations 3-4)
-of every block are standardised and summed. Prints the first ten and writes a heat map and a table.
+Two noise draws of 64 images pass the network once a timestep; alignment and uniformity (DDAE paper, equations 3-4) of
+every block are standardised and summed. Prints the first ten and writes a heat map and a table.
 """
 
 import csv
@@ -26,8 +26,8 @@ def main(config: LabelFreeRanking) -> None:
 
     plan, backbone, dataset = make_plan(config)
     if config.dry_run:
-        passes = 2 * plan.num_label_free * len(plan.space.timesteps)
-        print(estimate(plan, backbone, dataset, (passes, passes)))
+        passes = 2 * plan.space.forward_passes(plan.label_free_needs)
+        print(estimate(plan, backbone, dataset, passes, passes))
         return
     check_cluster()
     with ray_cluster():
@@ -41,7 +41,7 @@ def main(config: LabelFreeRanking) -> None:
         names,
         plan.sigmas,
         "alignment and uniformity, standardised; higher is better",
-        f"label-free ranking on {plan.num_label_free} images   * its first",
+        f"label-free ranking on {plan.label_free_needs[0].num_images} images   * its first",
         folder / "label_free.png",
         star=order[0],
     )

@@ -29,10 +29,12 @@ from filelock import FileLock, Timeout
 from sweeps import cli
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from ddae.backbones import Backbone
+    from ddae.datasets import Dataset
     from storage.tracking import Tracker
     from sweeps.tuning.outcome import FinishedTrial, LabelFree
+    from sweeps.tuning.plan import Plan
+    from sweeps.tuning.race import Race
     from sweeps.tuning.run import Sweep
 
 
@@ -41,28 +43,35 @@ class LayerNoise(cli.ModelAndData):
     poolings: tuple[int, ...] = (1, 2, 4)
     """Average-pool each map to p x p numbers a channel."""
     heads: tuple[str, ...] = ("linear", "mlp")
-    """ridge, linear (logistic regression), mlp."""
+    """linear (logistic regression), logistic, ridge, knn, ddae, bn-linear, mlp, cnn, attention; with sizes as in the
+    papers: mlp-1024, mlp-2048-2048, cnn-256-256, attention-3."""
     search: Literal["optuna", "random", "grid"] = "optuna"
     """optuna and random stop the worse cells early (ASHA); grid fits every cell on all images."""
     num_trials: int = 40
     """Cells that optuna or random try."""
-    budget: float | None = None
-    """Start no new trial once this many forward passes an image are spent; the grid costs one a timestep."""
+    views: int = 1
+    """Views of every training image that heads are fitted on: 1 is the image as it is, more are flipped and cropped."""
     seed: int = 0
     """Of the search and the heads."""
+
+    def plan(self) -> tuple["Plan", "Backbone", "Dataset"]:
+        """Raises ValueError for what cannot be searched."""
+        from sweeps.tuning.plan import make_plan
+
+        return make_plan(self, self.poolings, self.heads, self.seed, self.search == "grid", self.views)
 
 
 def main(config: LayerNoise) -> None:
     started = time.time()
     from storage.tracking import Tracker, check_server, tracking_uri
     from sweeps.tuning.outcome import warm_start
-    from sweeps.tuning.plan import estimate, make_plan, sweep_folder
+    from sweeps.tuning.plan import estimate, sweep_folder
     from sweeps.tuning.run import Search, Sweep, check_cluster, ray_cluster
 
-    search = Search(config.search, config.num_trials, config.budget, config.seed)
-    plan, backbone, dataset = make_plan(config, config.poolings, config.heads, config.seed, config.search == "grid")
+    search = Search(config.search, config.num_trials, config.seed)
+    plan, backbone, dataset = config.plan()
     if config.dry_run:
-        print(estimate(plan, backbone, dataset, plan.passes))
+        print(estimate(plan, backbone, dataset, *plan.least_and_most()))
         return
     check_server(tracking_uri())
     check_cluster()
@@ -80,17 +89,17 @@ def main(config: LayerNoise) -> None:
             sweep = Sweep(plan)
             sweep.busy.append((started, loaded))
             label_free = sweep.label_free()
-            screened = sweep.screen()
+            race = sweep.look()
             sweep.start_baselines()
-            trials = sweep.search(search, folder, warm_start(plan, screened, label_free), tracker)
-            print(conclude(config, sweep, label_free, screened, trials, folder, tracker, started))
+            trials = sweep.search(search, race, folder, warm_start(plan, race), tracker)
+            print(conclude(config, sweep, label_free, race, trials, folder, tracker, started))
 
 
 def conclude(
     config: LayerNoise,
     sweep: "Sweep",
     label_free: "LabelFree",
-    screened: "np.ndarray",
+    race: "Race",
     trials: list["FinishedTrial"],
     folder: Path,
     tracker: "Tracker",
@@ -104,29 +113,26 @@ def conclude(
     answer = outcome.choose(plan, trials)
     winner = answer.winner.candidate
     baseline = sweep.baseline(winner.head)
-    without_labels, at_same_rung = sweep.label_free_choice(label_free, winner, trials)
-    correlation = outcome.spearman(label_free.ranking, screened)
+    looked = race.accuracy(plan)
+    correlation = outcome.spearman(label_free.ranking, looked)
 
     figures = folder / "figures"
     measured = outcome.best_accuracies(plan, trials)
-    pooling = f"{plan.screen_pooling}x{plan.screen_pooling}"
     report.heat_map(
-        100 * (screened if measured is None else measured),
+        100 * (looked if measured is None else measured),
         [block.name for block in plan.space.blocks],
         plan.sigmas,
-        "val accuracy (%)",
-        f"ridge on {plan.rungs[0]:,} images, {pooling} pooling\no fitted on all images   * the answer"
+        "accuracy (%)" if measured is None else "val accuracy (%)",
+        f"first look: ridge on {plan.looks[0]:,} images, one left out\no in the race to its end   * the answer"
         if measured is None
         else f"best pooling and head on {plan.rungs[-1]:,} images\n* the answer",
         figures / "block_timestep.png",
-        rings={(t.candidate.block, t.candidate.timestep) for t in trials if not t.stopped_early and measured is None},
+        rings=set(race.ranked()) if measured is None else set(),
         star=(winner.block, winner.timestep),
     )
-    report.score_scatter(label_free.ranking, screened, plan.space.timesteps, correlation, figures / "label_free.png")
-    cost = sweep.cost(trials, started)
-    text = outcome.answer_text(
-        plan, answer, trials, baseline, without_labels, at_same_rung, correlation, cost
-    ) + where_to_look(folder, tracker)
+    report.score_scatter(label_free.ranking, looked, plan.space.timesteps, correlation, figures / "label_free.png")
+    cost = sweep.cost(race, trials, started)
+    text = outcome.answer_text(plan, answer, trials, baseline, race, label_free, cost) + where_to_look(folder, tracker)
     (folder / "report.txt").write_text(text)
     write_trials(folder / "trials.csv", trials)
     results = {
@@ -135,10 +141,11 @@ def conclude(
         "best": outcome.to_json(answer.best),
         "tied": [outcome.to_json(result) for result in answer.tied],
         "raw_pixels": outcome.to_json(baseline),
-        "without_labels": outcome.to_json(without_labels),
         "cost": asdict(cost),
         "blocks": [block.name for block in plan.space.blocks],
-        "ridge_accuracy": screened.tolist(),
+        "ridge_accuracy": looked.tolist(),
+        "timesteps_at": {num_images: list(look) for num_images, look in zip(plan.looks, race.looks, strict=True)},
+        "left": race.ranked(),
         "label_free": {name: table.tolist() for name, table in label_free.scores.items()},
         "label_free_ranking": label_free.ranking.tolist(),
     }
@@ -211,8 +218,7 @@ def finished_report(folder: Path, config: LayerNoise) -> str | None:
     if not results.exists():
         return None
     before = json.loads(results.read_text())["flags"]
-    same = all(before[name] == value for name, value in as_flags(config).items() if name in ("num_trials", "budget"))
-    return (folder / "report.txt").read_text() if same else None
+    return (folder / "report.txt").read_text() if before["num_trials"] == config.num_trials else None
 
 
 def as_flags(config: LayerNoise) -> dict:

@@ -1,16 +1,21 @@
 """A candidate's result: from the ledger, or read, fitted and recorded."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 
 from ddae.pooling import pool
 from ddae.probe import Candidate, ProbeResult, fit_probe, to_maps
+from ddae.screening import leave_one_out
 from storage.feature_store import FeatureStore
 from storage.results import Ledger
 from sweeps.tuning.plan import Plan
+from sweeps.tuning.space import Need, Space
+
+LOOK_FEATURES = 1024
+"""Numbers an image up to which a look is cheap beside the forward pass."""
 
 Features = tuple[torch.Tensor, torch.Tensor]
 """(float32 [N, C, p, p], labels int64 [N])"""
@@ -31,24 +36,59 @@ def evaluate(
     read = read or (lambda split, num: read_features(plan, candidate, split, num))
     train, val = read("train", num_images), read("val", plan.num_val)
     _, result = fit_probe(candidate, train, val, plan.num_classes, plan.seed)
+    result = replace(result, num_images=num_images)  # whatever the number of views
     ledger.put(key, to_record(result))
     return result
 
 
+def look(plan: Plan, need: Need, block: str) -> np.ndarray:
+    """bool [num_images]: which images of a need leave-one-out ridge gets right, at the block's best pooling: from the
+    ledger, else computed and recorded there."""
+    ledger = Ledger(f"{plan.store}/results")
+    poolings = look_poolings(plan.space, block)
+    key = plan.look_key(block, need.timestep, poolings, need.num_images)
+    record = ledger.get(key)
+    if record is None:
+        cell = Candidate(block, need.timestep, max(poolings), "ridge")
+        features, labels = read_features(replace(plan, views=1), cell, need.split, need.num_images)
+        right = [leave_one_out(pool(features, p), labels, plan.num_classes) for p in poolings]
+        record = pack(max(right, key=np.mean))
+        ledger.put(key, record)
+    return unpack(record)
+
+
+def look_poolings(space: Space, block: str) -> list[int]:
+    """The smallest pooling, and those beyond it that leave few numbers an image."""
+    channels, size = space.block(block).channels, space.block(block).size
+    fitting = [pooling for pooling in space.poolings if pooling <= size]
+    return [p for p in fitting if p == fitting[0] or channels * p**2 <= LOOK_FEATURES]
+
+
 def read_features(plan: Plan, candidate: Candidate, split: str, num_images: int) -> Features:
-    """The candidate's block alone, pooled."""
-    views = FeatureStore(plan.store).read(plan.column(candidate.timestep, split, candidate.block), num_images)
-    maps = to_maps(views, plan.space.block(candidate.block).channels)
-    return pool(maps, candidate.pooling), torch.from_numpy(plan.labels[split][:num_images])
+    """The candidate's block alone, pooled; of training images every view, one after the other."""
+    store, draws = FeatureStore(plan.store), plan.draws if split == "train" else (0,)
+    columns = [plan.column(candidate.timestep, split, candidate.block, draw) for draw in draws]
+    shards = [shard for column in columns for shard in store.read(column, num_images)]
+    maps = to_maps(shards, plan.space.block(candidate.block).channels)
+    labels = torch.from_numpy(plan.labels[split][:num_images])
+    return pool(maps, candidate.pooling), labels.repeat(len(draws))
 
 
 def to_record(result: ProbeResult) -> dict:
-    """A JSON object; `correct` becomes packed bits in hexadecimal."""
-    return {**asdict(result), "correct": np.packbits(result.correct).tobytes().hex(), "num_val": len(result.correct)}
+    """A JSON object."""
+    return {**asdict(result), "correct": pack(result.correct)}
 
 
 def from_record(record: dict) -> ProbeResult:
-    fields = dict(record)
-    bits = np.frombuffer(bytes.fromhex(fields.pop("correct")), dtype=np.uint8)
-    correct = np.unpackbits(bits, count=fields.pop("num_val")).astype(bool)
-    return ProbeResult(**{**fields, "candidate": Candidate(**fields["candidate"]), "correct": correct})
+    candidate, correct = Candidate(**record["candidate"]), unpack(record["correct"])
+    return ProbeResult(**{**record, "candidate": candidate, "correct": correct})
+
+
+def pack(bits: np.ndarray) -> dict:
+    """bool [N] as a JSON object."""
+    return {"bits": np.packbits(bits).tobytes().hex(), "length": len(bits)}
+
+
+def unpack(record: dict) -> np.ndarray:
+    packed = np.frombuffer(bytes.fromhex(record["bits"]), dtype=np.uint8)
+    return np.unpackbits(packed, count=record["length"]).astype(bool)

@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 
+import numpy as np
 import ray
 import torch
 
@@ -13,20 +14,24 @@ from ddae.features import extract
 from ddae.pooling import pool
 from ddae.probe import Candidate, ProbeResult, to_maps
 from storage.feature_store import FeatureStore
-from sweeps.tuning.evaluation import Features, evaluate
+from sweeps.tuning.evaluation import Features, evaluate, look
 from sweeps.tuning.plan import Plan
+from sweeps.tuning.space import Need
 
 SHARD_ROWS = 512
 """Images between two publications: what a kill can lose."""
 
 
 class Extractor:
-    """One forward pass an image for all blocks, whoever asks first. A timestep belongs to one extractor, so no two
-    passes race for one shard."""
+    """One forward pass an image for all blocks that are needed. Of every need each extractor fills its own shards, so
+    all of them work at one timestep and no two passes race for one shard.
 
-    def __init__(self, plan: Plan, num_threads: int):
+    place: of num_extractors, which are all asked for the same needs.
+    """
+
+    def __init__(self, plan: Plan, num_threads: int, place: int = 0, num_extractors: int = 1):
         torch.set_num_threads(num_threads)
-        self.plan = plan
+        self.plan, self.place, self.num_extractors = plan, place, num_extractors
         self.store = FeatureStore(plan.store)
         self.backbone = load_backbone(plan.backbone, plan.device)
         self.dataset = load_dataset(
@@ -41,37 +46,40 @@ class Extractor:
         for split, rows in self.dataset.splits.items():
             self.store.describe_rows(plan.folder(), split, {"image": rows, "label": self.dataset.labels(split)})
         self.busy: list[tuple[float, float]] = []
-        self.num_extracted = 0
+        self.new_passes = self.look_seconds = 0.0
 
-    def ensure(self, timestep: int, split: str, num_images: int, draw: int = 0) -> None:
-        """Make the first num_images rows of a split stand in the store, for every block of the plan."""
+    def ensure(self, need: Need) -> None:
+        """Fill this extractor's part of a need, passing no image again whose features stand in the store."""
         started = time.time()
         ranges: dict[tuple[int, int], list[str]] = {}
-        for block in self.plan.space.blocks:
-            for gap in self.store.missing(self.plan.column(timestep, split, block.name, draw), num_images):
-                ranges.setdefault(gap, []).append(block.name)
+        for block in need.blocks:
+            for gap in self.store.missing(self._column(need, block), need.num_images):
+                ranges.setdefault(gap, []).append(block)
+        first_owner = self.plan.space.timesteps.index(need.timestep) + need.draw
         for (start, stop), blocks in sorted(ranges.items()):
-            for first in range(start, stop, SHARD_ROWS):
-                self._extract(timestep, split, first, min(first + SHARD_ROWS, stop), blocks, draw)
+            for shard in range(start // SHARD_ROWS, -(-stop // SHARD_ROWS)):
+                if (shard + first_owner) % self.num_extractors == self.place:
+                    first, last = shard * SHARD_ROWS, (shard + 1) * SHARD_ROWS
+                    self._extract(need, max(first, start), min(last, stop), blocks)
         self.busy.append((started, time.time()))
 
-    def screen(self, timestep: int) -> list[ProbeResult]:
-        """Closed-form ridge on the first rung's images, one a block."""
-        pooling = self.plan.screen_pooling
-        cells = [Candidate(block.name, timestep, pooling, "ridge") for block in self.plan.space.blocks]
-        return [self.probe(cell, self.plan.rungs[0]) for cell in cells]
-
-    def label_free(self, timestep: int) -> dict[str, dict[str, float]]:
-        """block -> score -> value, from two noise draws of the first training images."""
-        num_images = self.plan.num_label_free
-        for draw in (0, 1):
-            self.ensure(timestep, "train", num_images, draw)
+    def look(self, need: Need) -> np.ndarray:
+        """Of a need of one block that is filled: which images leave-one-out ridge gets right."""
         started = time.time()
+        right = look(self.plan, need, need.blocks[0])
+        self.busy.append((started, time.time()))
+        self.look_seconds += time.time() - started
+        return right
+
+    def label_free(self, need: Need) -> dict[str, dict[str, float]]:
+        """block -> score -> value, from the need's noise draw and the one before it; of needs that are filled."""
+        started = time.time()
+        needs = replace(need, draw=need.draw - 1), need
         scores = {}
-        for block in self.plan.space.blocks:
-            columns = [self.plan.column(timestep, "train", block.name, draw) for draw in (0, 1)]
-            maps = [to_maps(self.store.read(column, num_images), block.channels) for column in columns]
-            scores[block.name] = label_free.measure(*(pool(map, 1).flatten(1) for map in maps))
+        for block in need.blocks:
+            views = [self.store.read(self._column(one, block), need.num_images) for one in needs]
+            maps = [to_maps(view, self.plan.space.block(block).channels) for view in views]
+            scores[block] = label_free.measure(*(pool(map, 1).flatten(1) for map in maps))
         self.busy.append((started, time.time()))
         return scores
 
@@ -95,35 +103,37 @@ class Extractor:
         return result
 
     def probe(self, candidate: Candidate, num_images: int) -> ProbeResult:
-        """A candidate outside the search."""
-        self.ensure(candidate.timestep, "train", num_images)
-        self.ensure(candidate.timestep, "val", self.plan.num_val)
+        """A result again that the ledger has lost; of needs that are filled."""
         started = time.time()
         result = evaluate(self.plan, candidate, num_images)
         self.busy.append((started, time.time()))
         return result
 
-    def report(self) -> tuple[list[tuple[float, float]], int]:
-        """Wall-clock intervals of work, and the number of forward passes run."""
-        return self.busy, self.num_extracted
+    def report(self) -> tuple[list[tuple[float, float]], float, float]:
+        """Wall-clock intervals of work, the full forward passes run, and the seconds of looks."""
+        return self.busy, self.new_passes, self.look_seconds
 
-    def _extract(self, timestep: int, split: str, start: int, stop: int, blocks: list[str], draw: int) -> None:
-        rows = self.dataset.splits[split][start:stop]
-        features = extract(self.backbone, self.dataset, rows, timestep, blocks, replace(self.plan.key, draw=draw))
-        self.num_extracted += len(rows)
+    def _extract(self, need: Need, start: int, stop: int, blocks: list[str]) -> None:
+        rows = self.dataset.splits[need.split][start:stop]
+        key = replace(self.plan.key, draw=need.draw)
+        features = extract(self.backbone, self.dataset, rows, need.timestep, blocks, key)
+        self.new_passes += len(rows) * self.plan.space.pass_share(blocks)
         for block, values in features.items():
-            self.store.write(self.plan.column(timestep, split, block, draw), start, values)
+            self.store.write(self._column(need, block), start, values)
+
+    def _column(self, need: Need, block: str) -> str:
+        return self.plan.column(need.timestep, need.split, block, need.draw)
 
 
 def start_extractors(plan: Plan) -> list[ray.actor.ActorHandle]:
     """One a GPU where there are any, else one a core; they hold no CPU, because trials wait while they work."""
     resources = ray.cluster_resources()
     on_gpu = plan.device.startswith("cuda")
-    num_actors = min(max(1, int(resources.get("GPU" if on_gpu else "CPU", 1))), len(plan.space.timesteps))
+    num_actors = max(1, int(resources.get("GPU" if on_gpu else "CPU", 1)))
     actor = ray.remote(Extractor).options(num_cpus=0, num_gpus=int(on_gpu), max_restarts=2, max_task_retries=2)
-    return [actor.remote(plan, 1) for _ in range(num_actors)]
+    return [actor.remote(plan, 1, place, num_actors) for place in range(num_actors)]
 
 
-def extractor_of(plan: Plan, extractors: list, timestep: int):
-    """The extractor that a timestep belongs to."""
-    return extractors[plan.space.timesteps.index(timestep) % len(extractors)]
+def fill(extractors: list, needs: list[Need]) -> None:
+    """Wait until all extractors together have filled the needs."""
+    ray.get([extractor.ensure.remote(need) for need in needs for extractor in extractors])

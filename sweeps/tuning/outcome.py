@@ -7,6 +7,7 @@ import numpy as np
 from ddae.label_free import rank
 from ddae.probe import Candidate, ProbeResult, tied_with_best
 from sweeps.tuning.plan import Plan
+from sweeps.tuning.race import Race
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def choose(plan: Plan, trials: list[FinishedTrial]) -> Answer:
     """The best cell on val among those fitted on all images; a tie goes to the cheapest."""
     full = [trial.rungs[-1] for trial in trials if not trial.stopped_early]
     if not full:
-        raise ValueError("no trial reached the last rung; raise --num-trials or --budget")
+        raise ValueError("no trial reached the last rung; raise --num-trials")
     ties = tied_with_best(np.stack([result.correct for result in full]))
     tied = [result for result, tie in zip(full, ties, strict=True) if tie]
     tied.sort(key=lambda result: plan.space.cost(result.candidate))
@@ -72,15 +73,6 @@ def best_accuracies(plan: Plan, trials: list[FinishedTrial]) -> np.ndarray | Non
     return table if np.isfinite(table).all() else None
 
 
-def images_at(plan: Plan, trials: list[FinishedTrial]) -> dict[int, int]:
-    """The most training images that any trial read at each timestep; the screen read the first rung of all."""
-    used = dict.fromkeys(plan.space.timesteps, max(plan.rungs[0], plan.num_label_free))
-    for trial in trials:
-        timestep = trial.candidate.timestep
-        used[timestep] = max(used[timestep], trial.rungs[-1].num_images)
-    return used
-
-
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Rank correlation of two tables of the same shape."""
     from scipy.stats import spearmanr
@@ -94,14 +86,13 @@ def best_cells(plan: Plan, table: np.ndarray, num_cells: int = 1) -> list[tuple[
     return [(plan.space.blocks[b].name, plan.space.timesteps[t]) for b, t in zip(*places, strict=True)]
 
 
-def warm_start(plan: Plan, screened: np.ndarray, label_free: LabelFree) -> list[Candidate]:
-    """Cells to try first: the best screened (block, timestep) with every pooling and head, then the next three and
-    the label-free ranking's first with the middle pooling."""
-    space = plan.space
-    cells = best_cells(plan, screened, 4) + best_cells(plan, label_free.ranking)
-    middle = space.poolings[len(space.poolings) // 2]
-    first = [Candidate(*cells[0], pooling, head) for pooling in space.poolings for head in space.heads]
-    return first + [Candidate(*cell, middle, space.heads[0]) for cell in cells[1:]]
+def warm_start(plan: Plan, race: Race) -> list[Candidate]:
+    """Cells to try first: every pooling and head at the best place that the race has left, then the middle pooling
+    with the first head at the others."""
+    best, *others = race.ranked()
+    first = plan.space.candidates_at({best[1]: (best[0],)})
+    middle = plan.space.poolings[len(plan.space.poolings) // 2]
+    return [*first, *(Candidate(*place, middle, plan.space.heads[0]) for place in others)]
 
 
 @dataclass(frozen=True)
@@ -109,10 +100,11 @@ class Cost:
     passes: float
     """Full forward passes of one image that the search needed."""
     grid_passes: float
-    new_passes: int
+    num_train: int
+    new_passes: float
     """Those of them run just now; the store held the others."""
-    fit_seconds: float
-    """Of the trials' heads, summed over processes."""
+    head_seconds: float
+    """Of ridge at the looks and of the trials' heads, summed over processes."""
     wall_seconds: float
     ray_share: float
     """Of the wall time, in which neither an extractor, nor a trial, nor the driver itself worked."""
@@ -129,9 +121,9 @@ def share_outside(intervals: list[tuple[float, float]], start: float, end: float
     return 1 - covered / (end - start)
 
 
-def paired_loss(chosen: ProbeResult, winner: ProbeResult) -> tuple[float, float]:
-    """(points lost, their standard error) of one probe against another on the same val images."""
-    deficit = winner.correct.astype(float) - chosen.correct.astype(float)
+def paired_loss(chosen: np.ndarray, winner: np.ndarray) -> tuple[float, float]:
+    """(points lost, their standard error) of one probe's right answers against another's on the same images."""
+    deficit = winner.astype(float) - chosen.astype(float)
     return float(100 * deficit.mean()), float(100 * deficit.std() / len(deficit) ** 0.5)
 
 
@@ -140,13 +132,11 @@ def answer_text(
     answer: Answer,
     trials: list[FinishedTrial],
     baseline: ProbeResult,
-    label_free: ProbeResult,
-    at_same_rung: ProbeResult,
-    correlation: float,
+    race: Race,
+    label_free: LabelFree,
     cost: Cost,
 ) -> str:
-    """What a person reads at the end. label_free: the label-free ranking's first cell with the winner's pooling and
-    head; at_same_rung: the winner on as many images."""
+    """What a person reads at the end."""
     winner, space = answer.winner, plan.space
     rows = [("", "block", "t", "sigma", "pooling", "head", "val accuracy", "forward", "features")]
     shown = [r for place, r in enumerate(answer.tied) if place < 10 or r is answer.best]
@@ -169,9 +159,14 @@ def answer_text(
     table = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     more = [f"    and {len(answer.tied) - len(shown)} more"] if len(shown) < len(answer.tied) else []
     stopped = sum(trial.stopped_early for trial in trials)
-    lost, lost_stderr = paired_loss(label_free, at_same_rung)
-    cell = label_free.candidate
-    images = f" on {label_free.num_images:,} images" if label_free.num_images < plan.rungs[-1] else ""
+    [(unlabelled, timestep)] = best_cells(plan, label_free.ranking)
+    first = race.looks[0]
+    lost, lost_stderr = paired_loss(
+        first[timestep][unlabelled], first[winner.candidate.timestep][winner.candidate.block]
+    )
+    correlation = spearman(label_free.ranking, race.accuracy(plan))
+    left = len(space.candidates_at(race.places))
+    timesteps = ", ".join(map(str, race.places))
     new = "" if cost.new_passes else "; all of it was in the store"
     return "\n".join(
         [
@@ -183,11 +178,12 @@ def answer_text(
             "",
             f"answer         {winner.candidate.name} ({winner.setting}): {accuracy_text(winner)} % on val",
             f"raw pixels     {accuracy_text(baseline)} % under the same head",
-            f"without labels {cell.block}/{cell.timestep} would have been chosen: {lost:.1f} +- {lost_stderr:.1f} "
-            f"points lost{images}; Spearman with ridge over all cells {correlation:.2f}",
-            f"cells          {len(trials)} of {len(space.candidates)} tried, {stopped} stopped early",
-            f"cost           {cost.passes:,.0f} forward passes, {cost.passes / cost.grid_passes:.2f} of the grid's "
-            f"{cost.grid_passes:,.0f}{new}; {cost.fit_seconds:.0f} s of head training",
+            f"without labels {unlabelled}/{timestep} would have been chosen: {lost:.1f} +- {lost_stderr:.1f} points "
+            f"lost under ridge on {plan.looks[0]:,} images; Spearman with it over all places {correlation:.2f}",
+            f"cells          {len(space.candidates):,}; the looks left {left}, at t = {timesteps}; {len(trials)} "
+            f"tried, {stopped} stopped early",
+            f"cost           {cost.passes:,.0f} forward passes, {cost.passes / cost.num_train:.2f} times the training "
+            f"images and {cost.passes / cost.grid_passes:.2f} of the grid{new}; {cost.head_seconds:.0f} s of heads",
             f"time           {cost.wall_seconds:.0f} s, of which Ray {cost.ray_share:.0%} (no process at work)",
         ]
     )

@@ -1,9 +1,10 @@
 """From flags to a plan: what is searched, on what, and all that a worker needs to know about it."""
 
 import difflib
+import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,20 +13,26 @@ import torch
 
 from ddae.backbones import SHIPPED, Backbone, load_backbone
 from ddae.datasets import DATASETS, Dataset, load_dataset
-from ddae.features import FeatureKey, check_timestep, extract, width
-from ddae.heads import HEADS
+from ddae.features import FIRST_VIEW, FeatureKey, check_timestep, extract, width
+from ddae.heads import expand, find_head
 from ddae.probe import Candidate
 from storage.results import content_key
 from sweeps.cli import ModelAndData
-from sweeps.tuning.space import Space
+from sweeps.tuning.space import Need, Places, Space
 
-PROBE_VERSION = 1
+PROBE_VERSION = 2
 """Raise it when the same candidate would be fitted differently."""
 VAL_FRACTION = 0.2
 REDUCTION = 4
 """Each rung has about so many times the images of the one before, and ASHA lets about one candidate in so many on."""
-NUM_LABEL_FREE = 256
-"""Images of the label-free scores."""
+MIN_IMAGES, MIN_IMAGES_A_CLASS = 64, 7
+"""Of the first look at a place; fewer do not tell timesteps apart."""
+ENOUGH_FOR_A_LOOK = 512
+"""More images are not spent on the first look, if rungs below can take its place."""
+
+
+NUM_LABEL_FREE = 64
+"""Images of the label-free scores; 256 rank the places no better (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +48,20 @@ class Plan:
     store: str
     key: FeatureKey
     space: Space
+    looks: tuple[int, ...]
+    """Numbers of training images, growing, at which closed-form ridge looks at every place still in the race."""
     rungs: tuple[int, ...]
-    """Numbers of training images, growing; the last is all of them."""
+    """Numbers of training images, growing, on which trials fit their heads; the last is all of them."""
+    exhaustive: bool
+    """The grid: every place stays in the race, and trials fit on all images at once."""
     labels: dict[str, np.ndarray]
     """int64, of train and val, in the order of the rows."""
     num_classes: int
-    num_label_free: int
-    """Images of the label-free scores."""
     sigmas: dict[int, float]
     """timestep -> noise-to-signal ratio."""
     seed: int
+    views: int = 1
+    """Of every training image that heads are fitted on: the image as it is, then flipped and cropped ones."""
 
     def folder(self, draw: int = 0) -> str:
         """The store's folder of all features that differ in split, timestep and block alone."""
@@ -65,14 +76,24 @@ class Plan:
             features=self.key.asdict(),
             candidate=candidate.name,
             num_images=num_images,
+            views=self.views,
             seed=self.seed,
             version=PROBE_VERSION,
         )
 
+    def look_key(self, block: str, timestep: int, poolings: Sequence[int], num_images: int) -> str:
+        return content_key(
+            features=self.key.asdict(),
+            look=f"{block}/{timestep}",
+            poolings=list(poolings),
+            num_images=num_images,
+            version=PROBE_VERSION,
+        )
+
     @property
-    def screen_pooling(self) -> int:
-        """Of the ridge probes that look at every (block, timestep) first."""
-        return min(self.space.poolings)
+    def draws(self) -> tuple[int, ...]:
+        """Of the views."""
+        return 0, *range(FIRST_VIEW, FIRST_VIEW + self.views - 1)
 
     @property
     def num_val(self) -> int:
@@ -83,22 +104,47 @@ class Plan:
         """Of one timestep in the store."""
         return sum(2 * width(block, self.key.pooling) for block in self.space.blocks)
 
-    def forward_passes(self, images_at: dict[int, int]) -> float:
-        """Full forward passes of one image that a search spent whose trials used images_at[timestep] training images
-        at most; each timestep also costs the val images and the label-free scores' second noise draw."""
-        return self.space.pass_share * sum(n + self.num_val + self.num_label_free for n in images_at.values())
+    def num_kept(self, look: int) -> int:
+        """How many timesteps may stay in the race after a look: a quarter after the first (0), and so on."""
+        num_timesteps = len(self.space.timesteps)
+        return num_timesteps if self.exhaustive else math.ceil(num_timesteps / REDUCTION ** (look + 1))
 
     @property
-    def passes(self) -> tuple[int, int]:
-        """Full forward passes that a sweep runs at least (a first look at everything) and at most."""
-        first_look, whole = max(self.rungs[0], self.num_label_free), self.rungs[-1]
-        least, most = (self.forward_passes(dict.fromkeys(self.space.timesteps, n)) for n in (first_look, whole))
-        return round(least), round(most)
+    def label_free_needs(self) -> list[Need]:
+        """The second noise draw that the label-free scores compare with the first."""
+        num_images = min(NUM_LABEL_FREE, self.looks[0])
+        return [Need(t, "train", num_images, blocks, draw=1) for t, blocks in self.space.places.items()]
+
+    def least_and_most(self) -> tuple[float, float]:
+        """Full forward passes of a search that the shallowest block wins soon, and of one that loses no block."""
+        blocks = tuple(block.name for block in self.space.blocks)
+        winners = (blocks if self.exhaustive else blocks[:1]), blocks
+        least, most = (self.space.forward_passes(self._planned(each)) for each in winners)
+        return least, most
+
+    def _planned(self, winners: tuple[str, ...]) -> Iterator[Need]:
+        timesteps, blocks = self.space.timesteps, tuple(block.name for block in self.space.blocks)
+        for timestep in timesteps:
+            yield Need(timestep, "train", self.looks[0], blocks)
+        yield from self.label_free_needs
+        for place, num_images in enumerate(self.looks[1:]):
+            for timestep in timesteps[: self.num_kept(place)]:
+                yield Need(timestep, "train", num_images, winners)
+        for timestep in timesteps[: self.num_kept(len(self.looks) - 1)]:
+            cell = Candidate(winners[0], timestep, 1, "linear")
+            yield from self.trial_needs(cell, self.rungs[-1], {timestep: winners})
+
+    def trial_needs(self, candidate: Candidate, num_images: int, places: Places) -> list[Need]:
+        """Of a candidate on num_images: one pass serves all blocks that are still in the race at its timestep."""
+        timestep, blocks = candidate.timestep, places[candidate.timestep]
+        train = [Need(timestep, "train", num_images, blocks, draw) for draw in self.draws]
+        return [*train, Need(timestep, "val", self.num_val, blocks)]
 
     @property
     def grid_passes(self) -> float:
-        """Full forward passes of the exhaustive grid: every image once at every timestep."""
-        return self.space.pass_share * len(self.space.timesteps) * (self.rungs[-1] + self.num_val)
+        """Full forward passes of the exhaustive grid: every view of every image at every timestep."""
+        share = max(block.flops_share for block in self.space.blocks)
+        return share * len(self.space.timesteps) * (self.views * self.rungs[-1] + self.num_val)
 
 
 def sweep_folder(out: Path, plan: Plan, search: str) -> Path:
@@ -110,8 +156,9 @@ def sweep_folder(out: Path, plan: Plan, search: str) -> Path:
         timesteps=space.timesteps,
         poolings=space.poolings,
         heads=space.heads,
-        rungs=plan.rungs,
+        rungs=(plan.looks, plan.rungs),
         search=search,
+        views=plan.views,
         seed=plan.seed,
         version=PROBE_VERSION,
     )
@@ -123,18 +170,17 @@ def make_plan(
     poolings: Sequence[int] = (1,),
     heads: Sequence[str] | None = None,
     seed: int = 0,
-    whole: bool = False,
+    exhaustive: bool = False,
+    views: int = 1,
 ) -> tuple[Plan, Backbone, Dataset]:
     """Load the model and the images and check every name and number against them; a ValueError names what is wrong.
 
-    heads: None where none is to be fitted. whole: fit on all training images at once instead of on growing numbers.
+    heads: None where none is to be fitted. exhaustive, views: as in Plan.
     """
     for name, values in (("timesteps", config.timesteps), ("poolings", poolings), ("heads", heads)):
         if values is not None and not values:
             raise ValueError(f"--{name} is empty; give at least one, or leave the flag out for the default")
-    heads = heads or ()
-    for head in heads:
-        check_name("head", head, HEADS)
+    heads = expand(heads or ())
     for pooling in poolings:
         if pooling < 1 or max(4, *poolings) % pooling:
             raise ValueError(f"pooling={pooling} does not follow exactly from a coarser grid; choose among 1, 2, 4, 8")
@@ -142,6 +188,8 @@ def make_plan(
         raise ValueError(
             f"store={config.store!r} is an address; only folders are supported yet (a shared one on a cluster)"
         )
+    if views < 1:
+        raise ValueError(f"views={views} must be 1 or more; 1 is every image as it is")
     if config.data_seed < 0 or seed < 0:
         raise ValueError(f"seed={min(config.data_seed, seed)} must be 0 or more")
     on_cluster = "RAY_ADDRESS" in os.environ
@@ -154,6 +202,11 @@ def make_plan(
         check_timestep(backbone, timestep)
     blocks = tuple(block for block in backbone.blocks if not config.blocks or block.name in config.blocks)
     largest = max(block.size for block in blocks)
+    for head in heads:
+        if find_head(head)[0].min_grid > max(poolings):
+            raise ValueError(
+                f"head={head!r} wants a pooling of at least {find_head(head)[0].min_grid}; add it to --poolings"
+            )
     for pooling in poolings:
         if pooling > largest:
             raise ValueError(f"pooling={pooling} is larger than every chosen block's map; the largest is {largest}")
@@ -170,7 +223,9 @@ def make_plan(
         pooling=max(4, *poolings),
     )
     timesteps = tuple(sorted(set(config.timesteps)))
-    space = Space(blocks, timesteps, tuple(sorted(set(poolings))), tuple(dict.fromkeys(heads)))
+    blocks = tuple(block for block in blocks if block.size >= min(poolings))
+    space = Space(blocks, timesteps, tuple(sorted(set(poolings))), heads)
+    rungs = choose_rungs(num_train, dataset.num_classes, len(timesteps))
     plan = Plan(
         name=Path(config.dataset).resolve().name or "images",
         backbone=absolute(config.backbone),
@@ -180,12 +235,14 @@ def make_plan(
         store=str(Path(config.store).absolute()),
         key=key,
         space=space,
-        rungs=(num_train,) if whole else choose_rungs(num_train),
+        looks=rungs[:1] if exhaustive or len(rungs) == 1 else rungs[:-1],
+        rungs=rungs[-1:] if exhaustive else rungs[-2:],
+        exhaustive=exhaustive,
         labels=labels,
         num_classes=dataset.num_classes,
-        num_label_free=min(NUM_LABEL_FREE, num_train),
         sigmas={timestep: backbone.sigma(timestep) for timestep in timesteps},
         seed=seed,
+        views=views,
     )
     return plan, backbone, dataset
 
@@ -217,8 +274,8 @@ def check_name(kind: str, name: str, allowed: Iterable[str]) -> None:
         raise ValueError(f"{kind}={name!r} is not known; allowed: {', '.join(allowed)}{hint}")
 
 
-def estimate(plan: Plan, backbone: Backbone, dataset: Dataset, passes: tuple[int, int]) -> str:
-    """What a sweep of so many forward passes (least, most) costs, by timing a batch of 32 images on one thread, as an
+def estimate(plan: Plan, backbone: Backbone, dataset: Dataset, *passes: float) -> str:
+    """What so many full forward passes cost (least, most), by timing a batch of 32 images on one thread, as an
     extractor has."""
     torch.set_num_threads(1)
     rows = dataset.splits["train"][:32]
@@ -227,7 +284,7 @@ def estimate(plan: Plan, backbone: Backbone, dataset: Dataset, passes: tuple[int
     extract(backbone, dataset, rows, space.timesteps[0], blocks, plan.key)
     started = time.perf_counter()
     extract(backbone, dataset, rows, space.timesteps[0], blocks, plan.key)
-    seconds = (time.perf_counter() - started) / len(rows)
+    seconds = (time.perf_counter() - started) / len(rows) / space.pass_share(blocks)
     gigabytes = [num * plan.bytes_per_image / 1e9 for num in passes]
     minutes = [num * seconds / 60 for num in passes]
     cells = f"{len(blocks)} blocks x {len(space.timesteps)} timesteps"
@@ -240,16 +297,21 @@ def estimate(plan: Plan, backbone: Backbone, dataset: Dataset, passes: tuple[int
         [
             f"space           {cells}",
             f"images          {plan.rungs[-1]:,} train, {plan.num_val:,} val, {plan.num_classes} classes",
-            f"forward passes  {passes[0]:,} to {passes[1]:,}",
-            f"one pass        {backbone.flops * space.pass_share / 1e9:.3g} GFLOP an image, "
-            f"{1000 * seconds:.3g} ms on {plan.device}",
+            f"forward passes  {passes[0]:,.0f} to {passes[1]:,.0f}; the grid would be {plan.grid_passes:,.0f}",
+            f"one pass        {backbone.flops / 1e9:.3g} GFLOP an image, {1000 * seconds:.3g} ms on {plan.device}",
             f"features        {gigabytes[0]:.2g} to {gigabytes[1]:.2g} GB in {plan.store}",
             f"extraction      {minutes[0]:.2g} to {minutes[1]:.2g} minutes, divided by the number of cores or GPUs",
         ]
     )
 
 
-def choose_rungs(num_train: int, num_rungs: int = 3) -> tuple[int, ...]:
-    """Training images at each rung: all, a quarter, a sixteenth, but never fewer than 64."""
-    rungs = {max(num_train // REDUCTION**k, min(64, num_train)) for k in range(num_rungs)}
-    return tuple(sorted(rungs))
+def choose_rungs(num_train: int, num_classes: int, num_timesteps: int) -> tuple[int, ...]:
+    """Training images at each rung: all, a quarter, a sixteenth, ... as many as it takes until the first is small and
+    the timesteps can be quartered down to one, but never too few to tell anything."""
+    least = max(MIN_IMAGES, MIN_IMAGES_A_CLASS * num_classes)
+    rungs = [num_train]
+    while rungs[0] // REDUCTION >= least and (
+        rungs[0] > ENOUGH_FOR_A_LOOK or REDUCTION ** (len(rungs) - 1) < num_timesteps
+    ):
+        rungs.insert(0, rungs[0] // REDUCTION)
+    return tuple(rungs)

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
-import numpy as np
 import optuna
 import ray
 from optuna.trial import TrialState
@@ -25,10 +25,12 @@ from ddae.probe import Candidate, ProbeResult
 from storage.results import Ledger
 from storage.tracking import Metric, Tracker, Trial
 from sweeps.tuning.evaluation import from_record
-from sweeps.tuning.extraction import extractor_of, start_extractors
-from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree, best_cells, images_at, share_outside
+from sweeps.tuning.extraction import fill, start_extractors
+from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree, share_outside
 from sweeps.tuning.plan import REDUCTION, Plan
+from sweeps.tuning.race import Race
 from sweeps.tuning.searcher import Axes, OptunaSearcher, finished_trials, open_study
+from sweeps.tuning.space import Need, Places
 from sweeps.tuning.trial import ProbeTrial
 
 
@@ -39,15 +41,11 @@ class Search:
     sampler: str
     """optuna, random, or grid: every cell on all images."""
     num_trials: int
-    budget: float | None
-    """Forward passes an image after which no new trial starts."""
     seed: int
 
     def __post_init__(self) -> None:
         if self.num_trials < 1:
             raise ValueError(f"num_trials={self.num_trials} must be 1 or more; the default is 40")
-        if self.budget is not None and not self.budget > 0:
-            raise ValueError(f"budget={self.budget} must be more than 0 forward passes an image; leave it out for none")
 
 
 def check_cluster() -> None:
@@ -94,27 +92,38 @@ class Sweep:
         self.extractors = start_extractors(plan)
         self.busy: list[tuple[float, float]] = []
 
-    def screen(self) -> np.ndarray:
-        """Val accuracy of ridge on the first rung, [blocks, timesteps]."""
-        probes = self._each_timestep("screen", "ridge probes")
-        return np.array([[probe.val_accuracy for probe in at_timestep] for at_timestep in probes]).T
+    def look(self) -> Race:
+        """Closed-form ridge at every place in the race, on growing numbers of images, until few timesteps are left."""
+        plan = self.plan
+        race = Race([], plan.space.places)
+        for place, num_images in enumerate(plan.looks):
+            needs = [Need(t, "train", num_images, blocks) for t, blocks in race.places.items()]
+            title = f"look at {num_images:,}"
+            self._each("ensure", needs, f"{title}, forward", self.extractors)
+            looks = self._each("look", [replace(need, blocks=(b,)) for need in needs for b in need.blocks], title)
+            race = race.after(looks, None if plan.exhaustive else plan.num_kept(place))
+        return race
 
     def label_free(self) -> LabelFree:
         """Every (block, timestep) ranked without labels."""
-        return LabelFree.of(self.plan, self._each_timestep("label_free", "label-free"))
+        needs = self.plan.label_free_needs
+        for draw in (0, 1):
+            self._each("ensure", [replace(need, draw=draw) for need in needs], "label-free, forward", self.extractors)
+        scores = self._each("label_free", needs, "label-free")
+        return LabelFree.of(self.plan, list(scores.values()))
 
-    def _each_timestep(self, method: str, title: str) -> list:
-        """One call of an extractor's method a timestep, in the plan's order."""
-        timesteps = self.plan.space.timesteps
-        pending = {getattr(extractor_of(self.plan, self.extractors, t), method).remote(t): t for t in timesteps}
-        results = {}
+    def _each(self, method: str, needs: list[Need], title: str, workers: list | None = None) -> dict[Need, Any]:
+        """The extractors' method of every need: by one of them in turn, or by all (the last one's answer is kept)."""
+        turns = itertools.cycle(self.extractors)
+        pending = {getattr(worker, method).remote(need): need for need in needs for worker in workers or [next(turns)]}
+        results = dict.fromkeys(needs)
         with self._progress() as progress:
-            bar = progress.add_task(f"{title:<13} timesteps", total=len(pending), note="")
+            bar = progress.add_task(f"{title:<22}", total=len(pending), note="")
             while pending:
                 ready, _ = ray.wait(list(pending))
                 results[pending.pop(ready[0])] = ray.get(ready[0])
                 progress.advance(bar)
-        return [results[t] for t in timesteps]
+        return results
 
     def start_baselines(self) -> None:
         """Raw pixels under each head, computed while the trials start."""
@@ -123,54 +132,47 @@ class Sweep:
             for i, head in enumerate(self.plan.space.heads)
         }
 
-    def search(self, search: Search, folder: Path, first: list[Candidate], tracker: Tracker) -> list[FinishedTrial]:
-        """Run trials until num_trials have finished, the space is exhausted or the budget is spent.
+    def search(
+        self, search: Search, race: Race, folder: Path, first: list[Candidate], tracker: Tracker
+    ) -> list[FinishedTrial]:
+        """Run trials of what the race has left until num_trials have finished or nothing is left.
 
         folder: keeps the study, from which the same call goes on. first: candidates to try before any other.
         """
         grid = search.sampler == "grid"
-        num_cells = len(self.plan.space.candidates)
-        num_trials = num_cells if grid else min(search.num_trials, num_cells)
+        candidates = self.plan.space.candidates_at(race.places)
+        num_trials = len(candidates) if grid else min(search.num_trials, len(candidates))
         study = open_study(folder / "optuna.journal", "random" if grid else search.sampler, search.seed)
-        searcher = OptunaSearcher(
-            self.plan.space, study, num_trials, first, lambda: self._affordable(study, search.budget), in_order=grid
-        )
+        searcher = OptunaSearcher(self.plan.space, study, candidates, num_trials, first, in_order=grid)
         num_finished = len(finished_trials(study))
-        with self._logging(study, tracker) as log, self._progress() as progress:
+        with self._logging(study, race.places, tracker) as log, self._progress() as progress:
             log()
             watch = _Watch(progress, num_trials, num_finished, log)
             if num_finished < num_trials:
-                self._tune(searcher, self._scheduler(study), num_trials - num_finished, folder, watch)
+                self._tune(searcher, asha(self.plan, study), num_trials - num_finished, race.places, folder, watch)
             self.busy += watch.busy
-        return self._finished(study)
+        return self._finished(study, race.places)
 
     def baseline(self, head: str) -> ProbeResult:
         """What start_baselines found for a head."""
         return ray.get(self._baselines[head])
 
-    def label_free_choice(
-        self, label_free: LabelFree, winner: Candidate, trials: list[FinishedTrial]
-    ) -> tuple[ProbeResult, ProbeResult]:
-        """The label-free ranking's first cell with the winner's pooling and head, and the winner itself, both on as
-        many images as that cell's timestep has been extracted for: no further forward pass."""
-        [(block, timestep)] = best_cells(self.plan, label_free.ranking)
-        pooling = min(winner.pooling, self.plan.space.block(block).size)
-        extracted = images_at(self.plan, trials)[timestep]
-        num_images = max(rung for rung in self.plan.rungs if rung <= extracted)
-        cells = Candidate(block, timestep, pooling, winner.head), winner
-        free = itertools.cycle(self.extractors)
-        return tuple(ray.get([actor.probe.remote(cell, num_images) for cell, actor in zip(cells, free, strict=False)]))
-
-    def cost(self, trials: list[FinishedTrial], started: float) -> Cost:
+    def cost(self, race: Race, trials: list[FinishedTrial], started: float) -> Cost:
         """Of the sweep, which began at `started` (seconds since the epoch)."""
+        plan = self.plan
         reports = ray.get([extractor.report.remote() for extractor in self.extractors])
-        intervals = self.busy + [interval for busy, _ in reports for interval in busy]
+        intervals = self.busy + [interval for busy, _, _ in reports for interval in busy]
+        needs = [*plan.label_free_needs, *race.needs(plan)]
+        for trial in trials:
+            needs += plan.trial_needs(trial.candidate, trial.rungs[-1].num_images, race.places)
         now = time.time()
         return Cost(
-            passes=self.plan.forward_passes(images_at(self.plan, trials)),
-            grid_passes=self.plan.grid_passes,
-            new_passes=sum(num for _, num in reports),
-            fit_seconds=sum(rung.fit_seconds for trial in trials for rung in trial.rungs),
+            passes=plan.space.forward_passes(needs),
+            grid_passes=plan.grid_passes,
+            num_train=plan.rungs[-1],
+            new_passes=sum(num for _, num, _ in reports),
+            head_seconds=sum(seconds for _, _, seconds in reports)
+            + sum(rung.fit_seconds for trial in trials for rung in trial.rungs),
             wall_seconds=now - started,
             ray_share=share_outside(intervals, started, now),
         )
@@ -180,10 +182,11 @@ class Sweep:
         searcher: OptunaSearcher,
         scheduler: TrialScheduler,
         num_samples: int,
+        places: Places,
         folder: Path,
         watch: "_Watch",
     ) -> None:
-        trainable = tune.with_parameters(ProbeTrial, plan=self.plan, extractors=self.extractors)
+        trainable = tune.with_parameters(ProbeTrial, plan=self.plan, places=places, extractors=self.extractors)
         slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
@@ -203,39 +206,20 @@ class Sweep:
             ),
         ).fit()
 
-    def _scheduler(self, study: optuna.Study) -> TrialScheduler:
-        """ASHA on the number of training images, in units of the first rung; the rungs of earlier sessions are put
-        back from the study."""
-        rungs = self.plan.rungs
-        if len(rungs) == 1:
-            return FIFOScheduler()
-        scheduler = ASHAScheduler(
-            time_attr="resource",
-            metric="val_accuracy",
-            mode="max",
-            grace_period=1,
-            max_t=REDUCTION ** (len(rungs) - 1),
-            reduction_factor=REDUCTION,
-        )
-        for trial in finished_trials(study):
-            stand_in = SimpleNamespace(trial_id=f"finished-{trial.number}")
-            scheduler.on_trial_add(None, stand_in)
-            for num_images, accuracy in sorted(trial.intermediate_values.items()):
-                resource = REDUCTION ** rungs.index(num_images)
-                scheduler.on_trial_result(None, stand_in, {"resource": resource, "val_accuracy": accuracy})
-        return scheduler
+    def _finished(self, study: optuna.Study, places: Places) -> list[FinishedTrial]:
+        return [self._finished_trial(trial, places) for trial in finished_trials(study)]
 
-    def _finished(self, study: optuna.Study) -> list[FinishedTrial]:
-        return [self._finished_trial(trial) for trial in finished_trials(study)]
-
-    def _finished_trial(self, trial: optuna.trial.FrozenTrial) -> FinishedTrial:
+    def _finished_trial(self, trial: optuna.trial.FrozenTrial, places: Places) -> FinishedTrial:
         """The study says which rungs a trial ran, the ledger what they gave; a result that is gone is made again."""
         candidate = Axes(self.plan.space).candidate(trial.params)
         rungs = []
         for num_images in sorted(trial.intermediate_values):
             record = Ledger(f"{self.plan.store}/results").get(self.plan.result_key(candidate, num_images))
-            extractor = extractor_of(self.plan, self.extractors, candidate.timestep)
-            rungs.append(from_record(record) if record else ray.get(extractor.probe.remote(candidate, num_images)))
+            if record is None:
+                fill(self.extractors, self.plan.trial_needs(candidate, num_images, places))
+                rungs.append(ray.get(self.extractors[0].probe.remote(candidate, num_images)))
+            else:
+                rungs.append(from_record(record))
         assert trial.datetime_start and trial.datetime_complete
         return FinishedTrial(
             candidate,
@@ -245,14 +229,8 @@ class Sweep:
             trial.datetime_complete.timestamp(),
         )
 
-    def _affordable(self, study: optuna.Study, budget: float | None) -> bool:
-        if budget is None:
-            return True
-        spent = self.plan.forward_passes(images_at(self.plan, self._finished(study)))
-        return spent < budget * (self.plan.rungs[-1] + self.plan.num_val)
-
     @contextmanager
-    def _logging(self, study: optuna.Study, tracker: Tracker) -> Iterator:
+    def _logging(self, study: optuna.Study, places: Places, tracker: Tracker) -> Iterator:
         """A function that logs, in the background, every finished trial that MLflow does not have yet."""
         writer = ThreadPoolExecutor(max_workers=1)
         pending = []
@@ -261,7 +239,7 @@ class Sweep:
         def log_all() -> None:
             for trial in finished_trials(study):
                 if trial.number not in logged:
-                    tracker.log_trial(_tracked(self.plan, self._finished_trial(trial)))
+                    tracker.log_trial(_tracked(self.plan, self._finished_trial(trial, places)))
                     logged.add(trial.number)
 
         def log() -> None:
@@ -282,12 +260,35 @@ class Sweep:
         return Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console)
 
 
+def asha(plan: Plan, study: optuna.Study) -> TrialScheduler:
+    """ASHA on the number of training images, in units of the first rung; the rungs of earlier sessions are put
+    back from the study."""
+    rungs = plan.rungs
+    if len(rungs) == 1:
+        return FIFOScheduler()
+    scheduler = ASHAScheduler(
+        time_attr="resource",
+        metric="val_accuracy",
+        mode="max",
+        grace_period=1,
+        max_t=REDUCTION ** (len(rungs) - 1),
+        reduction_factor=REDUCTION,
+    )
+    for trial in finished_trials(study):
+        stand_in = SimpleNamespace(trial_id=f"finished-{trial.number}")
+        scheduler.on_trial_add(None, stand_in)
+        for num_images, accuracy in sorted(trial.intermediate_values.items()):
+            resource = REDUCTION ** rungs.index(num_images)
+            scheduler.on_trial_result(None, stand_in, {"resource": resource, "val_accuracy": accuracy})
+    return scheduler
+
+
 class _Watch(tune.Callback):
     """Progress a person sees, and when the trials worked."""
 
     def __init__(self, progress: Progress, total: int, completed: int, log):
         self.progress, self.log = progress, log
-        self.bar = progress.add_task(f"{'search':<13} trials   ", total=total, completed=completed, note="")
+        self.bar = progress.add_task(f"{'search':<22}", total=total, completed=completed, note="")
         self.best, self.stopped = 0.0, 0
         self.busy: list[tuple[float, float]] = []
 

@@ -1,6 +1,7 @@
 """Which candidate to try next: a thin Tune searcher over Optuna's ask and tell."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from ddae.heads import HEADS, find_head
 from ddae.probe import Candidate
 from sweeps.tuning.space import Space
 
@@ -16,36 +18,35 @@ class OptunaSearcher(Searcher):
     """Never repeats a candidate, ends when all are tried, tells Optuna PRUNED of what ASHA stopped, and goes on from
     the study that an interrupted sweep left.
 
-    first: candidates to try before the sampler is asked. may_start: False once the budget is spent.
+    candidates: what may be tried, a part of the space. first: those to try before the sampler is asked.
     """
 
     def __init__(
         self,
         space: Space,
         study: optuna.Study,
+        candidates: Sequence[Candidate],
         num_trials: int,
         first: Sequence[Candidate],
-        may_start: Callable[[], bool] = lambda: True,
         in_order: bool = False,
     ):
         super().__init__(metric="val_accuracy", mode="max")
         self.axes, self.study, self.num_trials = Axes(space), study, num_trials
-        self.may_start, self.in_order = may_start, in_order
+        self.in_order = in_order
         while study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
-            study.ask(self.axes.distributions)
+            self.axes.ask(study)
         interrupted = study.get_trials(states=[TrialState.RUNNING])
         for trial in interrupted:
             study.tell(trial.number, state=TrialState.FAIL)
         finished = {self.axes.candidate(trial.params) for trial in finished_trials(study)}
-        self._untried = dict.fromkeys(c for c in space.candidates if c not in finished)
-        whole = self.axes.distributions.keys()
-        ahead = [self.axes.candidate(trial.params) for trial in interrupted if trial.params.keys() == whole]
+        self._untried = dict.fromkeys(c for c in candidates if c not in finished)
+        ahead = [self.axes.candidate(trial.params) for trial in interrupted if self.axes.whole(trial.params)]
         self._ahead = [c for c in dict.fromkeys([*ahead, *first]) if c in self._untried]
         self._num_started = len(finished)
         self._running: dict[str, optuna.Trial] = {}
 
     def suggest(self, trial_id: str) -> dict | str:
-        if not self._untried or self._num_started >= self.num_trials or not self.may_start():
+        if not self._untried or self._num_started >= self.num_trials:
             return Searcher.FINISHED
         trial = self._ask()
         self._running[trial_id] = trial
@@ -85,7 +86,7 @@ class OptunaSearcher(Searcher):
             return self._ask_for(self._ahead.pop(0))
         if self.in_order:
             return self._ask_for(next(iter(self._untried)))
-        trial = self.study.ask(self.axes.distributions)
+        trial = self.axes.ask(self.study)
         proposed = self.axes.candidate(trial.params)
         if proposed in self._untried:
             return trial
@@ -94,12 +95,12 @@ class OptunaSearcher(Searcher):
 
     def _ask_for(self, candidate: Candidate) -> optuna.Trial:
         self.study.enqueue_trial(self.axes.params(candidate))
-        return self.study.ask(self.axes.distributions)
+        return self.axes.ask(self.study)
 
 
 class Axes:
     """The space as Optuna sees it: block, timestep and pooling are places on an axis, so that the sampler knows
-    neighbours to be alike; a head is a category."""
+    neighbours to be alike; a family of heads is a category, and its sizes are an axis that only it has."""
 
     def __init__(self, space: Space):
         self.values: dict[str, Sequence] = {
@@ -107,18 +108,39 @@ class Axes:
             "timestep": space.timesteps,
             "pooling": space.poolings,
         }
-        self.distributions: dict[str, optuna.distributions.BaseDistribution] = {
-            axis: optuna.distributions.IntDistribution(0, len(values) - 1) for axis, values in self.values.items()
-        }
-        self.distributions["head"] = optuna.distributions.CategoricalDistribution(space.heads)
+        names = {head: family for family, head in HEADS.items()}
+        self.heads: dict[str, list[str]] = {}
+        for head in space.heads:
+            self.heads.setdefault(names[find_head(head)[0]], []).append(head)
+
+    def ask(self, study: optuna.Study) -> optuna.Trial:
+        """A new trial of the study that has all its params."""
+        trial = study.ask()
+        for axis, values in self.values.items():
+            trial.suggest_int(axis, 0, len(values) - 1)
+        family = trial.suggest_categorical("head", list(self.heads))
+        if len(self.heads[family]) > 1:
+            trial.suggest_int(f"{family} size", 0, len(self.heads[family]) - 1)
+        return trial
+
+    def whole(self, params: dict) -> bool:
+        """Whether a kill left a trial all its params."""
+        names = {*self.values, "head"}
+        if len(self.heads.get(params.get("head", ""), [])) > 1:
+            names.add(f"{params['head']} size")
+        return names == params.keys()
 
     def params(self, candidate: Candidate) -> dict[str, int | str]:
         places = {axis: values.index(getattr(candidate, axis)) for axis, values in self.values.items()}
-        return {**places, "head": candidate.head}
+        family = next(family for family, heads in self.heads.items() if candidate.head in heads)
+        heads = self.heads[family]
+        size = {f"{family} size": heads.index(candidate.head)} if len(heads) > 1 else {}
+        return {**places, "head": family, **size}
 
     def candidate(self, params: dict) -> Candidate:
         chosen = {axis: values[params[axis]] for axis, values in self.values.items()}
-        return Candidate(**chosen, head=params["head"])
+        family = params["head"]
+        return Candidate(**chosen, head=self.heads[family][params.get(f"{family} size", 0)])
 
     def distance(self, a: Candidate, b: Candidate) -> float:
         """Places apart, each axis as a share of its length; another head counts as the whole of one."""
@@ -130,12 +152,17 @@ class Axes:
         return apart + (a.head != b.head)
 
 
-def open_study(path: Path, sampler: str, seed: int) -> optuna.Study:
-    """The sweep's study, kept in a journal file that optuna-dashboard opens too. sampler: optuna (TPE) or random."""
+def open_study(path: Path | None, sampler: str, seed: int) -> optuna.Study:
+    """The sweep's study, kept in a journal file that optuna-dashboard opens too, or in memory. sampler: optuna (TPE)
+    or random."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # TPESampler(group=True)
+    storage = None
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
     study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path))),
+        storage=storage,
         direction="maximize",
         study_name="sweep",
         load_if_exists=True,
@@ -144,7 +171,7 @@ def open_study(path: Path, sampler: str, seed: int) -> optuna.Study:
     if sampler == "random":
         study.sampler = optuna.samplers.RandomSampler(seed=seed)
     else:
-        study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
+        study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
     return study
 
 

@@ -2,23 +2,23 @@
 
 import time
 
-import ray
 import torch
 from ray import tune
 
 from ddae.probe import Candidate
 from sweeps.tuning.evaluation import Features, evaluate, read_features
-from sweeps.tuning.extraction import extractor_of
+from sweeps.tuning.extraction import fill
 from sweeps.tuning.plan import REDUCTION, Plan
+from sweeps.tuning.space import Places
 
 
 class ProbeTrial(tune.Trainable):
     """Tune's view of a candidate: one step a rung. Every step fits anew and close to convergence, so
     ASHA compares heads of equal maturity."""
 
-    def setup(self, config: dict, plan: Plan, extractors: list) -> None:
+    def setup(self, config: dict, plan: Plan, places: Places, extractors: list) -> None:
         torch.set_num_threads(1)
-        self.plan, self.extractors = plan, extractors
+        self.plan, self.places, self.extractors = plan, places, extractors
         self.reset_config(config)
 
     def reset_config(self, new_config: dict) -> bool:
@@ -42,9 +42,8 @@ class ProbeTrial(tune.Trainable):
         }
 
     def _read(self, split: str, num_images: int) -> Features:
-        """The features, after waiting until the timestep's extractor has put them in the store."""
-        timestep = self.candidate.timestep
-        ray.get(extractor_of(self.plan, self.extractors, timestep).ensure.remote(timestep, split, num_images))
+        """The features, after waiting until the extractors have put them in the store."""
+        fill(self.extractors, self.plan.trial_needs(self.candidate, self.plan.rungs[self.rung], self.places))
         self.fit_started = time.time()
         return read_features(self.plan, self.candidate, split, num_images)
 

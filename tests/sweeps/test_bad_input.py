@@ -9,6 +9,8 @@ from sweeps import cli, final_test, label_free, layer_noise, pretrain
 CASES = [
     (["--blocks", "up.9"], "block='up.9' is not known; allowed: down.0.0,"),
     (["--heads", "linaer"], "head='linaer' is not known; allowed: ridge, linear,"),
+    (["--heads", "cnn-64"], "head='cnn-64': cnn takes exactly 2 sizes, each above 0, as in cnn-64-64"),
+    (["--heads", "attention", "--poolings", "1"], "head='attention-1' wants a pooling of 2 or more"),
     (["--poolings", "0"], "pooling=0 does not follow exactly"),
     (["--poolings", "3"], "pooling=3 does not follow exactly from a coarser grid; choose among 1, 2, 4, 8"),
     (["--seed", "-1"], "seed=-1 must be 0 or more"),
@@ -20,7 +22,6 @@ CASES = [
     (["--heads"], "--heads is empty"),
     (["--poolings"], "--poolings is empty"),
     (["--num-trials", "0"], "num_trials=0 must be 1 or more"),
-    (["--budget", "-1"], "budget=-1.0 must be more than 0"),
     (["--dataset", "nowhere"], "dataset='nowhere' is neither a known name nor a folder"),
     (["--backbone", "nowhere"], "backbone='nowhere' is neither a folder here nor a model that the hub gives"),
     (["--config", "nowhere.yaml"], "--config nowhere.yaml cannot be read"),

@@ -12,7 +12,8 @@ from sweeps.tuning import outcome
 from sweeps.tuning.evaluation import from_record, to_record
 from sweeps.tuning.outcome import FinishedTrial
 from sweeps.tuning.plan import REDUCTION, Plan, choose_rungs
-from sweeps.tuning.run import Sweep
+from sweeps.tuning.race import Race
+from sweeps.tuning.run import asha
 from sweeps.tuning.searcher import Axes, open_study
 from sweeps.tuning.space import Space
 
@@ -24,9 +25,23 @@ KEY = FeatureKey("weights", "images", split_seed=0, val_fraction=0.2, noise_seed
 def plan(tmp_path):
     labels = {"train": np.zeros(800, dtype=np.int64), "val": np.zeros(200, dtype=np.int64)}
     space = Space(BLOCKS, (0, 10), (1, 2), ("linear", "mlp"))
-    rungs, sigmas = (50, 200, 800), {0: 0.01, 10: 0.05}
+    looks, rungs, sigmas = (50, 200), (200, 800), {0: 0.01, 10: 0.05}
     return Plan(
-        "digits", "model", "digits", "data", "cpu", str(tmp_path), KEY, space, rungs, labels, 10, 100, sigmas, 0
+        "digits",
+        "model",
+        "digits",
+        "data",
+        "cpu",
+        str(tmp_path),
+        KEY,
+        space,
+        looks,
+        rungs,
+        False,
+        labels,
+        10,
+        sigmas,
+        0,
     )
 
 
@@ -54,19 +69,8 @@ def test_a_tie_goes_to_the_cheapest(plan):
 
 
 def test_no_full_trial_is_an_error(plan):
-    with pytest.raises(ValueError, match="raise --num-trials or --budget"):
+    with pytest.raises(ValueError, match="raise --num-trials"):
         outcome.choose(plan, [trial(("mid", 0, 1, "mlp"), np.ones(200), num_images=50)])
-
-
-def test_cost_counts_what_was_read(plan):
-    trials = [
-        trial(("mid", 0, 1, "mlp"), np.ones(200), num_images=200),
-        trial(("mid", 0, 2, "mlp"), np.ones(200), num_images=800),
-    ]
-    used = outcome.images_at(plan, trials)
-    assert used == {0: 800, 10: 100}
-    assert plan.forward_passes(used) == 0.5 * ((800 + 200 + 100) + (100 + 200 + 100))
-    assert plan.grid_passes == 0.5 * 2 * 1000
 
 
 def test_share_outside_is_what_no_interval_covers():
@@ -84,15 +88,14 @@ def test_records_give_back_the_result():
 @pytest.mark.parametrize("rungs", [(50, 200, 800), (64, 125, 500), (300, 1200, 4801)])
 def test_asha_halves_at_every_rung_and_remembers_earlier_sessions(plan, rungs, tmp_path):
     plan = replace(plan, rungs=rungs)
-    study = open_study(tmp_path / "optuna.journal", "random", 0)
-    distributions = Axes(plan.space).distributions
+    study, axes = open_study(tmp_path / "optuna.journal", "random", 0), Axes(plan.space)
     for place, candidate in enumerate(plan.space.candidates):
-        study.enqueue_trial(Axes(plan.space).params(candidate))
-        trial = study.ask(distributions)
+        study.enqueue_trial(axes.params(candidate))
+        trial = axes.ask(study)
         for num_images in rungs[:2]:
             trial.report(0.9 - place / 100, num_images)
         study.tell(trial, state=TrialState.PRUNED)
-    scheduler = Sweep._scheduler(SimpleNamespace(plan=plan), study)
+    scheduler = asha(plan, study)
     for accuracy, rung, decision in ((0.5, 0, "STOP"), (0.5, 1, "STOP"), (0.95, 0, "CONTINUE"), (0.95, 1, "CONTINUE")):
         stand_in = SimpleNamespace(trial_id=f"new-{accuracy}-{rung}")
         scheduler.on_trial_add(None, stand_in)
@@ -100,7 +103,16 @@ def test_asha_halves_at_every_rung_and_remembers_earlier_sessions(plan, rungs, t
         assert scheduler.on_trial_result(None, stand_in, result) == decision
 
 
-def test_rungs_are_a_sixteenth_a_quarter_and_all():
-    assert choose_rungs(4800) == (300, 1200, 4800)
-    assert choose_rungs(500) == (64, 125, 500)
-    assert choose_rungs(40) == (40,)
+def test_rungs_are_quarters_until_the_timesteps_are_one():
+    assert choose_rungs(4800, num_classes=10, num_timesteps=7) == (300, 1200, 4800)
+    assert choose_rungs(4800, num_classes=10, num_timesteps=20) == (75, 300, 1200, 4800)
+    assert choose_rungs(48000, num_classes=10, num_timesteps=7) == (187, 750, 3000, 12000, 48000)
+    assert choose_rungs(4800, num_classes=100, num_timesteps=20) == (1200, 4800)
+    assert choose_rungs(40, num_classes=2, num_timesteps=9) == (40,)
+
+
+def test_first_comes_every_pooling_and_head_of_the_best_place(plan):
+    look = {10: {"mid": np.ones(50, dtype=bool), "up.0.0": np.arange(50) < 40}}
+    first = outcome.warm_start(plan, Race([look], {10: ("mid", "up.0.0")}))
+    assert [cell.block for cell in first] == ["mid"] * 4 + ["up.0.0"]
+    assert len(set(first)) == 5
