@@ -52,7 +52,7 @@ def score_scatter(
     for column, (timestep, color) in enumerate(zip(timesteps, colors, strict=True)):
         marker = "os^Dv<>p"[column % 8]
         axes.plot(ranking[:, column], 100 * accuracy[:, column], marker, color=color, ms=5, label=f"t = {timestep}")
-    axes.set(xlabel="label-free ranking (higher is better)", ylabel="val accuracy of ridge (%)")
+    axes.set(xlabel="label-free ranking (higher is better)", ylabel="accuracy of leave-one-out ridge (%)")
     axes.set_title(f"Spearman {correlation:.2f} over {accuracy.size} cells", size=10, loc="left")
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path)

@@ -3,7 +3,7 @@
     python sweeps/label_free.py                                       # the model and images that ship with it
     python sweeps/label_free.py --backbone ./my-model --dataset ./my-images --timesteps 0 50 100
 
-Two noise draws of 64 images pass the network once a timestep; alignment and uniformity (DDAE paper, equations 3-4) of
+Two noise draws of 256 images pass the network once a timestep; alignment and uniformity (DDAE paper, equations 3-4) of
 every block are standardised and summed. Prints the first ten and writes a heat map and a table.
 """
 
@@ -15,7 +15,8 @@ from sweeps import cli
 
 @dataclass(frozen=True)
 class LabelFreeRanking(cli.ModelAndData):
-    pass
+    num_images: int = 256
+    """So many training images, or all if there are fewer, in two noise draws each."""
 
 
 def main(config: LabelFreeRanking) -> None:
@@ -25,13 +26,16 @@ def main(config: LabelFreeRanking) -> None:
     from sweeps.tuning.run import Sweep, check_cluster, ray_cluster
 
     plan, backbone, dataset = make_plan(config)
+    if config.num_images < 2:
+        raise ValueError(f"num_images={config.num_images} must be 2 or more, because uniformity is of pairs")
+    needs = plan.label_free_needs(config.num_images)
     if config.dry_run:
-        passes = 2 * plan.space.forward_passes(plan.label_free_needs)
+        passes = 2 * plan.space.forward_passes(needs)
         print(estimate(plan, backbone, dataset, passes, passes))
         return
     check_cluster()
     with ray_cluster():
-        scores = Sweep(plan).label_free()
+        scores = Sweep(plan).label_free(config.num_images)
     folder = config.out / f"label-free-{plan.folder().replace('/', '-')}"
     names = [block.name for block in plan.space.blocks]
     order = best_cells(plan, scores.ranking, scores.ranking.size)
@@ -41,7 +45,7 @@ def main(config: LabelFreeRanking) -> None:
         names,
         plan.sigmas,
         "alignment and uniformity, standardised; higher is better",
-        f"label-free ranking on {plan.label_free_needs[0].num_images} images   * its first",
+        f"label-free ranking on {needs[0].num_images} images   * its first",
         folder / "label_free.png",
         star=order[0],
     )

@@ -4,9 +4,10 @@
     python sweeps/layer_noise.py --backbone google/ddpm-cifar10-32 --dataset cifar10
     python sweeps/layer_noise.py --backbone ./my-model --dataset ./my-images --dry-run
 
-Every image is noised at each timestep and passes the network once; all blocks are kept, pooled, as Arrow shards.
-(block, timestep) pairs are ranked without labels, then Optuna proposes cells, and ASHA drops the worse ones on a
-sixteenth and a quarter of the training images. Val is carved from train; the test set is left to final_test.py.
+A few hundred noised images pass the network once at every timestep; all blocks are kept, pooled, as Arrow shards, and
+ridge regression looks at each. The best quarter of the timesteps is looked at on four times as many images, down to
+the blocks that cannot be told from the best, and so on. At what is left Optuna proposes cells, and ASHA drops the worse
+ones on a quarter of the images. Val is carved from train; the test set is left to final_test.py.
 
 Stop it at any time: the same command goes on, computes nothing twice and logs nothing twice.
 
@@ -88,9 +89,8 @@ def main(config: LayerNoise) -> None:
         with ray_cluster():
             sweep = Sweep(plan)
             sweep.busy.append((started, loaded))
-            label_free = sweep.label_free()
             race = sweep.look()
-            sweep.start_baselines()
+            label_free = sweep.label_free()
             trials = sweep.search(search, race, folder, warm_start(plan, race), tracker)
             print(conclude(config, sweep, label_free, race, trials, folder, tracker, started))
 

@@ -11,6 +11,7 @@ from ddae import label_free
 from ddae.backbones import load_backbone
 from ddae.datasets import load_dataset
 from ddae.features import extract
+from ddae.heads import find_head
 from ddae.pooling import pool
 from ddae.probe import Candidate, ProbeResult, to_maps
 from storage.feature_store import FeatureStore
@@ -84,10 +85,11 @@ class Extractor:
         return scores
 
     def raw_pixels(self, head: str) -> ProbeResult:
-        """The same head on the pixels alone, at most 32x32 of them, on all training images."""
+        """The same head on the pixels alone, at most 32x32 of them, or 8x8 where they are tokens, on all training
+        images."""
         started = time.time()
         plan = self.plan
-        size = min(32, self.backbone.image_size)
+        size = min(32 if find_head(head)[0].min_grid == 1 else 8, self.backbone.image_size)
         candidate = Candidate("pixels", 0, size, head)
 
         def read(split: str, num_images: int) -> Features:

@@ -31,8 +31,8 @@ ENOUGH_FOR_A_LOOK = 512
 """More images are not spent on the first look, if rungs below can take its place."""
 
 
-NUM_LABEL_FREE = 64
-"""Images of the label-free scores; 256 rank the places no better (docs/log.md)."""
+NUM_LABEL_FREE = 32
+"""Images of a search's label-free scores; 256 rank the places no better (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,9 @@ class Plan:
         num_timesteps = len(self.space.timesteps)
         return num_timesteps if self.exhaustive else math.ceil(num_timesteps / REDUCTION ** (look + 1))
 
-    @property
-    def label_free_needs(self) -> list[Need]:
+    def label_free_needs(self, num_images: int = NUM_LABEL_FREE) -> list[Need]:
         """The second noise draw that the label-free scores compare with the first."""
-        num_images = min(NUM_LABEL_FREE, self.looks[0])
+        num_images = min(num_images, self.rungs[-1])
         return [Need(t, "train", num_images, blocks, draw=1) for t, blocks in self.space.places.items()]
 
     def least_and_most(self) -> tuple[float, float]:
@@ -126,7 +125,7 @@ class Plan:
         timesteps, blocks = self.space.timesteps, tuple(block.name for block in self.space.blocks)
         for timestep in timesteps:
             yield Need(timestep, "train", self.looks[0], blocks)
-        yield from self.label_free_needs
+        yield from self.label_free_needs()
         for place, num_images in enumerate(self.looks[1:]):
             for timestep in timesteps[: self.num_kept(place)]:
                 yield Need(timestep, "train", num_images, winners)
@@ -136,7 +135,8 @@ class Plan:
 
     def trial_needs(self, candidate: Candidate, num_images: int, places: Places) -> list[Need]:
         """Of a candidate on num_images: one pass serves all blocks that are still in the race at its timestep."""
-        timestep, blocks = candidate.timestep, places[candidate.timestep]
+        timestep = candidate.timestep
+        blocks = tuple(dict.fromkeys([*places.get(timestep, ()), candidate.block]))
         train = [Need(timestep, "train", num_images, blocks, draw) for draw in self.draws]
         return [*train, Need(timestep, "val", self.num_val, blocks)]
 

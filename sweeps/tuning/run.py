@@ -27,7 +27,7 @@ from storage.tracking import Metric, Tracker, Trial
 from sweeps.tuning.evaluation import from_record
 from sweeps.tuning.extraction import fill, start_extractors
 from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree, share_outside
-from sweeps.tuning.plan import REDUCTION, Plan
+from sweeps.tuning.plan import NUM_LABEL_FREE, REDUCTION, Plan
 from sweeps.tuning.race import Race
 from sweeps.tuning.searcher import Axes, OptunaSearcher, finished_trials, open_study
 from sweeps.tuning.space import Need, Places
@@ -104,9 +104,9 @@ class Sweep:
             race = race.after(looks, None if plan.exhaustive else plan.num_kept(place))
         return race
 
-    def label_free(self) -> LabelFree:
+    def label_free(self, num_images: int = NUM_LABEL_FREE) -> LabelFree:
         """Every (block, timestep) ranked without labels."""
-        needs = self.plan.label_free_needs
+        needs = self.plan.label_free_needs(num_images)
         for draw in (0, 1):
             self._each("ensure", [replace(need, draw=draw) for need in needs], "label-free, forward", self.extractors)
         scores = self._each("label_free", needs, "label-free")
@@ -125,13 +125,6 @@ class Sweep:
                 progress.advance(bar)
         return results
 
-    def start_baselines(self) -> None:
-        """Raw pixels under each head, computed while the trials start."""
-        self._baselines = {
-            head: self.extractors[i % len(self.extractors)].raw_pixels.remote(head)
-            for i, head in enumerate(self.plan.space.heads)
-        }
-
     def search(
         self, search: Search, race: Race, folder: Path, first: list[Candidate], tracker: Tracker
     ) -> list[FinishedTrial]:
@@ -139,6 +132,10 @@ class Sweep:
 
         folder: keeps the study, from which the same call goes on. first: candidates to try before any other.
         """
+        val = [Need(t, "val", self.plan.num_val, blocks) for t, blocks in race.places.items()]
+        self._each("ensure", val, "val, forward", self.extractors)
+        free = itertools.cycle(self.extractors)
+        self._baselines = {head: next(free).raw_pixels.remote(head) for head in self.plan.space.heads}
         grid = search.sampler == "grid"
         candidates = self.plan.space.candidates_at(race.places)
         num_trials = len(candidates) if grid else min(search.num_trials, len(candidates))
@@ -154,7 +151,7 @@ class Sweep:
         return self._finished(study, race.places)
 
     def baseline(self, head: str) -> ProbeResult:
-        """What start_baselines found for a head."""
+        """Raw pixels under a head, fitted while the trials ran."""
         return ray.get(self._baselines[head])
 
     def cost(self, race: Race, trials: list[FinishedTrial], started: float) -> Cost:
@@ -162,7 +159,7 @@ class Sweep:
         plan = self.plan
         reports = ray.get([extractor.report.remote() for extractor in self.extractors])
         intervals = self.busy + [interval for busy, _, _ in reports for interval in busy]
-        needs = [*plan.label_free_needs, *race.needs(plan)]
+        needs = [*plan.label_free_needs(), *race.needs(plan)]
         for trial in trials:
             needs += plan.trial_needs(trial.candidate, trial.rungs[-1].num_images, race.places)
         now = time.time()
