@@ -45,7 +45,7 @@ def _parse(name: str) -> tuple[str, tuple[int, ...]]:
     sizes = tuple(map(int, name.removeprefix(family).split("-")[1:]))
     if family not in HEADS:
         near = difflib.get_close_matches(family, HEADS, 1)
-        hint = f"; did you mean {_join(near[0], sizes)!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"head={name!r} is not known; allowed: {', '.join(HEADS)}{hint} (with sizes: mlp-256, cnn-64-64)"
         )

@@ -41,27 +41,34 @@ def evaluate(
     return result
 
 
-def look(plan: Plan, need: Need, block: str) -> np.ndarray:
-    """bool [num_images]: which images of a need leave-one-out ridge gets right, at the block's best pooling: from the
-    ledger, else computed and recorded there."""
+def look(plan: Plan, need: Need) -> np.ndarray:
+    """bool [num_images]: which images of a need of one block leave-one-out ridge gets right, at the block's best
+    pooling: from the ledger, else computed and recorded there."""
+    [name] = need.blocks
     ledger = Ledger(f"{plan.store}/results")
-    poolings = look_poolings(plan.space, block)
-    key = plan.look_key(block, need.timestep, poolings, need.num_images)
+    poolings = look_poolings(plan.space, name)
+    key = plan.look_key(need, poolings)
     record = ledger.get(key)
     if record is None:
-        cell = Candidate(block, need.timestep, max(poolings), "ridge")
-        features, labels = read_features(replace(plan, views=1), cell, need.split, need.num_images)
-        right = [leave_one_out(pool(features, p), labels, plan.num_classes) for p in poolings]
-        record = pack(max(right, key=np.mean))
+        record = pack(look_at(plan, need, poolings, np.arange(need.num_images)))
         ledger.put(key, record)
     return unpack(record)
 
 
+def look_at(plan: Plan, need: Need, poolings: list[int], rows: np.ndarray) -> np.ndarray:
+    """As look, on these rows of the split."""
+    block = plan.space.block(need.blocks[0])
+    shards = FeatureStore(plan.store).read(plan.column(need.timestep, need.split, block.name), int(rows.max()) + 1)
+    maps, labels = to_maps(shards, block.channels)[rows], torch.from_numpy(plan.labels[need.split][rows])
+    right = [leave_one_out(pool(maps, pooling), labels, plan.num_classes) for pooling in poolings]
+    return max(right, key=np.mean)
+
+
 def look_poolings(space: Space, block: str) -> list[int]:
-    """The smallest pooling, and those beyond it that leave few numbers an image."""
-    channels, size = space.block(block).channels, space.block(block).size
-    fitting = [pooling for pooling in space.poolings if pooling <= size]
-    return [p for p in fitting if p == fitting[0] or channels * p**2 <= LOOK_FEATURES]
+    """Of the poolings that the block is searched at, the smallest, and those that leave few numbers an image."""
+    channels = space.block(block).channels
+    poolings = sorted({cell.pooling for cell in space.candidates_at({0: (block,)})} or {min(space.poolings)})
+    return [p for p in poolings if p == poolings[0] or channels * p**2 <= LOOK_FEATURES]
 
 
 def read_features(plan: Plan, candidate: Candidate, split: str, num_images: int) -> Features:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import ray
@@ -43,31 +44,28 @@ class Extractor:
             raise ValueError(
                 f"{plan.backbone} or {plan.dataset} on this machine is not the one the sweep was started with"
             )
-        self.store.describe(plan.folder(), {"dataset": plan.dataset, "backbone": plan.backbone, **plan.key.asdict()})
-        for split, rows in self.dataset.splits.items():
-            self.store.describe_rows(plan.folder(), split, {"image": rows, "label": self.dataset.labels(split)})
+        for draw in {0, 1, *plan.draws}:
+            made_by = {"dataset": plan.dataset, "backbone": plan.backbone, **replace(plan.key, draw=draw).asdict()}
+            self.store.describe(plan.folder(draw), made_by)
+            for split, rows in self.dataset.splits.items():
+                self.store.describe_rows(plan.folder(draw), split, {"image": rows, "label": self.dataset.labels(split)})
         self.busy: list[tuple[float, float]] = []
         self.new_passes = self.look_seconds = 0.0
 
     def ensure(self, need: Need) -> None:
         """Fill this extractor's part of a need, passing no image again whose features stand in the store."""
         started = time.time()
-        ranges: dict[tuple[int, int], list[str]] = {}
-        for block in need.blocks:
-            for gap in self.store.missing(self._column(need, block), need.num_images):
-                ranges.setdefault(gap, []).append(block)
+        gaps = {block: self.store.missing(self._column(need, block), need.num_images) for block in need.blocks}
         first_owner = self.plan.space.timesteps.index(need.timestep) + need.draw
-        for (start, stop), blocks in sorted(ranges.items()):
-            for shard in range(start // SHARD_ROWS, -(-stop // SHARD_ROWS)):
-                if (shard + first_owner) % self.num_extractors == self.place:
-                    first, last = shard * SHARD_ROWS, (shard + 1) * SHARD_ROWS
-                    self._extract(need, max(first, start), min(last, stop), blocks)
+        for shard in range(-(-need.num_images // SHARD_ROWS)):
+            if (shard + first_owner) % self.num_extractors == self.place:
+                self._extract_shard(need, shard * SHARD_ROWS, gaps)
         self.busy.append((started, time.time()))
 
     def look(self, need: Need) -> np.ndarray:
         """Of a need of one block that is filled: which images leave-one-out ridge gets right."""
         started = time.time()
-        right = look(self.plan, need, need.blocks[0])
+        right = look(self.plan, need)
         self.busy.append((started, time.time()))
         self.look_seconds += time.time() - started
         return right
@@ -114,6 +112,15 @@ class Extractor:
     def report(self) -> tuple[list[tuple[float, float]], float, float]:
         """Wall-clock intervals of work, the full forward passes run, and the seconds of looks."""
         return self.busy, self.new_passes, self.look_seconds
+
+    def _extract_shard(self, need: Need, start: int, gaps: dict[str, list[tuple[int, int]]]) -> None:
+        """The missing rows of a shard, each once for all blocks that miss it, cut where a gap begins or ends."""
+        stop = min(start + SHARD_ROWS, need.num_images)
+        edges = {edge for block_gaps in gaps.values() for gap in block_gaps for edge in gap if start < edge < stop}
+        for first, last in pairwise(sorted({start, stop, *edges})):
+            blocks = [block for block in need.blocks if any(a <= first and last <= b for a, b in gaps[block])]
+            if blocks:
+                self._extract(need, first, last, blocks)
 
     def _extract(self, need: Need, start: int, stop: int, blocks: list[str]) -> None:
         rows = self.dataset.splits[need.split][start:stop]

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,13 +81,9 @@ class Plan:
             version=PROBE_VERSION,
         )
 
-    def look_key(self, block: str, timestep: int, poolings: Sequence[int], num_images: int) -> str:
+    def look_key(self, need: Need, poolings: Sequence[int]) -> str:
         return content_key(
-            features=self.key.asdict(),
-            look=f"{block}/{timestep}",
-            poolings=list(poolings),
-            num_images=num_images,
-            version=PROBE_VERSION,
+            features=self.key.asdict(), look=asdict(need), poolings=list(poolings), version=PROBE_VERSION
         )
 
     @property
@@ -202,14 +198,20 @@ def make_plan(
         check_timestep(backbone, timestep)
     blocks = tuple(block for block in backbone.blocks if not config.blocks or block.name in config.blocks)
     largest = max(block.size for block in blocks)
-    for head in heads:
-        if find_head(head)[0].min_grid > max(poolings):
-            raise ValueError(
-                f"head={head!r} wants a pooling of at least {find_head(head)[0].min_grid}; add it to --poolings"
-            )
     for pooling in poolings:
         if pooling > largest:
             raise ValueError(f"pooling={pooling} is larger than every chosen block's map; the largest is {largest}")
+    timesteps = tuple(sorted(set(config.timesteps)))
+    space = Space(blocks, timesteps, tuple(sorted(set(poolings))), heads)
+    if heads:
+        space = replace(space, blocks=tuple(block for block in blocks if space.candidates_at({0: (block.name,)})))
+        for name in config.blocks:
+            if name not in [block.name for block in space.blocks]:
+                raise ValueError(f"block={name!r} is too small for every pooling and head; leave it out of --blocks")
+    for head in heads:
+        if not any(cell.head == head for cell in space.candidates):
+            least = find_head(head)[0].min_grid
+            raise ValueError(f"head={head!r} wants a pooling of {least} or more on a map as large; see --poolings")
     dataset = load_dataset(config.dataset, backbone.image_size, config.data_root, config.data_seed, VAL_FRACTION)
     labels = {split: dataset.labels(split) for split in ("train", "val")}
     num_train = len(labels["train"])
@@ -222,9 +224,6 @@ def make_plan(
         draw=0,
         pooling=max(4, *poolings),
     )
-    timesteps = tuple(sorted(set(config.timesteps)))
-    blocks = tuple(block for block in blocks if block.size >= min(poolings))
-    space = Space(blocks, timesteps, tuple(sorted(set(poolings))), heads)
     rungs = choose_rungs(num_train, dataset.num_classes, len(timesteps))
     plan = Plan(
         name=Path(config.dataset).resolve().name or "images",
@@ -285,7 +284,7 @@ def estimate(plan: Plan, backbone: Backbone, dataset: Dataset, *passes: float) -
     started = time.perf_counter()
     extract(backbone, dataset, rows, space.timesteps[0], blocks, plan.key)
     seconds = (time.perf_counter() - started) / len(rows) / space.pass_share(blocks)
-    gigabytes = [num * plan.bytes_per_image / 1e9 for num in passes]
+    gigabytes = [num * plan.bytes_per_image / space.pass_share(blocks) / 1e9 for num in passes]
     minutes = [num * seconds / 60 for num in passes]
     cells = f"{len(blocks)} blocks x {len(space.timesteps)} timesteps"
     if space.heads:

@@ -46,10 +46,14 @@ class Race:
             for timestep, blocks in look.items()
         ]
 
+    def val_needs(self, plan: Plan) -> list[Need]:
+        """Of the trials, whichever they are."""
+        return [Need(timestep, "val", plan.num_val, blocks) for timestep, blocks in self.places.items()]
+
 
 def survivors(look: Look, num_timesteps: int) -> Places:
-    """The best num_timesteps timesteps, each with those of its blocks that are not clearly worse than the best of all;
-    differences are paired, image by image.
+    """The best num_timesteps timesteps, each with those of its blocks that are not clearly worse than the best of them
+    all; differences are paired, image by image.
 
     A timestep stands where the better third of its blocks stand on average, which is less noisy than its best block.
     """

@@ -132,10 +132,7 @@ class Sweep:
 
         folder: keeps the study, from which the same call goes on. first: candidates to try before any other.
         """
-        val = [Need(t, "val", self.plan.num_val, blocks) for t, blocks in race.places.items()]
-        self._each("ensure", val, "val, forward", self.extractors)
-        free = itertools.cycle(self.extractors)
-        self._baselines = {head: next(free).raw_pixels.remote(head) for head in self.plan.space.heads}
+        self._each("ensure", race.val_needs(self.plan), "val, forward", self.extractors)
         grid = search.sampler == "grid"
         candidates = self.plan.space.candidates_at(race.places)
         num_trials = len(candidates) if grid else min(search.num_trials, len(candidates))
@@ -151,15 +148,15 @@ class Sweep:
         return self._finished(study, race.places)
 
     def baseline(self, head: str) -> ProbeResult:
-        """Raw pixels under a head, fitted while the trials ran."""
-        return ray.get(self._baselines[head])
+        """Raw pixels under a head."""
+        return ray.get(self.extractors[0].raw_pixels.remote(head))
 
     def cost(self, race: Race, trials: list[FinishedTrial], started: float) -> Cost:
         """Of the sweep, which began at `started` (seconds since the epoch)."""
         plan = self.plan
         reports = ray.get([extractor.report.remote() for extractor in self.extractors])
         intervals = self.busy + [interval for busy, _, _ in reports for interval in busy]
-        needs = [*plan.label_free_needs(), *race.needs(plan)]
+        needs = [*plan.label_free_needs(), *race.needs(plan), *race.val_needs(plan)]
         for trial in trials:
             needs += plan.trial_needs(trial.candidate, trial.rungs[-1].num_images, race.places)
         now = time.time()

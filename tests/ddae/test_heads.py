@@ -249,7 +249,7 @@ def test_names_are_families_and_sizes():
     ("name", "message"),
     [
         ("linaer", r"head='linaer' is not known; allowed: ridge, linear, .*did you mean 'linear'\?"),
-        ("mpl-256", "did you mean 'mlp-256'"),
+        ("mpl-256", "did you mean 'mlp'"),
         ("mlp-256x", "head='mlp-256x' is not known.*mlp-256"),
         ("cnn-64", "head='cnn-64': cnn takes exactly 2 sizes, each above 0, as in cnn-64-64"),
         ("attention-1-2", "attention takes exactly 1 size, .*attention-1"),

@@ -17,11 +17,14 @@ def planted(num_images, num_features, seed=0):
     return features, labels
 
 
-@pytest.mark.parametrize(("num_images", "num_features"), [(40, 5), (30, 60)])
-def test_it_is_what_fitting_without_each_image_gives(monkeypatch, num_images, num_features):
-    penalty = 0.1
+@pytest.mark.parametrize("penalty", [1e-4, 0.1])
+@pytest.mark.parametrize(("num_images", "num_features", "decay"), [(40, 5, 1), (30, 60, 1), (60, 300, 0.97)])
+def test_it_is_what_fitting_without_each_image_gives(monkeypatch, num_images, num_features, decay, penalty):
+    """decay: of the variances along random axes; real features have such spectra."""
     monkeypatch.setattr("ddae.screening.RIDGE_PENALTIES", (penalty,))
     features, labels = planted(num_images, num_features)
+    mixed = torch.randn(num_features, num_features, generator=torch.Generator().manual_seed(1))
+    features = (features.flatten(1) * decay ** torch.arange(num_features) @ mixed)[..., None, None]
     x = StandardScaler().fit_transform(features.flatten(1).double().numpy())
     targets = np.eye(3)[labels]
     expected = []

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ddae.backbones import Block
+from sweeps.tuning.evaluation import look_poolings
 from sweeps.tuning.race import Race, clearly_worse, survivors
 from sweeps.tuning.space import Need, Space
 
@@ -38,6 +41,13 @@ def test_more_images_tell_more_apart():
     assert not clearly_worse(few["up.0.0"], few["mid"])
     assert clearly_worse(many["up.0.0"], many["mid"])
     assert not clearly_worse(many["mid"], many["mid"])
+
+
+def test_places_without_a_cell_are_not_looked_at():
+    space = Space(BLOCKS, (0,), (1, 2, 4), ("attention-1", "cnn-8-8"))
+    assert look_poolings(space, "mid") == [2, 4]
+    wide = Space((replace(BLOCKS[0], channels=1000),), (0,), (1, 2, 4), ("linear",))
+    assert look_poolings(wide, "mid") == [1]
 
 
 def test_a_race_remembers_its_looks():

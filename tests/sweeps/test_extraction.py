@@ -1,0 +1,63 @@
+import json
+
+import numpy as np
+import pytest
+
+from storage.feature_store import FeatureStore
+from sweeps.cli import ModelAndData
+from sweeps.tuning.extraction import SHARD_ROWS, Extractor
+from sweeps.tuning.plan import make_plan
+from sweeps.tuning.space import Need
+
+EVERY = ("down.0.0", "mid", "up.0.0", "up.2.1")
+
+
+@pytest.fixture
+def plan(tiny_model, tmp_path):
+    flags = ModelAndData(tiny_model, "digits", blocks=EVERY, timesteps=(30, 100), store=str(tmp_path / "store"))
+    return make_plan(flags, poolings=(1, 2), heads=("linear",))[0]
+
+
+def test_an_image_passes_once_whatever_stands_in_the_store(plan):
+    extractor = Extractor(plan, 1)
+    needs = [Need(30, "train", 100, EVERY), Need(30, "train", 600, EVERY[1:3]), Need(30, "train", 900, ("mid",))]
+    for need in needs:
+        extractor.ensure(need)
+    assert extractor.new_passes == pytest.approx(plan.space.forward_passes(needs))
+    before = extractor.new_passes
+    extractor.ensure(Need(30, "train", 1000, EVERY))
+    assert extractor.new_passes - before == pytest.approx(900 * plan.space.pass_share(EVERY))
+
+
+def test_extractors_share_a_need_and_leave_nothing(plan):
+    extractors = [Extractor(plan, 1, place, 3) for place in range(3)]
+    needs = [Need(100, "train", 1000, EVERY, draw) for draw in (0, 1)]
+    for extractor in extractors:
+        for need in needs:
+            extractor.ensure(need)
+    assert sum(one.new_passes for one in extractors) == pytest.approx(plan.space.forward_passes(needs))
+    assert min(one.new_passes for one in extractors) > 0
+    store = FeatureStore(plan.store)
+    for draw in (0, 1):
+        assert store.missing(plan.column(100, "train", "mid", draw), 1000) == []
+        key = json.loads((store.root / plan.folder(draw) / "_key.json").read_text())
+        assert key["draw"] == draw
+    lengths = {stop - start for start, stop in shards(plan, Need(100, "train", 1000, ("mid",)))}
+    assert lengths == {SHARD_ROWS, 1000 - SHARD_ROWS}
+
+
+def test_several_extractors_write_what_one_would(plan, tmp_path):
+    need = Need(30, "val", 200, ("mid",))
+    for place in (0, 1):
+        Extractor(plan, 1, place, 2).ensure(need)
+    column = plan.column(30, "val", "mid")
+    shared = np.concatenate(FeatureStore(plan.store).read(column, 200))
+    for start, stop in shards(plan, need):
+        (FeatureStore(plan.store).root / column / f"{start:08d}-{stop:08d}.arrow").unlink()
+    Extractor(plan, 1).ensure(need)
+    assert np.array_equal(np.concatenate(FeatureStore(plan.store).read(column, 200)), shared)
+
+
+def shards(plan, need):
+    folder = FeatureStore(plan.store).root / plan.column(need.timestep, need.split, need.blocks[0])
+    return sorted(tuple(map(int, path.stem.split("-"))) for path in folder.glob("*.arrow"))
