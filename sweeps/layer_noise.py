@@ -5,7 +5,7 @@
     python sweeps/layer_noise.py --backbone ./my-model --dataset ./my-images --dry-run
 
 A few hundred noised images pass the network once at every timestep; all blocks are kept, pooled, as Arrow shards, and
-ridge regression looks at each. The best quarter of the timesteps is looked at on four times as many images, down to
+ridge regression looks at each. The better half of the timesteps is looked at on four times as many images, down to
 the blocks that cannot be told from the best, and so on. At what is left Optuna proposes cells, and ASHA drops the worse
 ones on a quarter of the images. Val is carved from train; the test set is left to final_test.py.
 
@@ -50,6 +50,10 @@ class LayerNoise(cli.ModelAndData):
     """optuna and random stop the worse cells early (ASHA); grid fits every cell on all images."""
     num_trials: int = 40
     """Cells that optuna or random try."""
+    keep: float = 0.5
+    """Share of the timesteps that stay in the race after each look; --keep 0.25 --finalists 1 is the thriftiest."""
+    finalists: int = 2
+    """So many timesteps stay to the end at least."""
     views: int = 1
     """Views of every training image that heads are fitted on: 1 is the image as it is, more are flipped and cropped."""
     seed: int = 0
@@ -59,7 +63,8 @@ class LayerNoise(cli.ModelAndData):
         """Raises ValueError for what cannot be searched."""
         from sweeps.tuning.plan import make_plan
 
-        return make_plan(self, self.poolings, self.heads, self.seed, self.search == "grid", self.views)
+        race = self.search == "grid", self.keep, self.finalists
+        return make_plan(self, self.poolings, self.heads, self.seed, *race, self.views)
 
 
 def main(config: LayerNoise) -> None:

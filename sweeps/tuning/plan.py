@@ -27,8 +27,6 @@ REDUCTION = 4
 """Each rung has about so many times the images of the one before, and ASHA lets about one candidate in so many on."""
 MIN_IMAGES, MIN_IMAGES_A_CLASS = 64, 7
 """Of the first look at a place; fewer do not tell timesteps apart."""
-ENOUGH_FOR_A_LOOK = 512
-"""More images are not spent on the first look, if rungs below can take its place."""
 
 
 NUM_LABEL_FREE = 32
@@ -54,6 +52,10 @@ class Plan:
     """Numbers of training images, growing, on which trials fit their heads; the last is all of them."""
     exhaustive: bool
     """The grid: every place stays in the race, and trials fit on all images at once."""
+    keep: float
+    """Share of the timesteps that stay in the race after a look."""
+    finalists: int
+    """So many timesteps stay at least."""
     labels: dict[str, np.ndarray]
     """int64, of train and val, in the order of the rows."""
     num_classes: int
@@ -101,9 +103,11 @@ class Plan:
         return sum(2 * width(block, self.key.pooling) for block in self.space.blocks)
 
     def num_kept(self, look: int) -> int:
-        """How many timesteps may stay in the race after a look: a quarter after the first (0), and so on."""
+        """How many timesteps may stay in the race after a look; 0 is the first."""
         num_timesteps = len(self.space.timesteps)
-        return num_timesteps if self.exhaustive else math.ceil(num_timesteps / REDUCTION ** (look + 1))
+        if self.exhaustive:
+            return num_timesteps
+        return min(num_timesteps, max(self.finalists, math.ceil(num_timesteps * self.keep ** (look + 1))))
 
     def label_free_needs(self, num_images: int = NUM_LABEL_FREE) -> list[Need]:
         """The second noise draw that the label-free scores compare with the first."""
@@ -154,6 +158,7 @@ def sweep_folder(out: Path, plan: Plan, search: str) -> Path:
         heads=space.heads,
         rungs=(plan.looks, plan.rungs),
         search=search,
+        race=(plan.keep, plan.finalists),
         views=plan.views,
         seed=plan.seed,
         version=PROBE_VERSION,
@@ -167,11 +172,13 @@ def make_plan(
     heads: Sequence[str] | None = None,
     seed: int = 0,
     exhaustive: bool = False,
+    keep: float = 0.5,
+    finalists: int = 2,
     views: int = 1,
 ) -> tuple[Plan, Backbone, Dataset]:
     """Load the model and the images and check every name and number against them; a ValueError names what is wrong.
 
-    heads: None where none is to be fitted. exhaustive, views: as in Plan.
+    heads: None where none is to be fitted. The rest: as in Plan.
     """
     for name, values in (("timesteps", config.timesteps), ("poolings", poolings), ("heads", heads)):
         if values is not None and not values:
@@ -184,6 +191,10 @@ def make_plan(
         raise ValueError(
             f"store={config.store!r} is an address; only folders are supported yet (a shared one on a cluster)"
         )
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep={keep} must lie above 0 and not above 1; 0.5 halves the timesteps after each look")
+    if finalists < 1:
+        raise ValueError(f"finalists={finalists} must be 1 or more; the default is 2")
     if views < 1:
         raise ValueError(f"views={views} must be 1 or more; 1 is every image as it is")
     if config.data_seed < 0 or seed < 0:
@@ -224,7 +235,7 @@ def make_plan(
         draw=0,
         pooling=max(4, *poolings),
     )
-    rungs = choose_rungs(num_train, dataset.num_classes, len(timesteps))
+    rungs = choose_rungs(num_train, dataset.num_classes)
     plan = Plan(
         name=Path(config.dataset).resolve().name or "images",
         backbone=absolute(config.backbone),
@@ -237,6 +248,8 @@ def make_plan(
         looks=rungs[:1] if exhaustive or len(rungs) == 1 else rungs[:-1],
         rungs=rungs[-1:] if exhaustive else rungs[-2:],
         exhaustive=exhaustive,
+        keep=keep,
+        finalists=finalists,
         labels=labels,
         num_classes=dataset.num_classes,
         sigmas={timestep: backbone.sigma(timestep) for timestep in timesteps},
@@ -304,13 +317,10 @@ def estimate(plan: Plan, backbone: Backbone, dataset: Dataset, *passes: float) -
     )
 
 
-def choose_rungs(num_train: int, num_classes: int, num_timesteps: int) -> tuple[int, ...]:
-    """Training images at each rung: all, a quarter, a sixteenth, ... as many as it takes until the first is small and
-    the timesteps can be quartered down to one, but never too few to tell anything."""
+def choose_rungs(num_train: int, num_classes: int) -> tuple[int, ...]:
+    """Training images at each rung: all, a quarter, a sixteenth, ... as long as they are enough to tell anything."""
     least = max(MIN_IMAGES, MIN_IMAGES_A_CLASS * num_classes)
     rungs = [num_train]
-    while rungs[0] // REDUCTION >= least and (
-        rungs[0] > ENOUGH_FOR_A_LOOK or REDUCTION ** (len(rungs) - 1) < num_timesteps
-    ):
+    while rungs[0] // REDUCTION >= least:
         rungs.insert(0, rungs[0] // REDUCTION)
     return tuple(rungs)

@@ -55,9 +55,9 @@ def survivors(look: Look, num_timesteps: int) -> Places:
     """The best num_timesteps timesteps, each with those of its blocks that are not clearly worse than the best of them
     all; differences are paired, image by image.
 
-    A timestep stands where the better third of its blocks stand on average, which is less noisy than its best block.
+    A timestep stands where its three best blocks stand on average, which is less noisy than the best alone.
     """
-    standing = {timestep: better_third([right.mean() for right in at.values()]) for timestep, at in look.items()}
+    standing = {timestep: best_three([right.mean() for right in at.values()]) for timestep, at in look.items()}
     kept = sorted(standing, key=lambda timestep: -standing[timestep])[:num_timesteps]
     best = max((right for timestep in kept for right in look[timestep].values()), key=np.mean)
     return {
@@ -67,8 +67,8 @@ def survivors(look: Look, num_timesteps: int) -> Places:
     }
 
 
-def better_third(accuracies: list[float]) -> float:
-    return float(np.mean(sorted(accuracies)[-max(1, round(len(accuracies) / 3)) :]))
+def best_three(accuracies: list[float]) -> float:
+    return float(np.mean(sorted(accuracies)[-3:]))
 
 
 def clearly_worse(right: np.ndarray, best: np.ndarray) -> bool:

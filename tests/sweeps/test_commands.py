@@ -97,7 +97,7 @@ def test_results_agree_with_the_trials(folder):
     cost = results["cost"]
     assert 0 < cost["passes"] < cost["grid_passes"]
     assert cost["new_passes"] == pytest.approx(cost["passes"])  # the store was empty
-    assert list(map(len, results["timesteps_at"].values())) == [3]
+    assert list(map(len, results["timesteps_at"].values())) == [3, 2]
     assert {(trial["block"], int(trial["timestep"])) for trial in trials} <= set(map(tuple, results["left"]))
     assert np.shape(results["ridge_accuracy"]) == (len(results["blocks"]), 3)
 

@@ -38,6 +38,8 @@ def plan(tmp_path):
         looks,
         rungs,
         False,
+        0.5,
+        1,
         labels,
         10,
         sigmas,
@@ -103,12 +105,22 @@ def test_asha_halves_at_every_rung_and_remembers_earlier_sessions(plan, rungs, t
         assert scheduler.on_trial_result(None, stand_in, result) == decision
 
 
-def test_rungs_are_quarters_until_the_timesteps_are_one():
-    assert choose_rungs(4800, num_classes=10, num_timesteps=7) == (300, 1200, 4800)
-    assert choose_rungs(4800, num_classes=10, num_timesteps=20) == (75, 300, 1200, 4800)
-    assert choose_rungs(48000, num_classes=10, num_timesteps=7) == (187, 750, 3000, 12000, 48000)
-    assert choose_rungs(4800, num_classes=100, num_timesteps=20) == (1200, 4800)
-    assert choose_rungs(40, num_classes=2, num_timesteps=9) == (40,)
+def test_rungs_are_quarters_down_to_what_tells_something():
+    assert choose_rungs(4800, num_classes=10) == (75, 300, 1200, 4800)
+    assert choose_rungs(48000, num_classes=10) == (187, 750, 3000, 12000, 48000)
+    assert choose_rungs(4800, num_classes=100) == (1200, 4800)
+    assert choose_rungs(40, num_classes=2) == (40,)
+
+
+def test_half_of_the_timesteps_stay_but_never_too_few(plan):
+    def kept(num_timesteps, **race):
+        space = replace(plan.space, timesteps=tuple(range(num_timesteps)))
+        return [replace(plan, space=space, **race).num_kept(look) for look in range(3)]
+
+    assert kept(7, keep=0.5, finalists=2) == [4, 2, 2]
+    assert kept(20, keep=0.25, finalists=1) == [5, 2, 1]
+    assert kept(1, keep=0.5, finalists=2) == [1, 1, 1]
+    assert kept(7, exhaustive=True) == [7, 7, 7]
 
 
 def test_first_comes_every_pooling_and_head_of_the_best_place(plan):
