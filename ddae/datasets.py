@@ -96,7 +96,9 @@ def stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) ->
         rows = order[labels[order] == label]
         num_second = round(len(rows) * fraction)
         second[rows[: max(num_second, 1) if len(rows) > 1 else 0]] = True
-    return order[~second[order]], order[second[order]]
+    # Shuffled anew: the second list has taken the first rows of every class, so what is left begins with the classes
+    # that filled their share first.
+    return rng.permutation(np.flatnonzero(~second)), rng.permutation(np.flatnonzero(second))
 
 
 def fashion_mnist_8k(data_root: str) -> Images:

@@ -13,7 +13,7 @@ from ddae.noise import image_noise
 from ddae.pooling import pool, stored_grid
 from ddae.views import flip_and_crop
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same FeatureKey would give other bytes."""
 FIRST_VIEW = 2
 """The first draw that is augmented."""

@@ -155,3 +155,12 @@ def test_broken_idx_file_is_named(tmp_path):
     (raw / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b but no more")
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz cannot be read"):
         load_dataset("fashion-mnist", 32, str(tmp_path))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_prefix_is_a_fair_sample_of_every_split(seed):
+    """Of 200 rows about 20 are of each of ten classes; 4 and 40 are four deviations off and more."""
+    dataset = load_dataset("fashion-mnist-8k", 32, seed=seed)
+    for split in ("train", "val", "test"):
+        counts = np.bincount(dataset.labels(split)[:200], minlength=10)
+        assert counts.min() > 4 and counts.max() < 40
