@@ -1,0 +1,378 @@
+"""Regret and cost of ways to search, against the exhaustive grid on the same features.
+
+    python benchmarks/search_cost.py                     # the shipped model and images, 546 cells: about 20 minutes
+    python benchmarks/search_cost.py --name search_cost_fashion_mnist --dataset fashion-mnist --poolings 1 2 \\
+        --methods "looks, optuna + ASHA (default)" "label-free first"       # 48,000 + 12,000 images, about an hour
+
+Every cell is fitted on all images once. A method is then played with the project's own looks, searcher and scheduler,
+one trial at a time, on fits that are made when it asks for them. A seed shuffles the training images, so that every
+prefix differs, splits val into a half that the methods see and one that they do not, and seeds the sampler.
+
+Regret: accuracy on the unseen half of the grid's best cell minus that of the method's, in points; both chosen on the
+seen half. Passes: full forward passes (by FLOPs) over the training images. Stop it and start it again as you like.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, median, stdev
+from types import SimpleNamespace
+
+import numpy as np
+import record
+import torch
+import tyro
+from matplotlib.figure import Figure
+from rich.progress import track
+
+from ddae import label_free
+from ddae.heads import find_head, linear, mlp
+from ddae.pooling import pool
+from ddae.probe import Candidate, to_maps
+from storage.feature_store import FeatureStore
+from storage.results import Ledger, content_key
+from sweeps.cli import ModelAndData
+from sweeps.tuning.evaluation import look_at, look_poolings, pack, read_features, unpack
+from sweeps.tuning.extraction import Extractor
+from sweeps.tuning.outcome import best_cells, warm_start
+from sweeps.tuning.plan import PROBE_VERSION, REDUCTION, Plan, make_plan
+from sweeps.tuning.race import Race
+from sweeps.tuning.run import asha
+from sweeps.tuning.searcher import OptunaSearcher, open_study
+from sweeps.tuning.space import Need, Places
+
+
+@dataclass(frozen=True)
+class SearchCost(ModelAndData):
+    poolings: tuple[int, ...] = (1, 2, 4)
+    heads: tuple[str, ...] = ("linear", "mlp")
+    methods: tuple[str, ...] = ()
+    """Some of METHODS; all if not given."""
+    seeds: int = 5
+    processes: int = 2
+    name: str = "search_cost"
+    """Of the file in results/."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """What one method did with one seed."""
+
+    method: str
+    seed: int
+    cell: str
+    regret: float
+    passes: float
+    share_of_grid: float
+    head_seconds: float
+    num_full: int
+
+
+class Lab:
+    """All fits and looks of one plan, made once and kept."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.num_train, self.num_val = plan.rungs[-1], plan.num_val
+        self.kept = Ledger(f"{plan.store}/search_cost-{PROBE_VERSION}")
+        self.head_seconds = 0.0
+
+    @cached_property
+    def labels(self) -> dict[str, torch.Tensor]:
+        return {split: torch.from_numpy(labels) for split, labels in self.plan.labels.items()}
+
+    def order(self, seed: int, num_images: int) -> torch.Tensor:
+        """The training images that a rung of this seed has."""
+        if num_images == self.num_train:
+            return torch.arange(num_images)
+        return torch.from_numpy(np.random.default_rng(seed).permutation(self.num_train)[:num_images])
+
+    def halves(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Val images that the methods see, and that they do not."""
+        order = np.random.default_rng(seed).permutation(self.num_val)
+        return order[: self.num_val // 2], order[self.num_val // 2 :]
+
+    def right(self, cell: Candidate, num_images: int, seed: int, epochs: float = 1.0) -> np.ndarray:
+        """bool [settings, num_val] of the cell's head. epochs: share of its usual training."""
+        seed = 0 if num_images == self.num_train else seed
+        return self._once(
+            lambda: self._fit(cell, self.order(seed, num_images), epochs),
+            cell=cell.name, num_images=num_images, seed=seed, epochs=epochs,
+        )  # fmt: skip
+
+    def look(self, need: Need, seed: int) -> np.ndarray:
+        """Of a need of one block: which images leave-one-out ridge gets right."""
+        poolings = look_poolings(self.plan.space, need.blocks[0])
+        rows = self.order(seed, need.num_images).numpy()
+        return self._once(lambda: look_at(self.plan, need, poolings, rows)[None], need=asdict(need), seed=seed)[0]
+
+    def _fit(self, cell: Candidate, rows: torch.Tensor, epochs: float) -> np.ndarray:
+        features, labels = self._features(cell, "train")[rows], self.labels["train"][rows]
+        head, sizes = find_head(cell.head)
+        with fewer_epochs(epochs):
+            fitted = head.fit(features, labels, self.plan.num_classes, 0, *sizes)
+        return (fitted(self._features(cell, "val")).argmax(-1) == self.labels["val"]).numpy()
+
+    def _features(self, cell: Candidate, split: str) -> torch.Tensor:
+        return read_features(self.plan, cell, split, len(self.plan.labels[split]))[0]
+
+    def _once(self, make: Callable[[], np.ndarray], **decides) -> np.ndarray:
+        key = content_key(features=self.plan.key.asdict(), poolings=self.plan.space.poolings, **decides)
+        found = self.kept.get(key)
+        if found is None:
+            started = time.perf_counter()
+            bits = make()
+            found = {"seconds": time.perf_counter() - started, "shape": bits.shape, **pack(bits.ravel())}
+            self.kept.put(key, found)
+        self.head_seconds += found["seconds"]
+        return unpack(found).reshape(found["shape"])
+
+
+@contextmanager
+def fewer_epochs(share: float) -> Iterator[None]:
+    """Heads that are trained step by step take this share of their steps."""
+    steps, recipe = linear.NUM_STEPS, mlp.RECIPE
+    linear.NUM_STEPS = round(steps * share)
+    epochs, least = max(1, round(recipe.num_epochs * share)), round(recipe.min_steps * share)
+    mlp.RECIPE = replace(recipe, num_epochs=epochs, min_steps=least)
+    try:
+        yield
+    finally:
+        linear.NUM_STEPS, mlp.RECIPE = steps, recipe
+
+
+class Play:
+    """One method with one seed: what it saw, and what that cost."""
+
+    def __init__(self, plan: Plan, seed: int):
+        self.lab, self.plan, self.seed = Lab(plan), plan, seed
+        self.seen, self.unseen = self.lab.halves(seed)
+        self.needs: list[Need] = []
+        self.full: dict[Candidate, float] = {}
+        """Cells fitted on all images, and their accuracy on the seen half."""
+
+    def fit(self, cell: Candidate, num_images: int, places: Places, epochs: float = 1.0) -> float:
+        """Accuracy on the seen half, of the setting that is best there."""
+        accuracy = self.lab.right(cell, num_images, self.seed, epochs)[:, self.seen].mean(1).max()
+        self.needs += self.plan.trial_needs(cell, num_images, places)
+        if num_images == self.lab.num_train and epochs == 1:
+            self.full[cell] = float(accuracy)
+        return float(accuracy)
+
+    def unseen_right(self, cell: Candidate) -> np.ndarray:
+        """On the unseen half, of the setting that is best on the seen one."""
+        right = self.lab.right(cell, self.lab.num_train, self.seed)
+        return right[right[:, self.seen].mean(1).argmax()][self.unseen]
+
+    def race(self, looks: tuple[int, ...], kept: tuple[int, ...], label_free: bool = True) -> Race:
+        race = Race([], self.plan.space.places)
+        for num_images, num_kept in zip(looks, kept, strict=True):
+            needs = [Need(t, "train", num_images, (b,)) for t, blocks in race.places.items() for b in blocks]
+            self.needs += needs
+            race = race.after({need: self.lab.look(need, self.seed) for need in needs}, num_kept)
+        if label_free:
+            self.needs += self.plan.label_free_needs()
+        return race
+
+    def trials(
+        self, sampler: str, rungs: tuple[int, ...], num_trials: int, race: Race | None = None, stop: bool = True
+    ) -> None:
+        """The project's searcher and ASHA, one trial at a time."""
+        plan = replace(self.plan, rungs=rungs)
+        places = race.places if race else plan.space.places
+        study = open_study(None, sampler, self.seed)
+        candidates = plan.space.candidates_at(places)
+        searcher = OptunaSearcher(
+            plan.space, study, candidates, min(num_trials, len(candidates)), warm_start(plan, race) if race else []
+        )
+        scheduler = asha(plan, study)
+        for number in itertools.count():
+            config = searcher.suggest(str(number))
+            if config == searcher.FINISHED:
+                return
+            trial = SimpleNamespace(trial_id=str(number))
+            scheduler.on_trial_add(None, trial)
+            for rung, num_images in enumerate(rungs):
+                accuracy = self.fit(Candidate(**config), num_images, places)
+                result = {
+                    "val_accuracy": accuracy, "num_images": num_images, "last_rung": num_images == rungs[-1],
+                    "resource": REDUCTION**rung, "training_iteration": rung + 1,
+                }  # fmt: skip
+                if result["last_rung"]:
+                    break
+                if stop and scheduler.on_trial_result(None, trial, result) == "STOP":
+                    break
+                searcher.on_trial_result(str(number), result)
+            searcher.on_trial_complete(str(number), result)
+
+
+def ours(play: Play, sampler: str = "optuna", label_free: bool = True, **race: float) -> None:
+    """As sweeps/layer_noise.py goes. race: its --keep and --finalists."""
+    plan = replace(play.plan, **race)
+    kept = [plan.num_kept(place) for place in range(len(plan.looks))]
+    play.trials(sampler, plan.rungs, NUM_TRIALS, play.race(plan.looks, kept, label_free))
+
+
+def whole_space(play: Play, sampler: str, num_trials: int, stop: bool = True) -> None:
+    """Trials anywhere, without looks: rungs of a sixteenth, a quarter and all of the images, or all at once."""
+    num_train = play.lab.num_train
+    rungs = (num_train // REDUCTION**2, num_train // REDUCTION, num_train) if stop else (num_train,)
+    play.trials(sampler, rungs, num_trials, stop=stop)
+
+
+def halving_by_epochs(play: Play) -> None:
+    """Every cell for a sixteenth of the epochs, the better quarter for a quarter of them, and so on."""
+    cells, places = list(play.plan.space.candidates), play.plan.space.places
+    for epochs in (1 / 16, 1 / 4, 1.0):
+        accuracy = {cell: play.fit(cell, play.lab.num_train, places, epochs) for cell in cells}
+        cells = sorted(cells, key=lambda cell: -accuracy[cell])[: -(-len(cells) // REDUCTION)]
+
+
+def label_free_first(play: Play, num_places: int = 5) -> None:
+    """Every pooling and head at the first places of the label-free ranking."""
+    plan = play.plan
+    rows = np.random.default_rng(play.seed).permutation(SECOND_DRAW)[: plan.label_free_needs()[0].num_images]
+    scores = []
+    for block in plan.space.blocks:
+        for timestep in plan.space.timesteps:
+            views = []
+            for draw in (0, 1):
+                column = plan.column(timestep, "train", block.name, draw)
+                maps = to_maps(FeatureStore(plan.store).read(column, SECOND_DRAW), block.channels)
+                views.append(pool(maps, 1).flatten(1)[rows])
+            scores.append(label_free.measure(*views))
+    ranking = label_free.rank(scores).numpy().reshape(len(plan.space.blocks), -1)
+    play.needs += [replace(need, draw=draw) for need in plan.label_free_needs() for draw in (0, 1)]
+    for block, timestep in best_cells(plan, ranking, num_places):
+        for cell in plan.space.candidates_at({timestep: (block,)}):
+            play.fit(cell, play.lab.num_train, {timestep: (block,)})
+
+
+SECOND_DRAW = 512
+"""Training images that have a second noise draw here."""
+
+NUM_TRIALS = 40
+METHODS: dict[str, Callable[[Play], None]] = {
+    "looks, optuna + ASHA (default)": ours,
+    "  --finalists 1": partial(ours, finalists=1),
+    "  --keep 0.25 --finalists 1": partial(ours, keep=0.25, finalists=1),
+    "  --keep 0.25 --finalists 2": partial(ours, keep=0.25),
+    "  --search random": partial(ours, sampler="random"),
+    "  default, no label-free ranking": partial(ours, label_free=False),
+    "optuna + ASHA, 20 trials": partial(whole_space, sampler="optuna", num_trials=20),
+    "optuna + ASHA, 40 trials": partial(whole_space, sampler="optuna", num_trials=40),
+    "random + ASHA, 20 trials": partial(whole_space, sampler="random", num_trials=20),
+    "random + ASHA, 40 trials": partial(whole_space, sampler="random", num_trials=40),
+    "optuna without ASHA, 20 trials": partial(whole_space, sampler="optuna", num_trials=20, stop=False),
+    "label-free first": label_free_first,
+    "halving by epochs": halving_by_epochs,
+}
+
+
+def main(config: SearchCost) -> None:
+    plan, _, _ = make_plan(config, config.poolings, config.heads)
+    with ProcessPoolExecutor(config.processes, get_context("spawn"), torch.set_num_threads, (1,)) as workers:
+        places = range(config.processes)
+        wait("extraction", [workers.submit(extract, plan, place, len(places)) for place in places])
+        wait("grid", [workers.submit(fit_on_all, plan, cell) for cell in plan.space.candidates])
+        grid = wait("grid's choice", [workers.submit(choose_from_grid, plan, seed) for seed in range(config.seeds)])
+        names = config.methods or tuple(METHODS)
+        jobs = [workers.submit(play, plan, name, *best) for name in names for best in enumerate(grid)]
+        played = wait("methods", jobs)
+    rows = {name: summary([one for one in played if one.method == name]) for name in names}
+    print(
+        f"{len(plan.space.candidates):,} cells, {plan.rungs[-1]:,} + {plan.num_val:,} images, {config.seeds} seeds; "
+        f"the grid costs {plan.grid_passes / plan.rungs[-1]:.2f} passes over the training images\n"
+        f"{'':<34} passes  of grid  heads (s)  regret (points)  median  largest"
+    )
+    line = "{:<34} {:6.2f}  {:7.3f}  {:9.0f}    {:5.2f} +- {:4.2f}  {:6.2f}  {:7.2f}"
+    for name, row in rows.items():
+        print(line.format(name, *row.values()))
+    results = {"cells": len(plan.space.candidates), "methods": rows, "played": [asdict(one) for one in played]}
+    record.write(config.name, results)
+    draw(rows, plan.grid_passes / plan.rungs[-1], record.RESULTS / f"{config.name}.png")
+
+
+CURVES = {
+    "looks, then trials": list(METHODS)[:4],
+    "Optuna + ASHA": ["optuna + ASHA, 20 trials", "optuna + ASHA, 40 trials"],
+    "random + ASHA": ["random + ASHA, 20 trials", "random + ASHA, 40 trials"],
+    "Optuna without ASHA": ["optuna without ASHA, 20 trials"],
+    "label-free first": ["label-free first"],
+    "halving by epochs": ["halving by epochs"],
+}
+"""What belongs together in the picture."""
+
+
+def draw(rows: dict[str, dict[str, float]], grid_passes: float, path: Path) -> None:
+    """Regret against cost, one curve a way to search."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for (label, names), marker in zip(CURVES.items(), "osv^DP", strict=True):
+        points = sorted((rows[name] for name in names if name in rows), key=lambda row: row["passes"])
+        if points:
+            x, y, error = ([row[field] for row in points] for field in ("passes", "regret", "stderr"))
+            axes.errorbar(x, y, error, marker=marker, capsize=2, linewidth=1, label=label)
+    axes.plot(grid_passes, 0, "*", color="black", ms=12, label="the grid")
+    axes.axhspan(-0.3, 0.3, color="0.92", zorder=0)
+    axes.set(xlabel="full forward passes over the training images", ylabel="regret (points)", xlim=(0, None))
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def wait(title: str, jobs: list[Future]) -> list:
+    return [job.result() for job in track(jobs, title)]
+
+
+def extract(plan: Plan, place: int, num_places: int) -> None:
+    extractor = Extractor(plan, 1, place, num_places)
+    for timestep, blocks in plan.space.places.items():
+        extractor.ensure(Need(timestep, "train", plan.rungs[-1], blocks))
+        extractor.ensure(Need(timestep, "val", plan.num_val, blocks))
+        extractor.ensure(Need(timestep, "train", SECOND_DRAW, blocks, draw=1))
+
+
+def fit_on_all(plan: Plan, cell: Candidate) -> None:
+    Lab(plan).right(cell, plan.rungs[-1], 0)
+
+
+def choose_from_grid(plan: Plan, seed: int) -> Candidate:
+    """The exhaustive grid's best on the seen half."""
+    grid = Play(plan, seed)
+    return max(plan.space.candidates, key=lambda cell: grid.fit(cell, plan.rungs[-1], plan.space.places))
+
+
+def play(plan: Plan, method: str, seed: int, best_of_grid: Candidate) -> Played:
+    one = Play(plan, seed)
+    METHODS[method](one)
+    passes, head_seconds = plan.space.forward_passes(one.needs), one.lab.head_seconds
+    best = max(one.full, key=lambda cell: one.full[cell])
+    regret = one.unseen_right(best_of_grid).mean() - one.unseen_right(best).mean()
+    return Played(
+        method, seed, best.name, 100 * float(regret), passes / plan.rungs[-1], passes / plan.grid_passes,
+        head_seconds, len(one.full),
+    )  # fmt: skip
+
+
+def summary(played: list[Played]) -> dict[str, float]:
+    """Of all seeds: medians, but for the regret."""
+    regrets = [one.regret for one in played]
+    return {
+        "passes": median(one.passes for one in played),
+        "share_of_grid": median(one.share_of_grid for one in played),
+        "head_seconds": median(one.head_seconds for one in played),
+        "regret": mean(regrets),
+        "stderr": stdev(regrets) / len(regrets) ** 0.5,
+        "median": median(regrets),
+        "largest": max(regrets),
+    }
+
+
+if __name__ == "__main__":
+    main(tyro.cli(SearchCost, description=__doc__))
