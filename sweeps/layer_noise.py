@@ -53,7 +53,7 @@ class LayerNoise(cli.ModelAndData):
     keep: float = 0.5
     """Share of the timesteps that stay in the race after each look; --keep 0.25 --finalists 1 is the thriftiest."""
     finalists: int = 2
-    """So many timesteps stay to the end at least."""
+    """So many timesteps stay to the end, but for those where every block is clearly worse."""
     views: int = 1
     """Views of every training image that heads are fitted on: 1 is the image as it is, more are flipped and cropped."""
     seed: int = 0

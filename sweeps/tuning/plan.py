@@ -55,7 +55,7 @@ class Plan:
     keep: float
     """Share of the timesteps that stay in the race after a look."""
     finalists: int
-    """So many timesteps stay at least."""
+    """So many timesteps stay, but for those where every block is clearly worse."""
     labels: dict[str, np.ndarray]
     """int64, of train and val, in the order of the rows."""
     num_classes: int

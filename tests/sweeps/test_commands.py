@@ -97,7 +97,8 @@ def test_results_agree_with_the_trials(folder):
     cost = results["cost"]
     assert 0 < cost["passes"] < cost["grid_passes"]
     assert cost["new_passes"] == pytest.approx(cost["passes"])  # the store was empty
-    assert list(map(len, results["timesteps_at"].values())) == [3, 2]
+    first, second = map(len, results["timesteps_at"].values())
+    assert first == 3 and 1 <= second <= 2
     assert {(trial["block"], int(trial["timestep"])) for trial in trials} <= set(map(tuple, results["left"]))
     assert np.shape(results["ridge_accuracy"]) == (len(results["blocks"]), 3)
 
