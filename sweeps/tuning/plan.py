@@ -286,8 +286,8 @@ def check_name(kind: str, name: str, allowed: Iterable[str]) -> None:
         raise ValueError(f"{kind}={name!r} is not known; allowed: {', '.join(allowed)}{hint}")
 
 
-def estimate(plan: Plan, backbone: Backbone, dataset: Dataset, *passes: float) -> str:
-    """What so many full forward passes cost (least, most), by timing a batch of 32 images on one thread, as an
+def estimate(plan: Plan, backbone: Backbone, dataset: Dataset, least: float, most: float) -> str:
+    """What at least and at most so many full forward passes cost, by timing a batch of 32 images on one thread, as an
     extractor has."""
     torch.set_num_threads(1)
     rows = dataset.splits["train"][:32]
@@ -297,6 +297,7 @@ def estimate(plan: Plan, backbone: Backbone, dataset: Dataset, *passes: float) -
     started = time.perf_counter()
     extract(backbone, dataset, rows, space.timesteps[0], blocks, plan.key)
     seconds = (time.perf_counter() - started) / len(rows) / space.pass_share(blocks)
+    passes = least, most
     gigabytes = [num * plan.bytes_per_image / space.pass_share(blocks) / 1e9 for num in passes]
     minutes = [num * seconds / 60 for num in passes]
     cells = f"{len(blocks)} blocks x {len(space.timesteps)} timesteps"
@@ -309,7 +310,7 @@ def estimate(plan: Plan, backbone: Backbone, dataset: Dataset, *passes: float) -
         [
             f"space           {cells}",
             f"images          {plan.rungs[-1]:,} train, {plan.num_val:,} val, {plan.num_classes} classes",
-            f"forward passes  {passes[0]:,.0f} to {passes[1]:,.0f}; the grid would be {plan.grid_passes:,.0f}",
+            f"forward passes  {least:,.0f} to {most:,.0f}; the grid would be {plan.grid_passes:,.0f}",
             f"one pass        {backbone.flops / 1e9:.3g} GFLOP an image, {1000 * seconds:.3g} ms on {plan.device}",
             f"features        {gigabytes[0]:.2g} to {gigabytes[1]:.2g} GB in {plan.store}",
             f"extraction      {minutes[0]:.2g} to {minutes[1]:.2g} minutes, divided by the number of cores or GPUs",
