@@ -1,0 +1,106 @@
+"""Images by name: train, val and test, where val is always carved from the official train split."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ddae.datasets.hugging_face import hugging_face
+from ddae.datasets.images import Images, class_folders, image_folder, stratified
+from ddae.datasets.named import ASSETS, DATASETS
+
+HUGGING_FACE_FILES = ("dataset_dict.json", "state.json", "metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""By which a folder is known as one for HF `datasets` even where it has sub-folders of images."""
+HUB_ID = r"\w[\w.-]*/\w[\w.-]*(@.+)?"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Disjoint row numbers of train, val and test. Each order is a fixed shuffle, so a prefix is a fair sample."""
+
+    name: str
+    images: Images
+    splits: dict[str, np.ndarray]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.images.classes)
+
+    def labels(self, split: str) -> np.ndarray:
+        """int64 [N], in the order of the split's rows."""
+        return self.images.labels[self.splits[split]]
+
+
+def load_dataset(
+    name: str, image_size: int, data_root: str = "data", seed: int = 0, val_fraction: float = 0.2
+) -> Dataset:
+    """A dataset by its name in DATASETS, any folder of images with one sub-folder a class, or any image dataset of
+    Hugging Face: a folder that `datasets` reads, or a hub id `owner/name[@revision]`.
+
+    image_size: side in pixels to which image files are resized and cropped; sets that are one array keep their own.
+    data_root: where the named sets lie or are downloaded to.
+    seed: decides which training images are val, and the order of every split.
+    Raises ValueError for an unknown name, missing files, an empty folder, fewer than two classes, a class that is only
+    in test, or an unreadable image.
+    """
+    images = _images(name, image_size, str(Path(data_root).expanduser().absolute()))
+    if len(images.classes) < 2:
+        raise ValueError(
+            f"dataset={name!r} has {len(images.classes)} class ({', '.join(images.classes)}); "
+            "a probe needs at least 2: give a folder with one sub-folder a class"
+        )
+    unseen = np.setdiff1d(images.labels[images.num_train :], images.labels[: images.num_train])
+    if len(unseen):
+        raise ValueError(
+            f"dataset={name!r} has test images of {len(unseen)} classes without a training image, such as "
+            f"{images.classes[unseen[0]]!r}; give every class training images, or remove it"
+        )
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1, both excluded; the default is 0.2")
+    return Dataset(name, images, split_rows(images, seed, val_fraction))
+
+
+def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.ndarray]:
+    """Row numbers of train, val (the same fraction of every class of the official train split) and test."""
+    rng = np.random.default_rng(seed)
+    train, val = stratified(images.labels[: images.num_train], val_fraction, rng)
+    test = rng.permutation(np.arange(images.num_train, len(images.labels)))
+    splits = {"train": train, "val": val, "test": test}
+    for split, rows in splits.items():
+        if len(rows) == 0:
+            raise ValueError(f"the {split} split is empty: {images.num_train} training images are too few")
+    return splits
+
+
+def _images(name: str, image_size: int, data_root: str) -> Images:
+    if name in DATASETS:
+        try:
+            return DATASETS[name](data_root, image_size)
+        except ValueError:
+            raise
+        except Exception as error:  # the disk, the network, torchvision and scipy raise a dozen classes
+            raise ValueError(
+                f"dataset={name!r} is not whole in --data-root={data_root} and cannot be downloaded "
+                f"({type(error).__name__}: {error}); connect to the network, or put its files there"
+            ) from error
+    if Path(name).is_dir():
+        return _folder(Path(name), image_size)
+    if re.fullmatch(HUB_ID, name):
+        return hugging_face(name, image_size)
+    raise ValueError(
+        f"dataset={name!r} is neither a known name nor a folder; known: {', '.join(DATASETS)}; "
+        "or give a folder with one sub-folder of images a class, or a Hugging Face dataset as owner/name[@revision]"
+    )
+
+
+def _folder(root: Path, image_size: int) -> Images:
+    """An image folder where it is one, else whatever HF `datasets` makes of its files."""
+    train = root / "train" if (root / "train").is_dir() else root
+    marked = any((part / file).exists() for part in (root, train) for file in HUGGING_FACE_FILES)
+    if marked or (not class_folders(train) and any(path.is_file() for path in root.rglob("*"))):
+        return hugging_face(str(root), image_size)
+    return image_folder(root, image_size)
+
+
+__all__ = ["ASSETS", "DATASETS", "Dataset", "Images", "load_dataset", "split_rows", "stratified"]

@@ -1,0 +1,171 @@
+"""Images in one row order, from memory or from files that are decoded when they are read."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+HELD_OUT = ("test", "val", "valid", "validation")
+DECODERS = min(8, os.cpu_count() or 1)
+"""Threads; PIL lets go of the interpreter while it decodes, and two take half the time of one."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """All images of a dataset in one row order: num_train official training images, then the test images."""
+
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    """int64 [N], an index into classes."""
+    num_train: int
+    read: Callable[[np.ndarray], Tensor]
+    """row numbers [n] -> uint8 [n, 3, H, W]."""
+    fingerprint: str
+    """Hash of what decides the pixels, and of the labels where they lie apart from these."""
+
+
+def in_memory(pixels: Tensor, labels: np.ndarray, classes: tuple[str, ...], num_train: int) -> Images:
+    """pixels: uint8 [N, 1 or 3, H, W]."""
+    fingerprint = xxhash.xxh3_128(pixels.contiguous().numpy().data).hexdigest()
+
+    def read(rows: np.ndarray) -> Tensor:
+        return pixels[torch.from_numpy(np.asarray(rows))].expand(-1, 3, -1, -1)
+
+    return Images(classes, labels, num_train, read, fingerprint)
+
+
+def image_files(
+    root: Path, files: Sequence[tuple[str, int, bool]], classes: Sequence[str], image_size: int, published: bool = True
+) -> Images:
+    """files: path below root, index into classes, whether it is a training image. Without a test image a fixed fifth of
+    every class is the test split; classes without an image are left out.
+
+    Files are turned to RGB, resized (shorter side) and centre-cropped to image_size. The fingerprint rests on all
+    paths and labels, and on the sizes of at most 1,000 files where the set is a published one, whose names say what is
+    in them (a resized copy differs); else on the sizes and times of all.
+    """
+    labels = np.array([label for _, label, _ in files], dtype=np.int64)
+    is_train = np.array([train for _, _, train in files], dtype=bool)
+    order, num_train = np.argsort(~is_train, kind="stable"), int(is_train.sum())
+    if is_train.all():
+        order, num_train = fifth_as_test(labels)
+    paths = [files[row][0] for row in order]
+    used, labels = np.unique(labels[order], return_inverse=True)
+    stamp = xxhash.xxh3_128(f"{image_size} {num_train}".encode())
+    stamp.update(os.fsencode("\n".join(paths)))
+    stamp.update(labels.tobytes())
+    for path in paths[:: 1 + len(paths) // 1000 if published else 1]:
+        stat = os.stat(os.path.join(root, path))
+        stamp.update(b"%d %d " % (stat.st_size, 0 if published else stat.st_mtime_ns))
+
+    def read(rows: np.ndarray) -> Tensor:
+        found = [os.path.join(root, paths[row]) for row in rows]
+        return decode(zip(found, found, strict=True), image_size)
+
+    return Images(tuple(classes[label] for label in used), labels, num_train, read, stamp.hexdigest())
+
+
+def image_folder(root: Path, image_size: int) -> Images:
+    """Images in root/<class>/, or in root/train/<class>/ with root/test/<class>/ (val, valid, validation) beside it."""
+    if not (root / "train").is_dir():
+        return class_images(root, image_size, ".", None)
+    held_out = next((name for name in HELD_OUT if class_folders(root / name)), None)
+    return class_images(root, image_size, "train", held_out)
+
+
+def class_images(
+    root: Path,
+    image_size: int,
+    train: str,
+    test: str | None,
+    only: Iterable[str] | None = None,
+    published: bool = False,
+) -> Images:
+    """Images in root/train/<class>/ and root/test/<class>/. only: the classes to take, all of them if None."""
+    folders = class_folders(root / train, only)
+    if not folders:
+        raise ValueError(
+            f"no images in {root / train}; expected one sub-folder a class with files ending in "
+            f"{', '.join(IMAGE_SUFFIXES)}"
+        )
+    held_out = class_folders(root / test, only) if test else {}
+    differ = sorted(folders.keys() ^ held_out.keys()) if test else []
+    if differ:
+        raise ValueError(
+            f"{root}: {train} and {test} must have the same class folders, with images in each; "
+            f"{len(differ)} are in one only: {', '.join(differ[:5])}"
+        )
+    index = {name: label for label, name in enumerate(folders)}
+    files = [
+        (f"{part}/{name}/{file}", index[name], part == train)
+        for part, found in ((train, folders), (test, held_out))
+        for name, names in found.items()
+        for file in names
+    ]
+    return image_files(root, files, list(folders), image_size, published)
+
+
+def class_folders(root: Path, only: Iterable[str] | None = None) -> dict[str, list[str]]:
+    """The sub-folders that have images -> the names of these. Nothing but names is asked of the file system, so that
+    ImageNet's 1.28 million take seconds."""
+    if only is None:
+        only = [entry.name for entry in os.scandir(root) if entry.is_dir()] if root.is_dir() else []
+    found, nested = {}, []
+    for name in sorted(name for name in only if name[0] not in "._"):
+        with os.scandir(root / name) as entries:
+            listed = list(entries)
+        images = sorted(e.name for e in listed if e.name.lower().endswith(IMAGE_SUFFIXES))
+        if images:
+            found[name] = images
+        elif any(entry.is_dir() for entry in listed):
+            nested.append(name)
+    if found and nested:
+        raise ValueError(f"{root / nested[0]} has folders instead of images; move its images up, or move it away")
+    return found
+
+
+def decode(sources: Iterable[tuple[str, str | BytesIO]], size: int) -> Tensor:
+    """(what an error calls it, path or bytes) of each image -> uint8 [N, 3, size, size]."""
+    with ThreadPoolExecutor(DECODERS) as threads:
+        return torch.stack(list(threads.map(lambda source: _decode(source[0], source[1], size), sources)))
+
+
+def _decode(name: str, source: str | BytesIO, size: int) -> Tensor:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(source) as image:
+            if image.mode[0] in "IF":  # PIL would cut every value above 255
+                raise ValueError("more than 8 bits a channel")
+            fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} cannot be read as an image ({error}); repair or remove the file") from error
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
+
+
+def fifth_as_test(labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """An order of the rows in which a fixed fifth of every class comes last, and where this begins."""
+    train, test = stratified(labels, 0.2, np.random.default_rng(0))
+    return np.concatenate([train, test]), len(train)
+
+
+def stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two shuffled, disjoint lists of row numbers, the second with `fraction` of every class (at least one row
+    where the class has two or more)."""
+    order = rng.permutation(len(labels))
+    second = np.zeros(len(labels), dtype=bool)
+    _, counts = np.unique(labels, return_counts=True)
+    for rows in np.split(order[np.argsort(labels[order], kind="stable")], np.cumsum(counts)[:-1]):
+        num_second = round(len(rows) * fraction)
+        second[rows[: max(num_second, 1) if len(rows) > 1 else 0]] = True
+    # Shuffled anew: the second list has taken the first rows of every class, so what is left begins with the classes
+    # that filled their share first.
+    return rng.permutation(np.flatnonzero(~second)), rng.permutation(np.flatnonzero(second))
