@@ -1,7 +1,11 @@
 """One forward pass -> every requested block, pooled, float16."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +16,8 @@ from ddae.datasets import Dataset
 from ddae.noise import image_noise
 from ddae.pooling import pool, stored_grid
 from ddae.views import flip_and_crop
+
+Prepared = TypeVar("Prepared")
 
 VERSION = 2
 """Raise it when the same FeatureKey would give other bytes."""
@@ -55,43 +61,94 @@ def extract(
     timestep: int,
     blocks: Sequence[str],
     key: FeatureKey,
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    encoded: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Features of the images in `rows` (row numbers of dataset.images), one forward pass an image.
 
+    batch_size: None is as many as memory allows, up to 64. encoded: what encode() made of the rows, where it is kept.
     Returns float16 [len(rows), width] a block, each row a flattened [C, g, g] map. Raises ValueError for a
     timestep outside the schedule, an unknown block, and a feature that float16 cannot hold.
     """
     check_timestep(backbone, timestep)
-    features: dict[str, np.ndarray] = {}
-    reduce = lambda map: pool(map, stored_grid(map.shape[-1], key.pooling)).flatten(1)  # noqa: E731
-    for start in range(0, len(rows), batch_size):
+    batch_size = batch_size or fitting_batch(backbone)
+    starts = range(0, len(rows), batch_size)
+
+    def prepare(start: int) -> tuple[Tensor, Tensor]:
         batch = rows[start : start + batch_size]
-        images = dataset.images.read(batch)
-        if key.draw >= FIRST_VIEW:
-            images = flip_and_crop(images, batch, key.noise_seed, key.draw)
-        x0 = backbone.encode(images)
-        noise = image_noise(batch, tuple(x0.shape[1:]), timestep, key.noise_seed, key.draw)
-        for name, pooled in backbone.activations(x0, noise, timestep, blocks, reduce).items():
-            half = _to_half(pooled, name, timestep)
+        if encoded is None:
+            x0 = backbone.encode(read_view(dataset, batch, key))
+        else:
+            x0 = torch.from_numpy(encoded[start : start + batch_size]).to(backbone.settings.device).float()
+            x0 = x0.view(-1, *backbone.encoder.shape)
+        return x0, image_noise(batch, backbone.encoder.shape, timestep, key.noise_seed, key.draw)
+
+    features: dict[str, np.ndarray] = {}
+    for start, (x0, noise) in zip(starts, ahead(prepare, starts, backbone.settings.device), strict=True):
+        maps = backbone.activations(x0, noise, timestep, blocks, pooled(key.pooling))
+        half = torch.cat([map.half() for map in maps.values()], dim=1)
+        if not torch.isfinite(half.sum(dtype=torch.float32)):
+            raise ValueError(_beyond_half(maps, timestep))
+        widths = [map.shape[1] for map in maps.values()]
+        for name, columns in zip(maps, np.split(half.cpu().numpy(), np.cumsum(widths)[:-1], axis=1), strict=True):
             if name not in features:
-                features[name] = np.empty((len(rows), half.shape[1]), dtype=np.float16)
-            features[name][start : start + len(batch)] = half
+                features[name] = np.empty((len(rows), columns.shape[1]), dtype=np.float16)
+            features[name][start : start + len(columns)] = columns
     return features
 
 
+def read_view(dataset: Dataset, rows: np.ndarray, key: FeatureKey) -> Tensor:
+    """uint8 [N, 3, H, W]: the images as they are, or the draw's flipped and cropped view of them."""
+    images = dataset.images.read(rows)
+    return flip_and_crop(images, rows, key.noise_seed, key.draw) if key.draw >= FIRST_VIEW else images
+
+
+@cache
+def pooled(pooling: int) -> Callable[[Tensor], Tensor]:
+    """[N, C, S, S] -> [N, C * g * g], g the grid that is stored; one function a pooling, because compiled graphs are
+    guarded by it."""
+    return lambda map: pool(map, stored_grid(map.shape[-1], pooling)).flatten(1)
+
+
+def fitting_batch(backbone: Backbone) -> int:
+    """Images that pass together: 64, or fewer where all maps of so many would fill 1 GiB, or a quarter of a GPU."""
+    image_bytes = sum(4 * block.channels * block.size**2 for block in backbone.blocks)
+    on_gpu = backbone.settings.device.startswith("cuda")
+    budget = torch.cuda.mem_get_info(backbone.settings.device)[0] // 4 if on_gpu else 2**30
+    return max(1, min(64, budget // image_bytes))
+
+
+def ahead(prepare: Callable[[int], Prepared], starts: range, device: str) -> Iterator[Prepared]:
+    """prepare(start) for every start; the next one beside the work of the caller, where that is on another device."""
+    if device == "cpu":
+        yield from map(prepare, starts)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        pending = deque([pool.submit(prepare, start) for start in starts[:1]])
+        for following in [*starts[1:], None]:
+            if following is not None:
+                pending.append(pool.submit(prepare, following))
+            yield pending.popleft().result()
+
+
 def check_timestep(backbone: Backbone, timestep: int) -> None:
-    if not 0 <= timestep < backbone.num_timesteps:
+    timesteps = backbone.schedule.timesteps
+    if timestep not in timesteps:
         raise ValueError(
-            f"timestep={timestep} is outside this model's schedule; allowed: 0 to {backbone.num_timesteps - 1}"
+            f"timestep={timestep} is outside this model's schedule; allowed: {timesteps[0]} to {timesteps[-1]}"
         )
 
 
-def _to_half(pooled: Tensor, name: str, timestep: int) -> np.ndarray:
-    half = pooled.half()
-    if not torch.isfinite(half.sum(dtype=torch.float32)):
-        raise ValueError(
-            f"block={name!r} at timestep={timestep} reaches {pooled.abs().max().item():g}, beyond float16's 65504; "
-            "check the weights for NaN, or leave the block out with --blocks"
-        )
-    return half.cpu().numpy()
+def _beyond_half(maps: dict[str, Tensor], timestep: int) -> str:
+    name, largest = max(
+        (
+            (name, map.abs().max().item())
+            for name, map in maps.items()
+            if not torch.isfinite(map.half().sum(dtype=torch.float32))
+        ),
+        key=lambda pair: pair[1],
+    )
+    return (
+        f"block={name!r} at timestep={timestep} reaches {largest:g}, beyond float16's 65504; "
+        "check the weights for NaN, or leave the block out with --blocks"
+    )

@@ -58,13 +58,13 @@ class FeatureStore:
             stop = start + first + len(shard)
             _write_shard(folder / f"{start + first:08d}-{stop:08d}.arrow", shard)
 
-    def read(self, column: str, num_rows: int) -> list[np.ndarray]:
-        """The first num_rows rows as read-only float16 [n, D] views of the memory-mapped shards, in order.
+    def read(self, column: str, num_rows: int, first: int = 0) -> list[np.ndarray]:
+        """Rows [first, num_rows) as read-only float16 [n, D] views of the memory-mapped shards, in order.
 
         Raises LookupError where rows are missing.
         """
         views: list[np.ndarray] = []
-        covered = 0
+        covered = first
         for path in self._shards(column):
             start, stop = _range(path)
             if start > covered or covered >= num_rows:
@@ -73,7 +73,7 @@ class FeatureStore:
                 views.append(rows[covered - start : num_rows - start])
                 covered = min(stop, num_rows)
         if covered < num_rows:
-            raise LookupError(f"column={column!r} holds {covered} rows in {self.root}; {num_rows} were asked for")
+            raise LookupError(f"column={column!r} lacks row {covered} in {self.root}; {num_rows} were asked for")
         return views
 
     def describe(self, folder: str, record: dict) -> None:

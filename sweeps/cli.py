@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 import tyro
 
@@ -20,14 +20,15 @@ class ModelAndData:
     """The flags that every command takes which looks into a model."""
 
     backbone: str = "ddpm-fashion-mnist"
-    """A diffusers folder, or a hub id `owner/model[@revision]`; the default ships with the package."""
+    """A diffusers folder, a hub id `owner/model[@revision]`, or an official checkpoint file (.pt, .pth, .pkl,
+    .safetensors) of DDAE, EDM, DiT or guided diffusion; the default ships with the package."""
     dataset: str = "fashion-mnist-8k"
-    """fashion-mnist-8k (ships with the package), fashion-mnist, cifar10, digits, or a folder with one sub-folder of
-    images a class."""
+    """A name (fashion-mnist-8k ships with the package; README lists the others), a folder with one sub-folder of images
+    a class, a folder that Hugging Face datasets reads, or a hub id `owner/name[@revision]`."""
     blocks: tuple[str, ...] = ()
-    """Names of blocks, for example `mid up.1.0`; all of them if not given."""
-    timesteps: tuple[int, ...] = (0, 10, 30, 60, 120, 250, 500)
-    """Noise levels in the model's own counting; for DDPM 0 to 999."""
+    """Names of blocks, for example `mid up.1.0`, or the papers', `out_7` or `b24`; all of them if not given."""
+    timesteps: tuple[int, ...] = ()
+    """Noise levels in the model's own counting: 0 to 999 for most, 1 to 18 for EDM. By default up to nine of them."""
     data_seed: int = 0
     """Of the val split, the order of the images and the noise; another one extracts anew."""
     store: str = "out/store"
@@ -35,9 +36,21 @@ class ModelAndData:
     out: Path = Path("out")
     """Folder in which the sweep's own folder is made."""
     data_root: str = "data"
-    """Where torchvision keeps or puts its downloads."""
+    """Where the named datasets lie, or torchvision downloads them to."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the forward passes (autocast); another one extracts anew."""
+    channels_last: bool = False
+    """Memory layout of the forward passes."""
+    compile: bool = False
+    """torch.compile: faster passes after minutes of compiling, which every extractor does anew."""
+    image_size: int = 0
+    """Side in pixels of the images the network sees, where it is not bound to one; 0 is the model's own."""
+    num_steps: int = 18
+    """EDM alone: the steps of the schedule that timesteps count, 18 or 50 in the DDAE paper."""
+    text_embedding: str = ""
+    """Stable Diffusion alone: a text embedding that sweeps/learn_text.py has learned, instead of the null text."""
     dry_run: bool = False
     """Say what it would cost, and stop."""
 

@@ -21,8 +21,9 @@ class LabelFreeRanking(cli.ModelAndData):
 
 def main(config: LabelFreeRanking) -> None:
     from ddae.report import heat_map
+    from sweeps.tuning.estimate import estimate
     from sweeps.tuning.outcome import best_cells
-    from sweeps.tuning.plan import estimate, make_plan
+    from sweeps.tuning.plan import make_plan
     from sweeps.tuning.run import Sweep, check_cluster, ray_cluster
 
     plan, backbone, dataset = make_plan(config)

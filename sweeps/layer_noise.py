@@ -58,6 +58,8 @@ class LayerNoise(cli.ModelAndData):
     """Views of every training image that heads are fitted on: 1 is the image as it is, more are flipped and cropped."""
     seed: int = 0
     """Of the search and the heads."""
+    list_blocks: bool = False
+    """Print the model's blocks, and stop."""
 
     def plan(self) -> tuple["Plan", "Backbone", "Dataset"]:
         """Raises ValueError for what cannot be searched."""
@@ -70,11 +72,15 @@ class LayerNoise(cli.ModelAndData):
 def main(config: LayerNoise) -> None:
     started = time.time()
     from storage.tracking import Tracker, check_server, tracking_uri
+    from sweeps.tuning.estimate import block_table, estimate
     from sweeps.tuning.outcome import warm_start
-    from sweeps.tuning.plan import estimate, sweep_folder
+    from sweeps.tuning.plan import load_model, sweep_folder
     from sweeps.tuning.run import Search, Sweep, check_cluster, ray_cluster
 
     search = Search(config.search, config.num_trials, config.seed)
+    if config.list_blocks:
+        print(block_table(load_model(config)))
+        return
     plan, backbone, dataset = config.plan()
     if config.dry_run:
         print(estimate(plan, backbone, dataset, *plan.least_and_most()))

@@ -41,7 +41,7 @@ class Pretrain:
     checkpoint_every: int = 250
     """Steps between checkpoints."""
     data_root: str = "data"
-    """Where torchvision keeps or puts its downloads."""
+    """Where the named datasets lie, or torchvision downloads them to."""
 
 
 def main(config: Pretrain) -> None:

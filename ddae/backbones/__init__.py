@@ -1,47 +1,77 @@
-"""Diffusion networks by hub id or local folder."""
+"""Diffusion networks by hub id, local folder or official checkpoint file."""
 
 import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
-from ddae.backbones import ddpm
-from ddae.backbones.base import Backbone, Block
+from torch import Tensor
 
-BACKBONES: dict[str, Callable[[Path, str, str], Backbone]] = {
+from ddae.backbones import adm, ddpm, dit, edm, generic, stable_diffusion
+from ddae.backbones.base import Backbone, Block, Settings
+from ddae.backbones.checkpoints import read_checkpoint, sidecars
+
+BACKBONES: dict[str, Callable[[Path, str, Settings], Backbone]] = {
     "DDPMPipeline": ddpm.load,
     "DDIMPipeline": ddpm.load,
     "UNet2DModel": ddpm.load,
+    "DiTPipeline": dit.load,
+    "DiTTransformer2DModel": dit.load,
+    "StableDiffusionPipeline": stable_diffusion.load,
+    "SongUNet2DModel": edm.load,
 }
-"""The class that a diffusers folder names -> (folder, fingerprint, device) -> Backbone."""
+"""The class that a diffusers folder names -> (folder, fingerprint, settings) -> Backbone; generic.load for others."""
 
-FILES = (".json", ".safetensors", ".bin")
-"""What a model is made of: configuration and weights."""
+OFFICIAL: dict[str, Callable[[dict[str, Tensor], Path, str, Settings], Backbone]] = {
+    "image_proj.weight": ddpm.from_state,
+    "map_layer0.weight": edm.from_state,
+    "x_embedder.proj.weight": dit.from_state,
+    "input_blocks.0.0.weight": adm.from_state,
+}
+"""A tensor that one official code's checkpoints alone have -> (state dict, file, fingerprint, settings) -> Backbone."""
+
+FILES = (".json", ".safetensors", ".bin", ".txt", ".model")
+"""What a model is made of: configuration, weights, vocabulary."""
 
 SHIPPED = {"ddpm-fashion-mnist": Path(__file__).parents[1] / "assets" / "ddpm-fashion-mnist"}
 """Networks that come with the package."""
 
 
-def load_backbone(name: str, device: str = "cpu") -> Backbone:
-    """name: in SHIPPED, a local diffusers folder, or a hub id, `owner/model` or `owner/model@revision`.
+DEFAULT = Settings()
 
-    Raises ValueError where there is none, or where its class is not in BACKBONES.
+
+def load_backbone(name: str, settings: Settings = DEFAULT) -> Backbone:
+    """name: in SHIPPED, a local diffusers folder, an official checkpoint file, or a hub id, `owner/model` or
+    `owner/model@revision`.
+
+    Raises ValueError where there is none, or where it is of no kind that is known.
     """
-    folder = local_folder(name)
-    family = model_class(folder)
-    if family not in BACKBONES:
-        raise ValueError(f"backbone={name!r} is a {family}; supported: {', '.join(BACKBONES)}")
+    path = local_path(name)
     try:
-        return BACKBONES[family](folder, weights_fingerprint(folder), device)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"backbone={name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        if path.is_file():
+            return load_official(path, settings)
+        load = BACKBONES.get(model_class(path), generic.load)
+        return load(path, fingerprint(path, settings), settings)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ValueError(f"backbone={name!r} cannot be loaded: {first_line(error)}") from error
 
 
-def local_folder(name: str) -> Path:
-    """A shipped folder, the folder itself, or the snapshot that the hub's cache (HF_HOME) holds or fetches."""
+def load_official(path: Path, settings: Settings) -> Backbone:
+    state = read_checkpoint(path)
+    for tensor, from_state in OFFICIAL.items():
+        if tensor in state:
+            return from_state(state, path, fingerprint(path, settings), settings)
+    raise ValueError(
+        f"{path} holds no network that is known: it has none of the tensors {', '.join(OFFICIAL)}, by which the "
+        f"codes of DDAE, EDM, DiT and guided diffusion are told; its first are {', '.join(list(state)[:3])}"
+    )
+
+
+def local_path(name: str) -> Path:
+    """A shipped folder, the folder or file itself, or the snapshot that the hub's cache (HF_HOME) holds or fetches."""
     if name in SHIPPED:
         return SHIPPED[name]
-    if Path(name).is_dir():
+    if Path(name).exists():
         return Path(name)
     from huggingface_hub import snapshot_download
 
@@ -51,10 +81,9 @@ def local_folder(name: str) -> Path:
             snapshot_download(repo, revision=revision or None, allow_patterns=[f"*{suffix}" for suffix in FILES])
         )
     except Exception as error:  # the hub client raises a dozen classes; each means that the name leads nowhere
-        reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"backbone={name!r} is neither a folder here nor a model that the hub gives ({reason}); "
-            "give a diffusers folder or `owner/model@revision`"
+            f"backbone={name!r} is neither a folder or file here nor a model that the hub gives ({first_line(error)}); "
+            "give a diffusers folder, an official checkpoint, or `owner/model@revision`"
         ) from error
 
 
@@ -70,14 +99,28 @@ def model_class(folder: Path) -> str:
     raise ValueError(f"{folder} is not a diffusers folder: it has neither model_index.json nor config.json")
 
 
-def weights_fingerprint(folder: Path) -> str:
-    """sha256 over the names and bytes of the configuration and weight files."""
+def fingerprint(path: Path, settings: Settings) -> str:
+    """sha256 over the names and bytes of configuration and weights, and over the settings that change features."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in FILES):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    files = [path, *sidecars(path)] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in FILES)
+    for file in files:
+        digest.update((file.relative_to(path).as_posix() if path.is_dir() else file.suffix).encode())
+        digest.update(file_digest(file))
+    changed = settings.precision, settings.image_size, settings.num_steps
+    if changed != (Settings.precision, Settings.image_size, Settings.num_steps):
+        digest.update(repr(changed).encode())
+    if settings.text_embedding:
+        digest.update(file_digest(Path(settings.text_embedding)))
     return digest.hexdigest()
 
 
-__all__ = ["BACKBONES", "SHIPPED", "Backbone", "Block", "load_backbone", "weights_fingerprint"]
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+__all__ = ["BACKBONES", "OFFICIAL", "SHIPPED", "Backbone", "Block", "Settings", "fingerprint", "load_backbone"]

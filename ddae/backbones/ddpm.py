@@ -1,122 +1,197 @@
-"""Pixel-space DDPM UNets in diffusers format (Ho et al. 2020)."""
+"""Pixel-space UNets in diffusers format (Ho et al. 2020), by the DDAE paper's counting."""
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from math import hypot, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
-from ddae.backbones.base import Block, capture
-from ddae.noise import vp_diffuse, vp_sigma
+from ddae.backbones import adm
+from ddae.backbones.base import Backbone, Pixels, Place, Settings
+from ddae.backbones.checkpoints import read_options
+from ddae.backbones.convert import Part, attention, convert, load_state, renamed, unchanged
+from ddae.noise import VE, VP, Schedule
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
+Inputs = Callable[[Tensor, int], dict[str, Any]]
 
-class DDPM:
-    """A diffusers UNet2DModel with a variance-preserving schedule.
+logger = logging.getLogger("ddae")
 
-    Timesteps are diffusers' 0..T-1: t is noised by beta_0..beta_t, so the papers' t = 11 is timestep 10 here.
-    A block is the output of a residual block, or of the attention behind it where there is one.
+
+def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
+    """A diffusers folder: a pipeline with unet/ and scheduler/, or the UNet2DModel alone.
+
+    Timesteps are diffusers' 0..T-1: the paper's t = 11 is timestep 10 here.
     """
-
-    def __init__(self, unet: "UNet2DModel", alphas_cumprod: Tensor, fingerprint: str, device: str = "cpu"):
-        self.unet = unet.to(device).eval().requires_grad_(False)
-        self.alphas_cumprod = alphas_cumprod
-        self.fingerprint = fingerprint
-        self.device = torch.device(device)
-        self.image_size = unet.config.sample_size
-        self.num_timesteps = len(alphas_cumprod)
-        self._modules = _block_modules(unet)
-        self.blocks, self.flops = self._trace()
-
-    def sigma(self, timestep: int) -> float:
-        return vp_sigma(float(self.alphas_cumprod[timestep]))
-
-    def encode(self, images: Tensor) -> Tensor:
-        """uint8 [N, 3, H, W] -> [-1, 1], [N, C, S, S]; a one-channel network gets the mean of the three colours."""
-        x0 = images.to(self.device).float()
-        if self.unet.config.in_channels == 1:
-            x0 = x0.mean(dim=1, keepdim=True)
-        if x0.shape[-1] != self.image_size or x0.shape[-2] != self.image_size:
-            x0 = functional.interpolate(x0, (self.image_size,) * 2, mode="bilinear", antialias=True)
-        return x0 / 127.5 - 1
-
-    @torch.inference_mode()
-    def activations(
-        self,
-        x0: Tensor,
-        noise: Tensor,
-        timestep: int,
-        blocks: Sequence[str],
-        reduce: Callable[[Tensor], Tensor] = lambda map: map,
-    ) -> dict[str, Tensor]:
-        x_t = vp_diffuse(x0, noise.to(self.device), float(self.alphas_cumprod[timestep]))
-        return capture(self._modules, blocks, lambda: self.unet(x_t, timestep), reduce)
-
-    def _trace(self) -> tuple[tuple[Block, ...], int]:
-        """Shapes and floating-point operations, read off the forward pass of one image."""
-        x = torch.zeros(1, self.unet.config.in_channels, self.image_size, self.image_size, device=self.device)
-        flops_so_far: list[int] = []
-
-        def shape(features: Tensor) -> Tensor:
-            flops_so_far.append(counter.get_total_flops())
-            return features
-
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            maps = capture(self._modules, list(self._modules), lambda: self.unet(x, 0), shape)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self.unet(x, 0)
-        total = counter.get_total_flops()
-        stages: dict[str, int] = {}
-        blocks = []
-        for (name, features), flops in zip(maps.items(), flops_so_far, strict=True):
-            stage = name.split(".")[0]
-            stages[stage] = stages.get(stage, 0) + 1
-            blocks.append(Block(name, stages[stage], stage, features.shape[1], features.shape[-1], flops / total))
-        return tuple(blocks), total
-
-
-def load(folder: Path, fingerprint: str, device: str) -> DDPM:
-    """A diffusers folder: a pipeline with unet/ and scheduler/, or the UNet2DModel alone."""
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import UNet2DModel
 
     unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
     unet = UNet2DModel.from_pretrained(unet_folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
     if unet.config.class_embed_type is not None or unet.config.num_class_embeds is not None:
         raise ValueError(f"backbone={str(folder)!r} wants a class label, which is not supported yet")
-    if not isinstance(unet.config.sample_size, int):
-        raise ValueError(
-            f"{unet_folder}/config.json says sample_size={unet.config.sample_size}; a square size is needed"
-        )
+    size = settings.image_size or unet.config.sample_size
+    if not isinstance(size, int):
+        raise ValueError(f"{unet_folder}/config.json says sample_size={size}; a square size is needed")
+    return make_backbone(unet, read_schedule(folder), fingerprint, settings)
+
+
+def from_state(state: dict[str, Tensor], path: Path, fingerprint: str, settings: Settings) -> Backbone:
+    """A checkpoint of the DDAE paper's own code. What its tensors do not tell - DDPM or EDM, noise, image size, heads -
+    its YAML does, beside it, and is as published where that is silent.
+
+    Timesteps are the paper's: 1..1000 of DDPM, or the steps of EDM's sampler.
+    """
+    options = read_options(path)
+    network = options.get("network", {})
+    layout = read_layout(state)
+    image_size = settings.image_size or network.get("image_shape", (3, 32, 32))[-1]
+    head_channels = network.get("attn_channels_per_head")
+    unet = adm.make_unet(
+        layout,
+        image_size,
+        lambda _, channels: channels // (head_channels or channels),
+        flip_sin_to_cos=False,
+        freq_shift=1,
+    )
+    unet.conv_norm_out = nn.GroupNorm(8, layout.widths[0], device="meta")
+    weights = {name: tensor for name, tensor in state.items() if name != "time_emb.aug_emb.weight"}
+    load_state(unet, convert(weights, official_parts(unet)))
+    schedule, inputs = read_diffusion(options, path, settings)
+    pixels = Pixels(image_size, layout.in_channels)
+    return Backbone(unet, paper_places(unet), schedule, pixels, inputs, fingerprint, settings)
+
+
+def read_layout(state: dict[str, Tensor]) -> adm.Layout:
+    """Its down path is one list, of num_res_blocks blocks and a downsampler a level."""
+    modules = sorted({int(name.split(".")[1]) for name in state if name.startswith("down.")})
+    samplers = [k for k in modules if f"down.{k}.res.norm1.weight" not in state]
+    num_res_blocks = samplers[0] if samplers else len(modules)
+    firsts = [f"down.{k}" for k in range(0, len(modules), num_res_blocks + 1)]
+    return adm.Layout(
+        in_channels=state["image_proj.weight"].shape[1],
+        out_channels=state["final.weight"].shape[0],
+        num_channels=state["time_emb.lin1.weight"].shape[1],
+        stem=state["image_proj.weight"].shape[0],
+        widths=tuple(state[f"{first}.res.norm2.weight"].shape[0] for first in firsts),
+        attention=tuple(f"{first}.attn.norm.weight" in state for first in firsts),
+        num_res_blocks=num_res_blocks,
+        resample="resnet" if any(name.startswith(f"down.{num_res_blocks}.op.") for name in state) else "conv",
+    )
+
+
+def official_parts(unet: "UNet2DModel") -> Iterator[tuple[str, str, Part]]:
+    """For convert."""
+    yield "image_proj", "conv_in", unchanged
+    yield "time_emb.lin1", "time_embedding.linear_1", unchanged
+    yield "time_emb.lin2", "time_embedding.linear_2", unchanged
+    yield "middle.res1", "mid_block.resnets.0", RESIDUAL_BLOCK
+    yield "middle.attn", "mid_block.attentions.0", attention(*ATTENTION, unet.mid_block.attentions[0].heads)
+    yield "middle.res2", "mid_block.resnets.1", RESIDUAL_BLOCK
+    for stage in ("down", "up"):
+        k = -1
+        for module in (m for name, modules in adm.openai_blocks(unet) if name.startswith(stage) for m in modules):
+            inside = unet.get_submodule(module)
+            if "attentions" in module:
+                yield f"{stage}.{k}.attn", module, attention(*ATTENTION, inside.heads)
+                continue
+            k += 1
+            if "resnets" in module:
+                yield f"{stage}.{k}.res", module, RESIDUAL_BLOCK
+            elif hasattr(inside, "norm1"):
+                yield f"{stage}.{k}.op", module, RESIDUAL_BLOCK
+            else:
+                yield f"{stage}.{k}", module, unchanged
+    yield "norm", "conv_norm_out", unchanged
+    yield "final", "conv_out", unchanged
+
+
+RESIDUAL_BLOCK = renamed(
+    norm1="norm1", conv1="conv1", norm2="norm2", conv2__1="conv2", shortcut="conv_shortcut", time_emb__1="time_emb_proj"
+)
+
+ATTENTION = "norm", "projection", "output"
+
+
+def read_diffusion(options: dict[str, Any], path: Path, settings: Settings) -> tuple[Schedule, Inputs]:
+    """DDPM of the step t is told t / T; EDM is told ln(sigma) / 4, and sees its images scaled to variance 1."""
+    model_type = options.get("model_type")
+    if model_type is None:
+        model_type = "EDM" if "EDM" in str(path) else "DDPM"
+        logger.warning("%s does not tell its diffusion; taking %s (model_type in its .yaml)", path, model_type)
+    diffusion = options.get("diffusion", {})
+    if model_type == "DDPM":
+        num_steps = diffusion.get("n_T", 1000)
+        first, last = diffusion.get("betas", (1e-4, 0.02))
+        betas = np.linspace(first, last, num_steps)
+        return VP(np.cumprod(1 - betas), first=1), lambda x_t, timestep: arguments(x_t, timestep / num_steps)
+    if model_type == "EDM":
+        sigma_data = diffusion.get("sigma_data", 0.5)
+        given = {name: diffusion[name] for name in ("sigma_min", "sigma_max", "rho") if name in diffusion}
+        schedule = VE(settings.num_steps, **given)
+
+        def inputs(x_t: Tensor, timestep: int) -> dict[str, Any]:
+            sigma = schedule.sigma(timestep)
+            return arguments(x_t / hypot(sigma, sigma_data), log(sigma) / 4)
+
+        return schedule, inputs
+    raise ValueError(f"model_type={model_type!r} beside {path} is not known; it is 'DDPM' or 'EDM'")
+
+
+def arguments(x: Tensor, condition: float) -> dict[str, Any]:
+    """The arguments of a UNet2DModel."""
+    return {"sample": x, "timestep": torch.full((len(x),), condition, device=x.device)}
+
+
+def make_backbone(unet: "UNet2DModel", schedule: VP, fingerprint: str, settings: Settings) -> Backbone:
+    """Its blocks by the DDAE paper's counting, or, where it is built like ADM, by that of OpenAI's code."""
+    config = unet.config
+    like_adm = config.resnet_time_scale_shift == "scale_shift" and config.downsample_type == "resnet"
+    return Backbone(
+        unet,
+        adm.openai_places(unet) if like_adm else paper_places(unet),
+        schedule,
+        Pixels(settings.image_size or config.sample_size, config.in_channels),
+        arguments,
+        fingerprint,
+        settings,
+    )
+
+
+def read_schedule(folder: Path) -> VP:
+    """The noise of scheduler/scheduler_config.json; without, DDPM's linear one, T = 1000, and a warning."""
+    from diffusers import DDPMScheduler
+
     schedules = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
     schedule = next((path for path in schedules if path.exists()), None)
     if schedule is None:
-        logging.getLogger("ddae").warning("%s has no scheduler; taking DDPM's linear schedule, T = 1000", folder)
-        return DDPM(unet, DDPMScheduler().alphas_cumprod, fingerprint, device)
+        logger.warning("%s has no scheduler; taking DDPM's linear schedule, T = 1000", folder)
+        return VP(DDPMScheduler().alphas_cumprod)
     config = json.loads(schedule.read_text())
     if "beta_schedule" not in config:
         raise ValueError(f"{schedule} ({config.get('_class_name')}) is not a variance-preserving schedule")
-    return DDPM(unet, DDPMScheduler.from_config(config).alphas_cumprod, fingerprint, device)
+    return VP(DDPMScheduler.from_config(config).alphas_cumprod)
 
 
-def _block_modules(unet: "UNet2DModel") -> dict[str, nn.Module]:
-    """Block name -> module, in the order the data meets them."""
-    modules: dict[str, nn.Module] = {}
-    for i, block in enumerate(unet.down_blocks):
-        modules |= {f"down.{i}.{j}": module for j, module in enumerate(_outputs(block))}
-    if unet.mid_block is not None:
-        modules["mid"] = unet.mid_block
-    for i, block in enumerate(unet.up_blocks):
-        modules |= {f"up.{i}.{j}": module for j, module in enumerate(_outputs(block))}
-    return modules
-
-
-def _outputs(block: Any) -> list[nn.Module]:
-    attentions = getattr(block, "attentions", None)
-    return list(attentions) if attentions and len(attentions) == len(block.resnets) else list(block.resnets)
+def paper_places(unet: Any) -> tuple[Place, ...]:
+    """Every residual block, or the attention behind it where there is one; out_k is the k-th of the up path."""
+    places = []
+    for stage in ("down", "mid", "up"):
+        if stage == "mid":
+            places += [Place("mid", 1, "mid_block")] if unet.mid_block is not None else []
+            continue
+        index = 0
+        for i, level in enumerate(getattr(unet, f"{stage}_blocks")):
+            attentions = getattr(level, "attentions", None) or ()
+            for j in range(len(level.resnets)):
+                index += 1
+                kind = "attentions" if len(attentions) == len(level.resnets) else "resnets"
+                alias = f"out_{index}" if stage == "up" else ""
+                places.append(Place(f"{stage}.{i}.{j}", index, f"{stage}_blocks.{i}.{kind}.{j}", alias))
+    return tuple(places)

@@ -11,7 +11,7 @@ import torch
 from ddae import label_free
 from ddae.backbones import load_backbone
 from ddae.datasets import load_dataset
-from ddae.features import extract
+from ddae.features import extract, read_view
 from ddae.heads import find_head
 from ddae.pooling import pool
 from ddae.probe import Candidate, ProbeResult, to_maps
@@ -35,7 +35,7 @@ class Extractor:
         torch.set_num_threads(num_threads)
         self.plan, self.place, self.num_extractors = plan, place, num_extractors
         self.store = FeatureStore(plan.store)
-        self.backbone = load_backbone(plan.backbone, plan.device)
+        self.backbone = load_backbone(plan.backbone, plan.settings)
         self.dataset = load_dataset(
             plan.dataset, self.backbone.image_size, plan.data_root, plan.key.split_seed, plan.key.val_fraction
         )
@@ -51,6 +51,14 @@ class Extractor:
                 self.store.describe_rows(plan.folder(draw), split, {"image": rows, "label": self.dataset.labels(split)})
         self.busy: list[tuple[float, float]] = []
         self.new_passes = self.look_seconds = 0.0
+        self.new_encodings = 0
+
+    def encode(self, need: Need) -> None:
+        """Fill this extractor's part of the latents of a need's images, which serve every timestep."""
+        started = time.time()
+        for start in range(self.place * SHARD_ROWS, need.num_images, self.num_extractors * SHARD_ROWS):
+            self._latents(need, start, min(start + SHARD_ROWS, need.num_images))
+        self.busy.append((started, time.time()))
 
     def ensure(self, need: Need) -> None:
         """Fill this extractor's part of a need, passing no image again whose features stand in the store."""
@@ -125,10 +133,23 @@ class Extractor:
     def _extract(self, need: Need, start: int, stop: int, blocks: list[str]) -> None:
         rows = self.dataset.splits[need.split][start:stop]
         key = replace(self.plan.key, draw=need.draw)
-        features = extract(self.backbone, self.dataset, rows, need.timestep, blocks, key)
+        encoded = self._latents(need, start, stop) if self.plan.encoder else None
+        features = extract(self.backbone, self.dataset, rows, need.timestep, blocks, key, encoded=encoded)
         self.new_passes += len(rows) * self.plan.space.pass_share(blocks)
         for block, values in features.items():
             self.store.write(self._column(need, block), start, values)
+
+    def _latents(self, need: Need, start: int, stop: int) -> np.ndarray:
+        """float16 [stop - start, C * S * S], from the store; what it lacks is encoded first."""
+        column = self.plan.latents(need.split, need.draw)
+        for gap_start, gap_stop in self.store.missing(column, stop):
+            first, last = max(start, gap_start), min(stop, gap_stop)
+            if first < last:
+                key = replace(self.plan.key, draw=need.draw)
+                images = read_view(self.dataset, self.dataset.splits[need.split][first:last], key)
+                self.store.write(column, first, self.backbone.encode(images).flatten(1).half().cpu().numpy())
+                self.new_encodings += last - first
+        return np.concatenate(self.store.read(column, stop, start))
 
     def _column(self, need: Need, block: str) -> str:
         return self.plan.column(need.timestep, need.split, block, need.draw)
@@ -137,12 +158,19 @@ class Extractor:
 def start_extractors(plan: Plan) -> list[ray.actor.ActorHandle]:
     """One a GPU where there are any, else one a core; they hold no CPU, because trials wait while they work."""
     resources = ray.cluster_resources()
-    on_gpu = plan.device.startswith("cuda")
+    on_gpu = plan.settings.device.startswith("cuda")
     num_actors = max(1, int(resources.get("GPU" if on_gpu else "CPU", 1)))
     actor = ray.remote(Extractor).options(num_cpus=0, num_gpus=int(on_gpu), max_restarts=2, max_task_retries=2)
     return [actor.remote(plan, 1, place, num_actors) for place in range(num_actors)]
 
 
-def fill(extractors: list, needs: list[Need]) -> None:
+def fill(plan: Plan, extractors: list, needs: list[Need]) -> None:
     """Wait until all extractors together have filled the needs."""
-    ray.get([extractor.ensure.remote(need) for need in needs for extractor in extractors])
+    for method, its_needs in (("encode", encodings(plan, needs)), ("ensure", needs)):
+        ray.get([getattr(extractor, method).remote(need) for need in its_needs for extractor in extractors])
+
+
+def encodings(plan: Plan, needs: list[Need]) -> list[Need]:
+    """The needs whose latents are those of all: the longest of every view of a split. None of a model of pixels."""
+    by_length = sorted(needs, key=lambda need: need.num_images) if plan.encoder else []
+    return list({plan.latents(need.split, need.draw): need for need in by_length}.values())

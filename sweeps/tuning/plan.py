@@ -3,7 +3,6 @@
 import difflib
 import math
 import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddae.backbones import SHIPPED, Backbone, load_backbone
+from ddae.backbones import SHIPPED, Backbone, Block, Settings, load_backbone
 from ddae.datasets import DATASETS, Dataset, load_dataset
-from ddae.features import FIRST_VIEW, FeatureKey, check_timestep, extract, width
+from ddae.features import FIRST_VIEW, FeatureKey, check_timestep, width
 from ddae.heads import expand, find_head
 from ddae.probe import Candidate
 from storage.results import content_key
@@ -42,7 +41,9 @@ class Plan:
     backbone: str
     dataset: str
     data_root: str
-    device: str
+    settings: Settings
+    encoder: str
+    """Encoder.fingerprint; empty where the network takes pixels."""
     store: str
     key: FeatureKey
     space: Space
@@ -72,6 +73,13 @@ class Plan:
     def column(self, timestep: int, split: str, block: str, draw: int = 0) -> str:
         """The folder of one block's features in the store."""
         return f"{self.folder(draw)}/t={timestep}/split={split}/block={block}"
+
+    def latents(self, split: str, draw: int) -> str:
+        """The folder of the encoded images, which serve every timestep, noise draw and network with this encoder."""
+        key = self.key
+        made_by = self.encoder, key.images, key.split_seed, key.val_fraction
+        view = (key.noise_seed, draw) if draw >= FIRST_VIEW else ()
+        return f"{self.name}/latents-{content_key(made_by=made_by, view=view)[:16]}/split={split}/block=latents"
 
     def result_key(self, candidate: Candidate, num_images: int) -> str:
         return content_key(
@@ -180,7 +188,7 @@ def make_plan(
 
     heads: None where none is to be fitted. The rest: as in Plan.
     """
-    for name, values in (("timesteps", config.timesteps), ("poolings", poolings), ("heads", heads)):
+    for name, values in (("poolings", poolings), ("heads", heads)):
         if values is not None and not values:
             raise ValueError(f"--{name} is empty; give at least one, or leave the flag out for the default")
     heads = expand(heads or ())
@@ -199,26 +207,23 @@ def make_plan(
         raise ValueError(f"views={views} must be 1 or more; 1 is every image as it is")
     if config.data_seed < 0 or seed < 0:
         raise ValueError(f"seed={min(config.data_seed, seed)} must be 0 or more")
-    on_cluster = "RAY_ADDRESS" in os.environ
-    device = config.device if on_cluster and config.device != "auto" else choose_device(config.device)
-    backbone = load_backbone(config.backbone, "cpu" if on_cluster else device)
-    names = [block.name for block in backbone.blocks]
-    for name in config.blocks:
-        check_name("block", name, names)
-    for timestep in config.timesteps:
+    backbone = load_model(config)
+    blocks = choose_blocks(backbone, config.blocks)
+    timesteps = tuple(sorted(set(config.timesteps or backbone.schedule.defaults)))
+    for timestep in timesteps:
         check_timestep(backbone, timestep)
-    blocks = tuple(block for block in backbone.blocks if not config.blocks or block.name in config.blocks)
     largest = max(block.size for block in blocks)
     for pooling in poolings:
         if pooling > largest:
             raise ValueError(f"pooling={pooling} is larger than every chosen block's map; the largest is {largest}")
-    timesteps = tuple(sorted(set(config.timesteps)))
     space = Space(blocks, timesteps, tuple(sorted(set(poolings))), heads)
     if heads:
         space = replace(space, blocks=tuple(block for block in blocks if space.candidates_at({0: (block.name,)})))
-        for name in config.blocks:
-            if name not in [block.name for block in space.blocks]:
-                raise ValueError(f"block={name!r} is too small for every pooling and head; leave it out of --blocks")
+        for block in blocks if config.blocks else ():
+            if block not in space.blocks:
+                raise ValueError(
+                    f"block={block.name!r} is too small for all poolings and heads; leave it out of --blocks"
+                )
     for head in heads:
         if not any(cell.head == head for cell in space.candidates):
             least = find_head(head)[0].min_grid
@@ -241,7 +246,8 @@ def make_plan(
         backbone=absolute(config.backbone),
         dataset=absolute(config.dataset),
         data_root=str(Path(config.data_root).absolute()),
-        device=device,
+        settings=make_settings(config),
+        encoder=backbone.encoder.fingerprint,
         store=str(Path(config.store).absolute()),
         key=key,
         space=space,
@@ -259,9 +265,44 @@ def make_plan(
     return plan, backbone, dataset
 
 
+def load_model(config: ModelAndData) -> Backbone:
+    """The backbone that the flags name, on the CPU where a cluster's machines do the work.
+
+    Raises ValueError for a number that no network can be run with, and for a file that is not there.
+    """
+    for name, value, least in (("image_size", config.image_size, 0), ("num_steps", config.num_steps, 2)):
+        if value < least:
+            raise ValueError(f"{name}={value} must be {least} or more")
+    if config.text_embedding and not Path(config.text_embedding).is_file():
+        raise ValueError(f"text_embedding={config.text_embedding!r} is no file; sweeps/learn_text.py makes one")
+    settings = make_settings(config)
+    return load_backbone(config.backbone, replace(settings, device="cpu") if "RAY_ADDRESS" in os.environ else settings)
+
+
+def make_settings(config: ModelAndData) -> Settings:
+    """As an extractor has them."""
+    on_cluster = "RAY_ADDRESS" in os.environ
+    return Settings(
+        config.device if on_cluster and config.device != "auto" else choose_device(config.device),
+        config.precision,
+        config.channels_last,
+        config.compile,
+        config.image_size,
+        config.num_steps,
+        absolute(config.text_embedding) if config.text_embedding else "",
+    )
+
+
+def choose_blocks(backbone: Backbone, names: Sequence[str]) -> tuple[Block, ...]:
+    """The blocks of these names, their own or the paper's, in the order of the data; all where none is named."""
+    for name in names:
+        check_name("block", name, [known for block in backbone.blocks for known in (block.name, block.alias) if known])
+    return tuple(block for block in backbone.blocks if not names or {block.name, block.alias} & set(names))
+
+
 def absolute(name: str) -> str:
-    """A folder's absolute path, because workers run elsewhere; any other name as it is."""
-    return str(Path(name).absolute()) if Path(name).is_dir() and name not in SHIPPED and name not in DATASETS else name
+    """A folder's or file's absolute path, because workers run elsewhere; any other name as it is."""
+    return str(Path(name).absolute()) if Path(name).exists() and name not in SHIPPED and name not in DATASETS else name
 
 
 def choose_device(name: str) -> str:
@@ -284,38 +325,6 @@ def check_name(kind: str, name: str, allowed: Iterable[str]) -> None:
         near = difflib.get_close_matches(name, allowed, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{kind}={name!r} is not known; allowed: {', '.join(allowed)}{hint}")
-
-
-def estimate(plan: Plan, backbone: Backbone, dataset: Dataset, least: float, most: float) -> str:
-    """What at least and at most so many full forward passes cost, by timing a batch of 32 images on one thread, as an
-    extractor has."""
-    torch.set_num_threads(1)
-    rows = dataset.splits["train"][:32]
-    space = plan.space
-    blocks = [block.name for block in space.blocks]
-    extract(backbone, dataset, rows, space.timesteps[0], blocks, plan.key)
-    started = time.perf_counter()
-    extract(backbone, dataset, rows, space.timesteps[0], blocks, plan.key)
-    seconds = (time.perf_counter() - started) / len(rows) / space.pass_share(blocks)
-    passes = least, most
-    gigabytes = [num * plan.bytes_per_image / space.pass_share(blocks) / 1e9 for num in passes]
-    minutes = [num * seconds / 60 for num in passes]
-    cells = f"{len(blocks)} blocks x {len(space.timesteps)} timesteps"
-    if space.heads:
-        cells += (
-            f" x {len(space.poolings)} poolings x {len(space.heads)} heads = {len(space.candidates):,} cells, "
-            "without poolings above a map's size"
-        )
-    return "\n".join(
-        [
-            f"space           {cells}",
-            f"images          {plan.rungs[-1]:,} train, {plan.num_val:,} val, {plan.num_classes} classes",
-            f"forward passes  {least:,.0f} to {most:,.0f}; the grid would be {plan.grid_passes:,.0f}",
-            f"one pass        {backbone.flops / 1e9:.3g} GFLOP an image, {1000 * seconds:.3g} ms on {plan.device}",
-            f"features        {gigabytes[0]:.2g} to {gigabytes[1]:.2g} GB in {plan.store}",
-            f"extraction      {minutes[0]:.2g} to {minutes[1]:.2g} minutes, divided by the number of cores or GPUs",
-        ]
-    )
 
 
 def choose_rungs(num_train: int, num_classes: int) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from ddae.probe import Candidate, ProbeResult
 from storage.results import Ledger
 from storage.tracking import Metric, Tracker, Trial
 from sweeps.tuning.evaluation import from_record
-from sweeps.tuning.extraction import fill, start_extractors
+from sweeps.tuning.extraction import encodings, fill, start_extractors
 from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree, share_outside
 from sweeps.tuning.plan import NUM_LABEL_FREE, REDUCTION, Plan
 from sweeps.tuning.race import Race
@@ -99,7 +99,7 @@ class Sweep:
         for place, num_images in enumerate(plan.looks):
             needs = [Need(t, "train", num_images, blocks) for t, blocks in race.places.items()]
             title = f"look at {num_images:,}"
-            self._each("ensure", needs, f"{title}, forward", self.extractors)
+            self._ensure(needs, title)
             looks = self._each("look", [replace(need, blocks=(b,)) for need in needs for b in need.blocks], title)
             race = race.after(looks, None if plan.exhaustive else plan.num_kept(place))
         return race
@@ -108,9 +108,18 @@ class Sweep:
         """Every (block, timestep) ranked without labels."""
         needs = self.plan.label_free_needs(num_images)
         for draw in (0, 1):
-            self._each("ensure", [replace(need, draw=draw) for need in needs], "label-free, forward", self.extractors)
+            self._ensure([replace(need, draw=draw) for need in needs], "label-free")
         scores = self._each("label_free", needs, "label-free")
         return LabelFree.of(self.plan, list(scores.values()))
+
+    def _ensure(self, needs: list[Need], title: str) -> None:
+        """Fill the needs; latents first, so that no image is encoded twice."""
+        for method, its_needs, note in (
+            ("encode", encodings(self.plan, needs), "latents"),
+            ("ensure", needs, "forward"),
+        ):
+            if its_needs:
+                self._each(method, its_needs, f"{title}, {note}", self.extractors)
 
     def _each(self, method: str, needs: list[Need], title: str, workers: list | None = None) -> dict[Need, Any]:
         """The extractors' method of every need: by one of them in turn, or by all (the last one's answer is kept)."""
@@ -132,7 +141,7 @@ class Sweep:
 
         folder: keeps the study, from which the same call goes on. first: candidates to try before any other.
         """
-        self._each("ensure", race.val_needs(self.plan), "val, forward", self.extractors)
+        self._ensure(race.val_needs(self.plan), "val")
         grid = search.sampler == "grid"
         candidates = self.plan.space.candidates_at(race.places)
         num_trials = len(candidates) if grid else min(search.num_trials, len(candidates))
@@ -210,7 +219,7 @@ class Sweep:
         for num_images in sorted(trial.intermediate_values):
             record = Ledger(f"{self.plan.store}/results").get(self.plan.result_key(candidate, num_images))
             if record is None:
-                fill(self.extractors, self.plan.trial_needs(candidate, num_images, places))
+                fill(self.plan, self.extractors, self.plan.trial_needs(candidate, num_images, places))
                 rungs.append(ray.get(self.extractors[0].probe.remote(candidate, num_images)))
             else:
                 rungs.append(from_record(record))

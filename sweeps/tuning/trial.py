@@ -44,7 +44,7 @@ class ProbeTrial(tune.Trainable):
     def _read(self, split: str, num_images: int) -> Features:
         """The features, after waiting until the extractors have put those of both splits in the store."""
         if split == "train":
-            fill(self.extractors, self.plan.trial_needs(self.candidate, num_images, self.places))
+            fill(self.plan, self.extractors, self.plan.trial_needs(self.candidate, num_images, self.places))
             self.fit_started = time.time()
         return read_features(self.plan, self.candidate, split, num_images)
 

@@ -64,7 +64,7 @@ def test_timestep_outside_the_schedule(backbone, dataset, timestep):
 @pytest.mark.parametrize("factor", [1e9, float("nan")])
 def test_what_float16_cannot_hold_is_an_error(tiny_model, dataset, factor):
     backbone = load_backbone(tiny_model)
-    for parameter in backbone.unet.mid_block.resnets[-1].conv2.parameters():
+    for parameter in backbone.network.mid_block.resnets[-1].conv2.parameters():
         parameter.mul_(factor)
     with pytest.raises(ValueError, match=r"block='mid' at timestep=5 reaches .* beyond float16's 65504"):
         extract(backbone, dataset, dataset.splits["val"][:2], 5, ["mid"], KEY)

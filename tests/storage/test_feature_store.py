@@ -48,7 +48,7 @@ def test_gaps_and_overlaps(store, rows):
 
 def test_reading_what_is_not_there(store, rows):
     store.write(COLUMN, 0, rows[:300])
-    with pytest.raises(LookupError, match=r"holds 300 rows .*; 301 were asked for"):
+    with pytest.raises(LookupError, match=r"lacks row 300 .*; 301 were asked for"):
         store.read(COLUMN, 301)
 
 

@@ -3,9 +3,10 @@ import json
 import numpy as np
 import pytest
 
+from ddae.features import extract
 from storage.feature_store import FeatureStore
 from sweeps.cli import ModelAndData
-from sweeps.tuning.extraction import SHARD_ROWS, Extractor
+from sweeps.tuning.extraction import SHARD_ROWS, Extractor, encodings
 from sweeps.tuning.plan import make_plan
 from sweeps.tuning.space import Need
 
@@ -61,3 +62,45 @@ def test_several_extractors_write_what_one_would(plan, tmp_path):
 def shards(plan, need):
     folder = FeatureStore(plan.store).root / plan.column(need.timestep, need.split, need.blocks[0])
     return sorted(tuple(map(int, path.stem.split("-"))) for path in folder.glob("*.arrow"))
+
+
+@pytest.fixture
+def latent_plan(tiny_stable_diffusion, tmp_path):
+    flags = ModelAndData(tiny_stable_diffusion, "digits", ("b13", "b20"), (10, 500), store=str(tmp_path / "store"))
+    return make_plan(flags, views=2)[0]
+
+
+def test_an_image_is_encoded_once_for_all_timesteps_and_noise(latent_plan):
+    extractors = [Extractor(latent_plan, 1, place, 2) for place in range(2)]
+    blocks = tuple(block.name for block in latent_plan.space.blocks)
+    needs = [
+        Need(timestep, split, 600 if split == "train" else 50, blocks, draw)
+        for timestep in (10, 500)
+        for split, draw in (("train", 0), ("train", 1), ("val", 0))
+    ]
+    encoded = encodings(latent_plan, needs)
+    assert len(encoded) == 2
+    for method, its_needs in (("encode", encoded), ("ensure", needs)):
+        for extractor in extractors:
+            for need in its_needs:
+                getattr(extractor, method)(need)
+    assert sum(one.new_encodings for one in extractors) == 650
+    augmented = Need(10, "train", 20, blocks, draw=2)
+    for extractor in extractors:
+        extractor.ensure(augmented)
+    assert sum(one.new_encodings for one in extractors) == 670
+
+
+def test_features_of_kept_latents_are_those_of_the_images(latent_plan):
+    need = Need(500, "val", 30, tuple(block.name for block in latent_plan.space.blocks))
+    extractor = Extractor(latent_plan, 1)
+    extractor.ensure(need)
+    rows = extractor.dataset.splits["val"][:30]
+    fresh = extract(extractor.backbone, extractor.dataset, rows, 500, need.blocks, latent_plan.key)
+    for block, expected in fresh.items():
+        stored = np.concatenate(extractor.store.read(latent_plan.column(500, "val", block), 30))
+        np.testing.assert_allclose(stored.astype(float), expected.astype(float), atol=0.01, rtol=0.01)
+
+
+def test_a_model_of_pixels_has_no_latents(plan):
+    assert encodings(plan, [Need(30, "train", 10, EVERY)]) == []

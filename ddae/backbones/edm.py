@@ -1,0 +1,157 @@
+"""DDPM++ with EDM's preconditioning (Karras et al. 2022), official or as a diffusers model. Timesteps are the steps of
+its sampler, 1 the least noisy."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ddae.backbones.base import Backbone, Pixels, Place, Settings
+from ddae.backbones.checkpoints import read_options
+from ddae.backbones.convert import Part, State, attention, convert, load_state, renamed, unchanged
+from ddae.backbones.ddpm import paper_places
+from ddae.noise import VE
+
+if TYPE_CHECKING:
+    from ddae.backbones.song_unet import SongUNet2DModel
+
+OTHERS = re.compile(r"map_noise\.|out_conv\.|aux_(down|up|skip|residual)")
+"""Tensors of NCSN++ and ADM in the same code."""
+
+
+def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
+    """A folder that SongUNet2DModel.save_pretrained wrote, alone or with the configuration of an EDM scheduler."""
+    from ddae.backbones.song_unet import SongUNet2DModel
+
+    path = folder / "unet" if (folder / "unet").is_dir() else folder
+    unet = SongUNet2DModel.from_pretrained(path, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    schedules = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
+    options: dict[str, Any] = next((json.loads(path.read_text()) for path in schedules if path.exists()), {})
+    return make_backbone(unet, options, fingerprint, settings)
+
+
+def from_state(state: State, path: Path, fingerprint: str, settings: Settings) -> Backbone:
+    """A SongUNet in an EDMPrecond of the official code, of any size; where it takes class labels, without one.
+
+    The tensors tell all but sigma_data, which an official pickle tells: 0.5, or what the sidecar says.
+    """
+    from ddae.backbones.song_unet import SongUNet2DModel
+
+    for name, tensor in state.items():
+        if OTHERS.search(name) or (name.endswith(".resample_filter") and tensor.shape[-1] != 2):
+            raise ValueError(
+                f"{path} is not DDPM++, as {name} shows; of the networks of EDM's code NCSN++ and ADM are not supported"
+            )
+    converted, config = from_official(state)
+    with torch.device("meta"):
+        unet = SongUNet2DModel(**config)
+    load_state(unet, converted)
+    return make_backbone(unet, read_options(path), fingerprint, settings)
+
+
+def make_backbone(unet: "SongUNet2DModel", options: dict[str, Any], fingerprint: str, settings: Settings) -> Backbone:
+    """options: of the schedule and the preconditioning, where they are not EDM's own."""
+    if settings.num_steps < 2:
+        raise ValueError(f"num_steps={settings.num_steps} is no schedule; give 2 or more: 18 or 50 in the DDAE paper")
+    steps = {name: options[name] for name in ("sigma_min", "sigma_max", "rho") if name in options}
+    schedule = VE(settings.num_steps, **steps)
+    sigma_data = options.get("sigma_data", unet.config.sigma_data)
+
+    def inputs(x_t: Tensor, timestep: int) -> dict[str, Tensor]:
+        sigma = schedule.sigma(timestep)
+        c_in, c_noise = 1 / math.hypot(sigma, sigma_data), math.log(sigma) / 4
+        return {"sample": c_in * x_t, "timestep": torch.full((len(x_t),), c_noise, device=x_t.device)}
+
+    encoder = Pixels(settings.image_size or unet.config.sample_size, unet.config.in_channels)
+    return Backbone(unet, places(unet), schedule, encoder, inputs, fingerprint, settings)
+
+
+def places(unet: "SongUNet2DModel") -> tuple[Place, ...]:
+    """As in a DDPM, but for decoder blocks without the attention that others of their resolution have."""
+    return tuple(
+        replace(place, module=place.module.replace("attentions", "resnets"))
+        if isinstance(unet.get_submodule(place.module), nn.Identity)
+        else place
+        for place in paper_places(unet)
+    )
+
+
+def from_official(state: State) -> tuple[State, dict[str, Any]]:
+    """-> the tensors of a SongUNet2DModel, and its configuration."""
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(".resample_filter")}
+    state.pop("map_augment.weight", None)  # zero labels, and it has no bias
+    sigma_data = float(state.pop("sigma_data", 0.5))
+    if state.pop("map_label.weight", None) is not None:
+        label = state.pop("map_label.bias").float()
+        state["map_layer0.bias"] = state["map_layer0.bias"].float() + state["map_layer0.weight"].float() @ label
+
+    blocks = [found for name in state if (found := re.fullmatch(r"enc\.(\d+)x\1_block(\d+)\.conv0\.weight", name))]
+    if not blocks:
+        raise ValueError("the checkpoint has no enc.<size>x<size>_block0, which its map_layer0 calls for")
+    sizes = sorted({int(found[1]) for found in blocks}, reverse=True)
+    num_blocks = 1 + max(int(found[2]) for found in blocks)
+    converted = convert(state, parts(sizes, num_blocks))
+    stem_channels, in_channels, *_ = converted["conv_in.weight"].shape
+    time_embedding_dim, noise_channels = converted["time_embedding.linear_1.weight"].shape
+    return converted, {
+        "sample_size": sizes[0],
+        "in_channels": in_channels,
+        "out_channels": len(converted["conv_out.weight"]),
+        "stem_channels": stem_channels,
+        "block_out_channels": [len(converted[f"down_blocks.{i}.resnets.0.conv1.weight"]) for i in range(len(sizes))],
+        "layers_per_block": num_blocks,
+        "attention_resolutions": [
+            size for i, size in enumerate(sizes) if f"down_blocks.{i}.attentions.0.to_q.weight" in converted
+        ],
+        "noise_channels": noise_channels,
+        "time_embedding_dim": time_embedding_dim,
+        "sigma_data": sigma_data,
+    }
+
+
+def parts(sizes: list[int], num_blocks: int) -> Iterator[tuple[str, str, Part]]:
+    """Every module of an official network with these resolutions and blocks in each, with its counterpart."""
+    first, last = (f"{size}x{size}" for size in (sizes[0], sizes[-1]))
+    yield "map_layer0", "time_embedding.linear_1", unchanged
+    yield "map_layer1", "time_embedding.linear_2", unchanged
+    yield f"enc.{first}_conv", "conv_in", unchanged
+    yield f"dec.{first}_aux_norm", "conv_norm_out", unchanged
+    yield f"dec.{first}_aux_conv", "conv_out", unchanged
+    yield f"dec.{last}_in0", "mid_block", block(0)
+    yield f"dec.{last}_in1", "mid_block", block(1)
+    for down, size in enumerate(sizes):
+        up = len(sizes) - 1 - down
+        if down > 0:
+            yield f"enc.{size}x{size}_down", f"down_blocks.{down - 1}.downsamplers.0", resnet
+        if up > 0:
+            yield f"dec.{size}x{size}_up", f"up_blocks.{up - 1}.upsamplers.0", resnet
+        for j in range(num_blocks):
+            yield f"enc.{size}x{size}_block{j}", f"down_blocks.{down}", block(j)
+        for j in range(num_blocks + 1):
+            yield f"dec.{size}x{size}_block{j}", f"up_blocks.{up}", block(j)
+
+
+resnet = renamed(
+    norm0="norm1", conv0="conv1", affine="time_emb_proj", norm1="norm2", conv1="conv2", skip="conv_shortcut"
+)
+
+
+def block(j: int) -> Part:
+    """A residual block with the attention that it may hold -> the j-th of each in its level."""
+
+    def part(inside: State) -> State:
+        attended = {name: tensor for name, tensor in inside.items() if name.startswith(("norm2.", "qkv.", "proj."))}
+        rest = {name: tensor for name, tensor in inside.items() if name not in attended}
+        converted = {f"resnets.{j}.{name}": tensor for name, tensor in resnet(rest).items()}
+        if attended:
+            by_channel = attention("norm2", "qkv", "proj", heads=len(attended["norm2.weight"]))(attended)
+            converted |= {f"attentions.{j}.{name}": tensor for name, tensor in by_channel.items()}
+        return converted
+
+    return part

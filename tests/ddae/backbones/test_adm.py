@@ -1,0 +1,289 @@
+import json
+import logging
+from math import cos, pi
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ddae.backbones import Settings, load_backbone
+from ddae.backbones.adm import from_state, noise_schedule, openai_places
+
+META = Settings(device="meta")
+IMAGENET_256 = {
+    "num_channels": 256,
+    "widths": (256, 256, 512, 512, 1024, 1024),
+    "attention": (3, 4, 5),
+    "num_res_blocks": 2,
+}
+TINY = {"image_size": 16, "num_head_channels": 32}
+
+
+@pytest.fixture
+def load(official, tmp_path):
+    """(options beside the file, layout) -> (official tensors, backbone)."""
+
+    def load(options, **layout):
+        state = official.random_state(official.adm_shapes(**layout))
+        path = tmp_path / "model.pt"
+        path.with_suffix(".json").write_text(json.dumps(options))
+        return state, from_state(state, path, "random", Settings())
+
+    return load
+
+
+@pytest.fixture
+def load_shapes(official, tmp_path):
+    """(layout) -> a backbone without weights, however large. other: tensors besides, or of another shape."""
+
+    def load_shapes(settings=META, other=None, **layout):
+        shapes = official.adm_shapes(**layout) | (other or {})
+        state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        return from_state(state, tmp_path / "model.pt", "shapes", settings)
+
+    return load_shapes
+
+
+def official_activations(state, x, t, num_res_blocks, heads, new_order):
+    """Every block's output from the official tensors, by the equations of Dhariwal & Nichol 2021 and Ho et al. 2020."""
+    half = state["time_embed.0.weight"].shape[1] // 2
+    angles = t * 10000 ** (-torch.arange(half)[None] / half)
+
+    def apply(operation, name, h, **how):
+        return operation(h, weight=state[f"{name}.weight"], bias=state[f"{name}.bias"], **how)
+
+    def norm(name, h):
+        return apply(functional.group_norm, name, h, num_groups=32)
+
+    def conv(name, h, **how):
+        return apply(functional.conv2d, name, h, **how)
+
+    time = apply(functional.linear, "time_embed.0", torch.cat([angles.cos(), angles.sin()], dim=1))
+    time = functional.silu(apply(functional.linear, "time_embed.2", functional.silu(time)))
+
+    def residual(name, h, resample):
+        inner = conv(f"{name}.in_layers.2", resample(functional.silu(norm(f"{name}.in_layers.0", h))), padding=1)
+        h = resample(h)
+        told = apply(functional.linear, f"{name}.emb_layers.1", time)[..., None, None]
+        if told.shape[1] == inner.shape[1]:
+            inner = norm(f"{name}.out_layers.0", inner + told)
+        else:
+            scale, shift = told.chunk(2, dim=1)
+            inner = norm(f"{name}.out_layers.0", inner) * (1 + scale) + shift
+        inner = conv(f"{name}.out_layers.3", functional.silu(inner), padding=1)
+        return inner + (conv(f"{name}.skip_connection", h) if f"{name}.skip_connection.weight" in state else h)
+
+    def attend(name, h):
+        n, c, *size = h.shape
+        qkv = apply(functional.conv1d, f"{name}.qkv", norm(f"{name}.norm", h).flatten(2))
+        qkv = qkv.unflatten(1, (3, heads, -1)) if new_order else qkv.unflatten(1, (heads, 3, -1)).transpose(1, 2)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        mixed = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1) @ v
+        mixed = mixed.transpose(-1, -2).reshape(n, c, -1)
+        return h + apply(functional.conv1d, f"{name}.proj_out", mixed).reshape(n, c, *size)
+
+    def double(h):
+        return h.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+    def halve(h):
+        return functional.avg_pool2d(h, 2)
+
+    def same(h):
+        return h
+
+    def run(block, h, resample):
+        for name in (f"{block}.{i}" for i in range(3)):
+            resamples = block.startswith("input_blocks") or not name.endswith(".0")
+            if f"{name}.in_layers.0.weight" in state:
+                h = residual(name, h, resample if resamples else same)
+            elif f"{name}.qkv.weight" in state:
+                h = attend(name, h)
+            elif f"{name}.op.weight" in state:
+                h = conv(f"{name}.op", h, stride=2, padding=1)
+            elif f"{name}.conv.weight" in state:
+                h = conv(f"{name}.conv", double(h), padding=1)
+        return h
+
+    per_level, count = num_res_blocks + 1, len({name.split(".")[1] for name in state if name.startswith("output")})
+    outputs = [conv("input_blocks.0.0", x, padding=1)]
+    for b in range(1, count):
+        outputs.append(run(f"input_blocks.{b}", outputs[-1], same if b % per_level else halve))
+    skips = list(outputs)
+    outputs.append(run("middle_block", outputs[-1], same))
+    for b in range(count):
+        h = torch.cat([outputs[-1], skips.pop()], dim=1)
+        outputs.append(run(f"output_blocks.{b}", h, same if (b + 1) % per_level else double))
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "heads"),
+    [
+        ({"attention": ()}, {"num_heads": 4}, 4),
+        ({"attention": (0, 1, 2), "widths": (64, 64, 64), "num_res_blocks": 2}, {"num_head_channels": 32}, 2),
+        ({"attention": (1, 2)}, {"num_heads": 4, "use_new_attention_order": True}, 4),
+        ({"resample": "conv", "attention": (1,), "num_res_blocks": 3}, {"num_head_channels": 16}, 4),
+        ({"resample": "conv", "attention": (0, 2), "scale_shift": False}, {"num_heads": 1}, 1),
+        ({"scale_shift": False, "widths": (32,), "attention": ()}, {"num_heads": 2}, 2),
+        ({"num_channels": 64, "widths": (32, 64)}, {"num_head_channels": 32}, 2),
+    ],
+)
+def test_every_block_is_what_the_official_tensors_give(load, layout, options, heads):
+    state, backbone = load({"image_size": 16, **options}, **layout)
+    x0, noise = torch.randn(2, 2, 3, 16, 16)
+    names = [block.name for block in backbone.blocks]
+    maps = backbone.activations(x0, noise, 90, names)
+    x_t = backbone.noised(x0, noise, 90)
+    new_order = options.get("use_new_attention_order", False)
+    outputs = official_activations(state, x_t, 90, layout.get("num_res_blocks", 1), heads, new_order)
+    for name, output in zip(names, outputs, strict=True):
+        torch.testing.assert_close(maps[name], output, rtol=0, atol=1e-5 * output.abs().max().item())
+
+
+def test_the_imagenet_256_network_has_the_blocks_that_papers_count(load_shapes):
+    backbone = load_shapes(**IMAGENET_256)
+    assert round(sum(p.numel() for p in backbone.network.parameters()) / 1e6, 1) == 552.8
+    assert [block.alias for block in backbone.blocks] == [f"b{b}" for b in range(1, 38)]
+    assert [block.index for block in backbone.blocks] == list(range(1, 38))
+    blocks = {block.alias: block for block in backbone.blocks}
+    assert (blocks["b1"].name, blocks["b1"].module) == ("in", "conv_in")
+    assert blocks["b4"].module == "down_blocks.0.downsamplers.0" and blocks["b4"].size == 128
+    assert (blocks["b19"].name, blocks["b19"].module, blocks["b19"].size) == ("mid", "mid_block", 8)
+    best = blocks["b24"]
+    assert (best.name, best.module, best.channels, best.size) == ("up.1.1", "up_blocks.1.attentions.1", 1024, 16)
+    assert best.flops_share == pytest.approx(0.285, abs=5e-4)
+    assert (blocks["b37"].module, blocks["b37"].size) == ("up_blocks.5.resnets.2", 256)
+    assert {each.heads for each in attentions(backbone)} == {512 // 64, 1024 // 64}
+    assert {each.eps for each in backbone.network.modules() if isinstance(each, torch.nn.GroupNorm)} == {1e-5}
+    assert backbone.image_size == 256 and backbone.sigma(0) == pytest.approx(0.0001**0.5, rel=1e-3)
+
+
+def attentions(backbone):
+    return [each for name, each in backbone.network.named_modules() if name.split(".")[-2:-1] == ["attentions"]]
+
+
+@pytest.mark.parametrize(
+    ("num_channels", "widths", "num_res_blocks", "image_size", "heads", "sigma_0"),
+    [
+        (192, (192, 384, 576, 768), 3, 64, {384 // 64, 576 // 64, 768 // 64}, 0.0064),
+        (256, (256, 256, 512, 768, 1024), 2, 128, {4}, 0.01),
+        (256, (128, 256, 256, 512, 512, 1024, 1024), 2, 512, {512 // 64, 1024 // 64}, 0.01),
+    ],
+)
+def test_published_checkpoints_need_no_options(
+    load_shapes, num_channels, widths, num_res_blocks, image_size, heads, sigma_0
+):
+    attention = range(len(widths) - 3, len(widths))
+    backbone = load_shapes(num_channels=num_channels, widths=widths, attention=attention, num_res_blocks=num_res_blocks)
+    assert backbone.image_size == image_size and {each.heads for each in attentions(backbone)} == heads
+    assert backbone.sigma(0) == pytest.approx(sigma_0, rel=0.01)
+
+
+@pytest.mark.parametrize("resample", ["resnet", "conv", ""])
+@pytest.mark.parametrize("num_res_blocks", [1, 2, 3])
+@pytest.mark.parametrize("attention", [(), (0, 1, 2), (2,)])
+def test_layouts_are_told_by_their_tensors(load_shapes, resample, num_res_blocks, attention):
+    layout = {"widths": (64, 128, 64), "attention": attention, "num_res_blocks": num_res_blocks, "resample": resample}
+    backbone = load_shapes(Settings(device="meta", image_size=16), num_channels=64, **layout)
+    n = num_res_blocks + 1
+    sizes = [block.size for block in backbone.blocks]
+    assert len(sizes) == 2 * 3 * n + 1 and sizes[: 3 * n] == [16] * n + [8] * n + [4] * n
+    assert sizes[3 * n] == 4 and sizes[3 * n + 1 :] == [4] * (n - 1) + [8] * n + [16] * (n + 1)
+    assert len(attentions(backbone)) == 1 + len(attention) * (2 * num_res_blocks + 1)
+
+
+def test_the_up_path_can_have_its_own_number_of_heads(load):
+    _, backbone = load({"image_size": 16, "num_heads": 4, "num_heads_upsample": 2}, attention=(1, 2))
+    modules = backbone.network.named_modules()
+    heads = {name.split("_")[0]: each.heads for name, each in modules if hasattr(each, "heads")}
+    assert heads == {"down": 4, "up": 2, "mid": 4}
+
+
+def test_unpublished_networks_are_warned_about_heads_that_nothing_tells(load_shapes, caplog):
+    with caplog.at_level(logging.WARNING, "ddae"):
+        load_shapes(Settings(device="meta", image_size=16), num_channels=64, widths=(64, 64))
+    assert "64 channels each" in caplog.text
+
+
+def test_classes_are_left_out_with_a_warning(load, tmp_path, caplog):
+    state, without = load(TINY)
+    with caplog.at_level(logging.WARNING, "ddae"):
+        state["label_emb.weight"] = torch.randn(10, 128)
+        conditional = from_state(state, tmp_path / "model.pt", "", Settings())
+    assert "class-conditional" in caplog.text
+    batch = torch.randn(2, 1, 3, 16, 16)
+    first, second = (each.activations(*batch, 5, ["mid"])["mid"] for each in (conditional, without))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "message"),
+    [
+        ({}, {"num_head_channels": 32}, "image_size in the .json"),
+        ({}, {"image_size": 16, "num_head_channels": 48}, "64 channels cannot have num_head_channels=48"),
+        ({}, {"image_size": 16, "num_heads": 3}, "num_heads=3"),
+        ({}, {"image_size": 18, "num_heads": 4}, "multiples of 4"),
+        ({}, TINY | {"noise_schedule": "sqrt"}, "'linear' or 'cosine'"),
+        ({}, TINY | {"num_channels": 64}, "num_channels=64 is told, but its tensors have 32"),
+        ({"other": {"input_blocks.0.0.weight": (32, 6, 3, 3)}}, TINY, "takes 6 channels"),
+        ({"other": {"out.4.weight": (3,)}}, TINY, "out.4.weight"),
+        ({"other": {"middle_block.0.skip_connection.weight": (64, 64, 3, 3)}}, TINY, "skip_connection|conv_shortcut"),
+    ],
+)
+def test_what_cannot_be_loaded_exactly_is_refused_in_one_line(load_shapes, tmp_path, layout, options, message):
+    (tmp_path / "model.json").write_text(json.dumps(options))
+    with pytest.raises(ValueError, match=message) as refusal:
+        load_shapes(**layout)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_classifier_is_refused(official, tmp_path):
+    shapes = {name: shape for name, shape in official.adm_shapes().items() if not name.startswith("output_blocks")}
+    torch.save(official.random_state(shapes), tmp_path / "classifier.pt")
+    with pytest.raises(ValueError, match="no output_blocks"):
+        load_backbone(str(tmp_path / "classifier.pt"))
+
+
+def test_noise_is_the_one_that_was_published():
+    linear, cosine = noise_schedule("linear", 1000), noise_schedule("cosine", 1000)
+    assert linear.alphas_cumprod[0] == pytest.approx(1 - 1e-4) and len(linear.timesteps) == 1000
+    assert linear.alphas_cumprod[1] == pytest.approx((1 - 1e-4) * (1 - 1e-4 - (0.02 - 1e-4) / 999))
+    assert noise_schedule("linear", 250).sigma(249) == pytest.approx(linear.sigma(999), rel=0.2)
+    for t in (0, 90, 500):
+        ends = [cos((step / 1000 + 0.008) / 1.008 * pi / 2) ** 2 for step in (t + 1, 0)]
+        assert cosine.alphas_cumprod[t] == pytest.approx(ends[0] / ends[1])
+
+
+def test_timesteps_are_rescaled_where_training_did(load):
+    plain, rescaled = (
+        load({**TINY, "diffusion_steps": 4000, "noise_schedule": "cosine", "rescale_timesteps": scaled})[1]
+        for scaled in (False, True)
+    )
+    x = torch.zeros(2, 3, 16, 16)
+    assert plain.inputs(x, 3000)["timestep"].tolist() == [3000, 3000]
+    assert rescaled.inputs(x, 3000)["timestep"].tolist() == [750, 750]
+
+
+def test_diffusers_folders_of_this_shape_are_counted_the_same(load, tmp_path):
+    _, backbone = load(TINY, resample="resnet", num_res_blocks=2)
+    folder = tmp_path / "unet"
+    network = backbone.network
+    network.register_to_config(attention_head_dim=32)
+    network.save_pretrained(folder)
+    again = load_backbone(str(folder))
+    assert again.blocks == backbone.blocks
+    batch = torch.randn(2, 1, 3, 16, 16)
+    for name, map in backbone.activations(*batch, 90, ["up.0.2", "up.2.2"]).items():
+        torch.testing.assert_close(again.activations(*batch, 90, [name])[name], map, rtol=1e-4, atol=1e-4)
+
+
+def test_stable_diffusion_has_25_blocks_by_the_same_counting():
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768)
+    places = {place.index: place for place in openai_places(unet)}
+    assert list(places) == list(range(1, 26))
+    modules = {1: "conv_in", 4: "down_blocks.0.downsamplers.0", 13: "mid_block", 15: "up_blocks.0.resnets.1"}
+    modules |= {16: "up_blocks.0.upsamplers.0", 18: "up_blocks.1.attentions.1", 25: "up_blocks.3.attentions.2"}
+    assert {b: places[b].module for b in modules} == modules

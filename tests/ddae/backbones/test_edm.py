@@ -1,0 +1,234 @@
+"""DDPM++ from the official layout, against the formulae of its paper and code written out here."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ddae.backbones import Settings, edm, load_backbone
+
+LAYOUTS = {
+    "as the tiny ones": {},
+    "as CIFAR-10": {"size": 16, "widths": (16, 16, 16), "attention": (8,), "num_blocks": 4},
+    "as 64 px": {"size": 32, "widths": (8, 16, 16, 16), "attention": (8,), "num_blocks": 2},
+    "attention at both ends": {"size": 16, "stem": 12, "widths": (12, 24, 20), "attention": (16, 4), "channels": 1},
+    "no attention": {"size": 4, "widths": (24,), "attention": ()},
+    "class-conditional, augmented": {"num_labels": 5, "num_augments": 9},
+}
+
+CIFAR10 = {"size": 32, "stem": 128, "widths": (256, 256, 256), "attention": (16,), "num_blocks": 4, "num_augments": 9}
+PIXELS64 = CIFAR10 | {"size": 64, "widths": (128, 256, 256, 256)}
+
+
+@pytest.fixture
+def tiny_edm(official, tmp_path) -> str:
+    state = official.random_state(official.song_unet_shapes())
+    torch.save(state, tmp_path / "tiny-edm.pt")
+    return str(tmp_path / "tiny-edm.pt")
+
+
+def maps_by_formula(state, x, c_noise, num_blocks):
+    """Every block's map, by its official name."""
+
+    def convolve(name, x):
+        weight = state[f"{name}.weight"]
+        return functional.conv2d(x, weight, state[f"{name}.bias"], padding=weight.shape[-1] // 2)
+
+    def linear(name, x):
+        return functional.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def norm(name, x):
+        groups = min(32, x.shape[1] // 4)
+        return functional.group_norm(x, groups, state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-6)
+
+    def block(name, x, resample=lambda x: x):
+        hidden = convolve(f"{name}.conv0", resample(functional.silu(norm(f"{name}.norm0", x))))
+        hidden = hidden + linear(f"{name}.affine", embedding)[:, :, None, None]
+        hidden = convolve(f"{name}.conv1", functional.silu(norm(f"{name}.norm1", hidden)))
+        x = resample(x)
+        x = convolve(f"{name}.skip", x) if f"{name}.skip.weight" in state else x
+        x = (x + hidden) / math.sqrt(2)
+        if f"{name}.qkv.weight" in state:
+            qkv = convolve(f"{name}.qkv", norm(f"{name}.norm2", x)).flatten(2)
+            query, key, value = qkv.unflatten(1, (-1, 3)).unbind(2)
+            attention = (query.transpose(1, 2) @ key / math.sqrt(x.shape[1])).softmax(dim=2)
+            x = (x + convolve(f"{name}.proj", (value @ attention.transpose(1, 2)).view_as(x))) / math.sqrt(2)
+        maps[name] = x
+        return x
+
+    half = state["map_layer0.weight"].shape[1] // 2
+    angles = c_noise * 10_000 ** (-torch.arange(half) / (half - 1))
+    embedding = torch.cat([angles.sin(), angles.cos()])[None]
+    if "map_label.weight" in state:
+        no_label = torch.zeros(1, state["map_label.weight"].shape[1])
+        embedding = embedding + linear("map_label", no_label)
+    for name in ("map_layer0", "map_layer1"):
+        embedding = functional.silu(linear(name, embedding))
+
+    maps: dict[str, torch.Tensor] = {}
+    stem = next(name.removesuffix(".weight") for name in state if name.endswith("_conv.weight"))
+    x = convolve(stem, x)
+    skips = [x]
+    sides = list(dict.fromkeys(name.split(".")[1].split("_")[0] for name in state if name.startswith("enc.")))
+    for level, side in enumerate(sides):
+        if level:
+            x = block(f"enc.{side}_down", x, lambda x: functional.avg_pool2d(x, 2))
+            skips.append(x)
+        for j in range(num_blocks):
+            x = block(f"enc.{side}_block{j}", x)
+            skips.append(x)
+    for level, side in enumerate(reversed(sides)):
+        if level:
+            x = block(f"dec.{side}_up", x, lambda x: functional.interpolate(x, scale_factor=2))
+        else:
+            x = block(f"dec.{side}_in1", block(f"dec.{side}_in0", x))
+        for j in range(num_blocks + 1):
+            x = block(f"dec.{side}_block{j}", torch.cat([x, skips.pop()], dim=1))
+    return maps
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("step", [4, 14])
+def test_every_block_is_as_the_formulae_have_it(layout, step, official, tmp_path):
+    state = official.random_state(official.song_unet_shapes(**LAYOUTS[layout]))
+    backbone = edm.from_state(state, tmp_path / "network.pt", "", Settings())
+    torch.manual_seed(0)
+    shape = (2, *backbone.encoder.shape)
+    x0, noise = torch.rand(shape) * 2 - 1, torch.randn(shape)
+    sigma = backbone.sigma(step)
+    x = (x0 + sigma * noise) / math.sqrt(sigma**2 + 0.5**2)
+
+    maps = maps_by_formula(state, x, math.log(sigma) / 4, LAYOUTS[layout].get("num_blocks", 1))
+    expected = [map for name, map in maps.items() if not name.endswith(("_down", "_up", "_in0"))]
+    found = backbone.activations(x0, noise, step, [block.name for block in backbone.blocks])
+    for block, map in zip(backbone.blocks, expected, strict=True):
+        torch.testing.assert_close(found[block.name], map, rtol=1e-4, atol=1e-4)
+
+
+def test_a_snapshot_of_the_training_code_is_what_its_state_dict_is(official, tmp_path):
+    state = official.random_state(official.song_unet_shapes())
+    official.edm_snapshot(tmp_path / "network.pkl", state, sigma_data=0.5)
+    torch.save({f"model.{name}": tensor for name, tensor in state.items()}, tmp_path / "network.pt")
+    first, second = (load_backbone(str(tmp_path / name)).network for name in ("network.pkl", "network.pt"))
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+
+
+def test_a_saved_folder_is_the_same_network(official, tmp_path):
+    state = official.random_state(official.song_unet_shapes(num_labels=3))
+    backbone = edm.from_state(state, tmp_path / "network.pt", "", Settings())
+    backbone.network.save_pretrained(tmp_path / "folder")
+    again = load_backbone(str(tmp_path / "folder"))
+    assert again.blocks == backbone.blocks
+    x0, noise = torch.rand(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    names = [block.name for block in backbone.blocks]
+    first, second = (each.activations(x0, noise, 4, names) for each in (backbone, again))
+    assert all(torch.equal(first[name], second[name]) for name in names)
+
+
+@pytest.fixture
+def meta(official, tmp_path):
+    """A network of real size, without its numbers."""
+
+    def make(layout):
+        shapes = official.song_unet_shapes(**layout)
+        state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        return edm.from_state(state, tmp_path / "network.pt", "", Settings(device="meta"))
+
+    return make
+
+
+def test_cifar10_has_the_papers_numbers(meta, official):
+    backbone = meta(CIFAR10)
+    blocks = {block.alias: block for block in backbone.blocks if block.alias}
+    assert list(blocks) == [f"out_{k}" for k in range(1, 16)]
+    best = blocks["out_6"]
+    assert (best.name, best.module, best.channels, best.size) == ("up.1.0", "up_blocks.1.resnets.0", 256, 16)
+    assert blocks["out_10"].module == "up_blocks.1.attentions.4"
+    assert best.flops_share == pytest.approx(0.399, abs=1e-3)
+
+    assert sum(parameter.numel() for parameter in backbone.network.parameters()) == 55_732_739
+    shapes = official.song_unet_shapes(**CIFAR10 | {"num_augments": 0})
+    sizes = {name: math.prod(shape) for name, shape in shapes.items() if not name.endswith("resample_filter")}
+    up_to_best = list(sizes)[: 1 + list(sizes).index("dec.16x16_block0.skip.bias")]
+    assert sum(sizes[name] for name in up_to_best) == pytest.approx(36.10e6, abs=5e3)
+
+
+def test_64_pixels_have_20_decoder_blocks(meta):
+    backbone = meta(PIXELS64)
+    best = next(block for block in backbone.blocks if block.alias == "out_7")
+    assert (best.name, best.module, best.size) == ("up.1.1", "up_blocks.1.resnets.1", 16)
+    assert backbone.blocks[-1].alias == "out_20" and backbone.encoder.shape == (3, 64, 64)
+    assert sum(parameter.numel() for parameter in backbone.network.parameters()) == 61_804_419
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "step", "sigma"), [(18, 1, 0.002), (18, 4, 0.05995), (18, 18, 80), (50, 14, 0.2070)]
+)
+def test_timesteps_are_steps_of_the_sampler(num_steps, step, sigma, tiny_edm):
+    backbone = load_backbone(tiny_edm, Settings(num_steps=num_steps))
+    assert backbone.sigma(step) == pytest.approx(sigma, rel=1e-3)
+    assert backbone.schedule.timesteps[-1] == num_steps
+    inputs = backbone.inputs(torch.ones(2, 3, 8, 8), step)
+    assert inputs["timestep"].tolist() == pytest.approx([math.log(sigma) / 4] * 2, rel=1e-3)
+    assert inputs["sample"].flatten()[0].item() == pytest.approx((sigma**2 + 0.25) ** -0.5, rel=1e-3)
+
+
+def test_a_schedule_has_two_steps(tiny_edm):
+    with pytest.raises(ValueError, match=r"num_steps=1 .* 18 or 50"):
+        load_backbone(tiny_edm, Settings(num_steps=1))
+
+
+def test_an_edm_scheduler_tells_its_noise_and_preconditioning(tiny_edm, tmp_path):
+    load_backbone(tiny_edm).network.save_pretrained(tmp_path)
+    config = {"_class_name": "EDMEulerScheduler", "sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0, "sigma_data": 1.0}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    backbone = load_backbone(str(tmp_path))
+    assert [backbone.sigma(step) for step in (1, 18)] == pytest.approx([0.01, 40])
+    sigma = backbone.sigma(9)
+    assert sigma == pytest.approx((0.01**0.2 + 8 / 17 * (40**0.2 - 0.01**0.2)) ** 5)
+    assert backbone.inputs(torch.ones(1, 3, 8, 8), 9)["sample"].max().item() == pytest.approx((sigma**2 + 1) ** -0.5)
+
+
+def test_sigma_data_comes_from_a_snapshot_or_a_sidecar(official, tmp_path):
+    state = official.random_state(official.song_unet_shapes())
+    official.edm_snapshot(tmp_path / "told.pkl", state, sigma_data=1.0)
+    torch.save(state, tmp_path / "beside.pt")
+    (tmp_path / "beside.yaml").write_text("sigma_data: 1.0")
+    for name in ("told.pkl", "beside.pt"):
+        backbone = load_backbone(str(tmp_path / name))
+        expected = (backbone.sigma(9) ** 2 + 1) ** -0.5
+        assert backbone.inputs(torch.ones(1, 3, 8, 8), 9)["sample"].max().item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["map_noise.freqs", "enc.4x4_aux_residual.weight", "out_conv.weight"])
+def test_other_networks_of_its_code_are_refused(name, official, tmp_path):
+    state = official.random_state(official.song_unet_shapes()) | {name: torch.zeros(4)}
+    torch.save(state, tmp_path / "network.pt")
+    with pytest.raises(ValueError, match=rf"network.pt is not DDPM\+\+, as {name} shows"):
+        load_backbone(str(tmp_path / "network.pt"))
+
+
+def test_another_resampling_filter_is_refused(official, tmp_path):
+    state = official.random_state(official.song_unet_shapes())
+    torch.save(state | {"enc.4x4_down.conv0.resample_filter": torch.ones(1, 1, 4, 4)}, tmp_path / "network.pt")
+    with pytest.raises(ValueError, match=r"not DDPM\+\+, as enc.4x4_down.conv0.resample_filter shows"):
+        load_backbone(str(tmp_path / "network.pt"))
+
+
+@pytest.mark.parametrize("missing", ["enc.4x4_down.", "dec.8x8_aux_conv.", "map_layer1.", "enc."])
+def test_half_a_network_is_refused(missing, official, tmp_path):
+    state = official.random_state(official.song_unet_shapes())
+    torch.save({name: state[name] for name in state if not name.startswith(missing)}, tmp_path / "network.pt")
+    with pytest.raises(ValueError, match=f"has no {missing.rstrip('.')}"):
+        load_backbone(str(tmp_path / "network.pt"))
+
+
+@pytest.mark.parametrize("class_name", ["VPPrecond", "VEPrecond", "iDDPMPrecond"])
+def test_other_preconditioning_is_refused(class_name, official, tmp_path):
+    state = official.random_state(official.song_unet_shapes())
+    official.edm_snapshot(tmp_path / "baseline.pkl", state, class_name)
+    with pytest.raises(ValueError, match=f"{class_name}; .* only EDMPrecond"):
+        load_backbone(str(tmp_path / "baseline.pkl"))
