@@ -143,7 +143,7 @@ class TextTraining:
         if self.recipe.text_rate > 0 and self.probe.text.grad is None:
             raise ValueError(f"block={self.probe.block!r} does not depend on the text, which enters behind it")
         if not torch.isfinite(loss):
-            raise ValueError(f"the loss is not a number; lower text_rate={self.recipe.text_rate} or head_rate")
+            raise ValueError(f"the loss is not a number in epoch {self.epoch + 1}; lower the learning rates")
         self.optimizer.step()
         return float(loss.detach())
 

@@ -361,16 +361,16 @@ def dit_shapes(
     return shapes | weights("final_layer.adaLN_modulation.1", 2 * hidden_size, hidden_size)
 
 
-def make_vae(**options: Any) -> Any:
-    """A random AutoencoderKL whose latents have half the side of an image."""
+def make_vae(levels: int = 2, **options: Any) -> Any:
+    """A random AutoencoderKL. Every level but one halves the side of an image."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
     return AutoencoderKL(
         **{
-            "block_out_channels": (4, 8),
-            "down_block_types": ("DownEncoderBlock2D",) * 2,
-            "up_block_types": ("UpDecoderBlock2D",) * 2,
+            "block_out_channels": (4,) * (levels - 1) + (8,),
+            "down_block_types": ("DownEncoderBlock2D",) * levels,
+            "up_block_types": ("UpDecoderBlock2D",) * levels,
             "norm_num_groups": 4,
             "latent_channels": 4,
             **options,
@@ -402,7 +402,8 @@ def dit_folder(folder: Path, tiny_model: str) -> str:
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
 NETWORKS: dict[str, dict[str, Any]] = {
     "PixArtTransformer2DModel": {
-        **HEADS, "out_channels": 8, "num_layers": 2, "cross_attention_dim": 16, "sample_size": 8, "caption_channels": 12,
+        **HEADS, "out_channels": 8, "num_layers": 2, "cross_attention_dim": 16, "caption_channels": 12,
+        "sample_size": 8,
     },
     "SD3Transformer2DModel": {
         **HEADS, "in_channels": 4, "out_channels": 4, "num_layers": 2, "joint_attention_dim": 12, "sample_size": 8,
