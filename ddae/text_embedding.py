@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ddae.backbones.base import Backbone, Block
-from ddae.backbones.stable_diffusion import TextInputs
+from ddae.backbones.stable_diffusion import TextInputs, text_inputs
 from ddae.datasets import Dataset
 from ddae.noise import image_noise
 from ddae.pooling import pool
@@ -50,15 +50,6 @@ def encode_split(
     starts = track(range(0, len(rows), 64))
     x0 = torch.cat([backbone.encode(dataset.images.read(rows[start : start + 64])).cpu() for start in starts])
     return Encoded(rows, x0, torch.from_numpy(dataset.labels(split)))
-
-
-def text_inputs(backbone: Backbone) -> TextInputs:
-    """Raises ValueError for a network that takes no text."""
-    if not isinstance(backbone.inputs, TextInputs):
-        raise ValueError(
-            f"a {type(backbone.network).__name__} takes no text; give a StableDiffusionPipeline as backbone"
-        )
-    return backbone.inputs
 
 
 class TextProbe(nn.Module):

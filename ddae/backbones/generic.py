@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ddae.backbones.adm import openai_places
 from ddae.backbones.base import Backbone, Encoder, Pixels, Place, Settings, ToMap, first_map, token_grid
 from ddae.backbones.ddpm import read_schedule
+from ddae.backbones.files import model_class
 from ddae.backbones.vae import latents_of, with_vae
 from ddae.noise import VP, Flow
 
@@ -39,7 +40,7 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     """
     import diffusers
 
-    from ddae.backbones import BACKBONES, model_class
+    from ddae.backbones import BACKBONES
 
     path = next((folder / part for part in ("transformer", "unet") if (folder / part).is_dir()), folder)
     name = model_class(path)

@@ -28,6 +28,15 @@ class TextInputs:
         }
 
 
+def text_inputs(backbone: Backbone) -> TextInputs:
+    """Raises ValueError for a network that takes no text."""
+    if not isinstance(backbone.inputs, TextInputs):
+        raise ValueError(
+            f"a {type(backbone.network).__name__} takes no text embedding; give a StableDiffusionPipeline as backbone"
+        )
+    return backbone.inputs
+
+
 def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     """A StableDiffusionPipeline. Blocks by guided diffusion's counting, 25 in Stable Diffusion 1.5: b18 is
     up_blocks.1.attentions.1. Timesteps 0..999."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddae.backbones.base import Pixels, Settings
 from ddae.backbones.checkpoints import read_options
+from ddae.backbones.files import local_path, model_class
 
 PIXELS_AT_ONCE = 8 * 256**2
 """Encoded together, so that memory does not grow with the batch: about 1 GB."""
@@ -92,8 +93,6 @@ def with_vae(fingerprint: str, latents: Latents) -> str:
 def load_vae(name: str, settings: Settings) -> Any:
     """The encoding half of an AutoencoderKL, on the device. name: its folder or hub id, or a pipeline's."""
     from diffusers import AutoencoderKL
-
-    from ddae.backbones import local_path, model_class
 
     folder = local_path(name)
     folder = folder / "vae" if (folder / "vae").is_dir() else folder

@@ -268,13 +268,11 @@ def make_plan(
 def load_model(config: ModelAndData) -> Backbone:
     """The backbone that the flags name, on the CPU where a cluster's machines do the work.
 
-    Raises ValueError for a number that no network can be run with, and for a file that is not there.
+    Raises ValueError for a number that no network can be run with.
     """
     for name, value, least in (("image_size", config.image_size, 0), ("num_steps", config.num_steps, 2)):
         if value < least:
             raise ValueError(f"{name}={value} must be {least} or more")
-    if config.text_embedding and not Path(config.text_embedding).is_file():
-        raise ValueError(f"text_embedding={config.text_embedding!r} is no file; sweeps/learn_text.py makes one")
     settings = make_settings(config)
     return load_backbone(config.backbone, replace(settings, device="cpu") if "RAY_ADDRESS" in os.environ else settings)
 

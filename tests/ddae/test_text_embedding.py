@@ -131,7 +131,7 @@ def test_lower_precision_has_gradients(tiny_stable_diffusion):
 
 
 def test_what_no_text_can_be_learned_for(backbone, tiny_model):
-    with pytest.raises(ValueError, match="a UNet2DModel takes no text; give a StableDiffusionPipeline"):
+    with pytest.raises(ValueError, match="a UNet2DModel takes no text embedding; give a StableDiffusionPipeline"):
         TextProbe(load_backbone(tiny_model), backbone.blocks[0], 0, 1, 10, seed=0)
     with pytest.raises(ValueError, match="block='in' does not depend on the text"):
         finish(start(backbone, alias="b1"))

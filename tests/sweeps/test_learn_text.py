@@ -105,7 +105,7 @@ def test_a_dry_run_says_what_it_costs_and_writes_nothing(command, tmp_path):
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["--backbone", "ddpm-fashion-mnist"], "a UNet2DModel takes no text; give a StableDiffusionPipeline"),
+        (["--backbone", "ddpm-fashion-mnist"], "a UNet2DModel takes no text embedding; give a StableDiffusionPipeline"),
         (["--block", "b26"], "block='b26' is not known; allowed: in, b1,"),
         (["--block", "in"], "block='in' does not depend on the text, which enters behind it"),
         (["--timestep", "1000"], "timestep=1000 is outside this model's schedule; allowed: 0 to 999"),

@@ -135,3 +135,11 @@ def test_damaged_weights(tiny_model, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_backbone(str(tmp_path))
+
+
+def test_a_text_that_is_not_there_or_of_no_use(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match=r"text_embedding='none.safetensors' is no file; sweeps/learn_text.py makes"):
+        load_backbone(tiny_model, Settings(text_embedding="none.safetensors"))
+    (tmp_path / "text.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="a UNet2DModel takes no text embedding; give a StableDiffusionPipeline"):
+        load_backbone(tiny_model, Settings(text_embedding=str(tmp_path / "text.safetensors")))
