@@ -19,7 +19,8 @@ import record
 import torch
 import tyro
 
-from ddae.backbones import Backbone, Settings, ddpm, dit, load_backbone
+from ddae.backbones import Backbone, Settings, ddpm, dit, edm, load_backbone
+from ddae.backbones.song_unet import SongUNet2DModel
 from ddae.datasets import Dataset, Images
 from ddae.features import FeatureKey, extract, fitting_batch
 from ddae.noise import VP, image_noise
@@ -77,9 +78,14 @@ def dit_xl_2(settings: Settings) -> Backbone:
         return dit.make_backbone(transformer, VP(LINEAR), Path(folder), "random", settings)
 
 
+def ddpmpp(settings: Settings) -> Backbone:
+    """55.7M parameters (Karras et al. 2022, CIFAR-10)."""
+    return edm.make_backbone(SongUNet2DModel(), {}, "random", settings)
+
+
 LINEAR = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)
 
-REAL_SIZE: dict[str, Callable[[Settings], Backbone]] = {"adm-256": adm_256, "dit-xl-2": dit_xl_2}
+REAL_SIZE: dict[str, Callable[[Settings], Backbone]] = {"adm-256": adm_256, "ddpmpp": ddpmpp, "dit-xl-2": dit_xl_2}
 
 
 def main(config: Extraction) -> None:

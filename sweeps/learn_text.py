@@ -54,6 +54,7 @@ class LearnText(cli.ModelAndData):
 
 
 def main(config: LearnText) -> None:
+    import torch
     from safetensors.torch import save_file
 
     from ddae.datasets import load_dataset
@@ -83,12 +84,18 @@ def main(config: LearnText) -> None:
         name: TextTraining(TextProbe(backbone, *place, recipe.seed), each)
         for name, each in ((LEARNED, recipe), (NULL, replace(recipe, text_rate=0.0)))
     }
-    if config.dry_run:
-        print(estimate(trainings[LEARNED], backbone, dataset))
-        return
     decides = backbone.fingerprint, dataset.images.fingerprint, block.name, config.timestep, config.pooling
     folder = config.out / f"learn-text-{content_key(decides=decides, recipe=asdict(recipe))[:8]}"
-    train(trainings, backbone, dataset, folder / "checkpoint.pt")
+    try:
+        if config.dry_run:
+            print(estimate(trainings[LEARNED], backbone, dataset))
+            return
+        train(trainings, backbone, dataset, folder / "checkpoint.pt")
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"batch_size={config.batch_size} images at once do not fit on the {backbone.settings.device}; "
+            "lower --batch-size or --image-size"
+        ) from error
 
     best = {name: max(training.val_accuracies) for name, training in trainings.items()}
     for name in (NULL, LEARNED):

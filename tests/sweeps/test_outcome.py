@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from ddae.backbones import Block
+from ddae.backbones import Block, Settings
 from ddae.features import FeatureKey
 from ddae.probe import Candidate, ProbeResult
 from sweeps.tuning import outcome
@@ -25,25 +25,25 @@ KEY = FeatureKey("weights", "images", split_seed=0, val_fraction=0.2, noise_seed
 def plan(tmp_path):
     labels = {"train": np.zeros(800, dtype=np.int64), "val": np.zeros(200, dtype=np.int64)}
     space = Space(BLOCKS, (0, 10), (1, 2), ("linear", "mlp"))
-    looks, rungs, sigmas = (50, 200), (200, 800), {0: 0.01, 10: 0.05}
     return Plan(
-        "digits",
-        "model",
-        "digits",
-        "data",
-        "cpu",
-        str(tmp_path),
-        KEY,
-        space,
-        looks,
-        rungs,
-        False,
-        0.5,
-        1,
-        labels,
-        10,
-        sigmas,
-        0,
+        name="digits",
+        backbone="model",
+        dataset="digits",
+        data_root="data",
+        settings=Settings(),
+        encoder="",
+        store=str(tmp_path),
+        key=KEY,
+        space=space,
+        looks=(50, 200),
+        rungs=(200, 800),
+        exhaustive=False,
+        keep=0.5,
+        finalists=1,
+        labels=labels,
+        num_classes=10,
+        sigmas={0: 0.01, 10: 0.05},
+        seed=0,
     )
 
 
