@@ -2,29 +2,24 @@
 
 python benchmarks/overhead.py            # about 6 minutes
 
-A trial burns 0.2 CPU-seconds in three steps. "Added" is what a slot spends a trial outside them, from its first step's
-start to its last one's end; how much longer the steps themselves take than in the loop is apart, and so is starting Ray
-and the first actor. Every variant but the last changes one thing of how a sweep runs: a class trainable in reused
-actors, three reports, ASHA, our searcher on a journal file.
+A trial burns 0.2 CPU-seconds. "Added" is what a slot spends between two of them; how much longer the trial itself takes
+than in the loop is apart, and so is starting Ray and the first actor. Every variant but the last changes one thing of
+how a sweep runs: a class trainable in reused actors, and our searcher.
 """
 
-import itertools
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 
-import optuna
 import record
 import tyro
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
 
 from ddae.backbones import Block
 from sweeps.tuning.run import ray_cluster
-from sweeps.tuning.searcher import OptunaSearcher, open_study
+from sweeps.tuning.searcher import HalvingSearch, TuneSearcher
 from sweeps.tuning.space import Space
 
 SPACE = Space(
@@ -38,11 +33,10 @@ SPACE = Space(
 @dataclass(frozen=True)
 class Variant:
     slots: int = 1
-    reports: int = 3
     trainable: str = "class"
     reuse_actors: bool = True
-    study: str = "journal"
-    """journal, memory, or none: Tune's own random search."""
+    searcher: bool = True
+    """Ours; else Tune's own random search."""
     checkpoint_at_end: bool | None = None
     """None is Tune's default, which saves a class trainable when it ends."""
     share_of_trials: float = 1
@@ -52,22 +46,18 @@ AS_A_SWEEP = Variant()
 VARIANTS = {
     "as a sweep runs": AS_A_SWEEP,
     "two slots": replace(AS_A_SWEEP, slots=2),
-    "one report a trial": replace(AS_A_SWEEP, reports=1),
-    "study in memory": replace(AS_A_SWEEP, study="memory"),
-    "no searcher": replace(AS_A_SWEEP, study="none"),
+    "no searcher": replace(AS_A_SWEEP, searcher=False),
     "no checkpoint at the end": replace(AS_A_SWEEP, checkpoint_at_end=False),
     "function trainable, reused actors": replace(AS_A_SWEEP, trainable="function"),
     "class trainable, new actors": replace(AS_A_SWEEP, reuse_actors=False, share_of_trials=0.2),
     "stock: function, new actors, no searcher": Variant(
-        trainable="function", reuse_actors=False, study="none", share_of_trials=0.2
+        trainable="function", reuse_actors=False, searcher=False, share_of_trials=0.2
     ),
 }
 
 
 COLUMNS = {
     "added": "added_ms",
-    "reports": "between_reports_ms",
-    "trials": "between_trials_ms",
     "searcher": "searcher_ms",
     "driver": "driver_cpu_ms",
     "longer": "steps_longer_ms",
@@ -75,10 +65,9 @@ COLUMNS = {
     "end": "last_step_to_return_ms",
 }
 LEGEND = """
-added     a slot's time outside the steps, a trial; the goal is below 400
-reports   between two steps of a trial            trials   between two trials of a slot
-searcher  a trial's asking and telling            driver   a trial's CPU time in the driver
-longer    a trial's steps, than in the loop       start, end   fit() to the first step, the last step to its return"""
+added     a slot's time between two trials; the goal is below 400
+searcher  a trial's asking and telling            driver       a trial's CPU time in the driver
+longer    a trial, than in the loop               start, end   fit() to the first trial, the last one to its return"""
 
 
 @dataclass(frozen=True)
@@ -96,30 +85,22 @@ def burn(seconds: float) -> dict[str, float]:
     return {"val_accuracy": 0.5, "started": started, "ended": time.time()}
 
 
-def rung(step: int, reports: int) -> dict[str, float]:
-    return {"num_images": 4**step, "resource": 4**step, "last_rung": step == reports - 1}
-
-
 class BusyTrial(tune.Trainable):
-    def setup(self, config: dict, seconds: float, reports: int) -> None:
-        self.seconds, self.reports, self.number = seconds, reports, 0
+    def setup(self, config: dict, seconds: float) -> None:
+        self.seconds = seconds
 
     def reset_config(self, new_config: dict) -> bool:
-        self.number = 0
         return True
 
     def step(self) -> dict:
-        self.number += 1
-        result = {**burn(self.seconds / self.reports), **rung(self.number - 1, self.reports)}
-        return {**result, "done": result["last_rung"]}
+        return {**burn(self.seconds), "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing, as a sweep's trial."""
 
 
-def busy_function(config: dict, seconds: float, reports: int) -> None:
-    for number in range(reports):
-        tune.report({**burn(seconds / reports), **rung(number, reports)})
+def busy_function(config: dict, seconds: float) -> None:
+    tune.report(burn(seconds))
 
 
 class Clock(tune.Callback):
@@ -148,31 +129,27 @@ def timed(method: Callable) -> Callable:
     return call
 
 
-class TimedSearcher(OptunaSearcher):
+class TimedSearcher(TuneSearcher):
     seconds = 0.0
-    suggest = timed(OptunaSearcher.suggest)
-    on_trial_result = timed(OptunaSearcher.on_trial_result)
-    on_trial_complete = timed(OptunaSearcher.on_trial_complete)
+    suggest = timed(TuneSearcher.suggest)
+    on_trial_complete = timed(TuneSearcher.on_trial_complete)
 
 
 def run(variant: Variant, config: Overhead, loop_seconds: float) -> dict[str, float]:
     """One Tune run; loop_seconds: what a trial's work takes in a plain loop."""
     num_trials = max(4, round(config.num_trials * variant.share_of_trials))
     trainable = BusyTrial if variant.trainable == "class" else busy_function
-    trainable = tune.with_parameters(trainable, seconds=config.work_seconds, reports=variant.reports)
+    trainable = tune.with_parameters(trainable, seconds=config.work_seconds)
     clock, searcher = Clock(), None
     with tempfile.TemporaryDirectory() as folder:
-        if variant.study != "none":
-            study = open_study(Path(folder) / "optuna.journal", "optuna", seed=0)
-            if variant.study == "memory":
-                study = optuna.create_study(direction="maximize", sampler=study.sampler)
-            searcher = TimedSearcher(SPACE, study, SPACE.candidates, num_trials, first=[])
+        if variant.searcher:
+            search = HalvingSearch(SPACE, SPACE.candidates, [1], num_trials, round_size=4)
+            searcher = TimedSearcher(search, known=lambda fit: None)
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
             param_space=None if searcher else {"x": tune.uniform(0, 1)},
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=ASHAScheduler("resource", "val_accuracy", "max", max_t=16, grace_period=1),
                 num_samples=num_trials,
                 max_concurrent_trials=variant.slots,
                 reuse_actors=variant.reuse_actors,
@@ -194,16 +171,10 @@ def run(variant: Variant, config: Overhead, loop_seconds: float) -> dict[str, fl
         slots.setdefault(step["pid"] if variant.slots > 1 else 0, []).append(step)
     inside = sum(step["ended"] - step["started"] for step in steps)
     whole = sum(slot[-1]["ended"] - slot[0]["started"] for slot in slots.values())
-    num_changes = num_trials - len(slots)
-    gaps: dict[bool, list[float]] = {True: [], False: []}
-    for a, b in itertools.chain.from_iterable(map(itertools.pairwise, slots.values())):
-        gaps[a["trial_id"] == b["trial_id"]].append(1000 * (b["started"] - a["ended"]))
     return {
-        "added_ms": 1000 * (whole - inside) / num_changes,
+        "added_ms": 1000 * (whole - inside) / (num_trials - len(slots)),
         "steps_longer_ms": 1000 * (inside / num_trials - loop_seconds),
-        "between_reports_ms": median(gaps[True] or [0]),
-        "between_trials_ms": median(gaps[False]),
-        "driver_cpu_ms": 1000 * (clock.driver_cpu[-1] - clock.driver_cpu[0]) / num_changes,
+        "driver_cpu_ms": 1000 * (clock.driver_cpu[-1] - clock.driver_cpu[0]) / (num_trials - len(slots)),
         "searcher_ms": 1000 * searcher.seconds / num_trials if searcher else 0,
         "fit_to_first_step_ms": 1000 * (steps[0]["started"] - called),
         "last_step_to_return_ms": 1000 * (returned - steps[-1]["ended"]),
@@ -214,8 +185,7 @@ def loop(config: Overhead) -> float:
     """Seconds a trial of the same function called in a loop."""
     started = time.perf_counter()
     for _ in range(config.num_trials):
-        for number in range(AS_A_SWEEP.reports):
-            burn(config.work_seconds / AS_A_SWEEP.reports) | rung(number, AS_A_SWEEP.reports)
+        burn(config.work_seconds)
     return (time.perf_counter() - started) / config.num_trials
 
 

@@ -12,7 +12,6 @@ Regret: accuracy on the unseen half of the grid's best cell minus that of the me
 seen half. Passes: full forward passes (by FLOPs) over the training images. Stop it and start it again as you like.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,7 +21,6 @@ from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median, stdev
-from types import SimpleNamespace
 
 import numpy as np
 import record
@@ -38,13 +36,13 @@ from ddae.probe import Candidate, to_maps
 from storage.feature_store import FeatureStore
 from storage.results import Ledger, content_key
 from sweeps.cli import ModelAndData
+from sweeps.layer_noise import LayerNoise
 from sweeps.tuning.evaluation import look_at, look_poolings, pack, read_features, unpack
 from sweeps.tuning.extraction import Extractor
 from sweeps.tuning.outcome import best_cells, warm_start
 from sweeps.tuning.plan import PROBE_VERSION, REDUCTION, Plan, make_plan
 from sweeps.tuning.race import Race
-from sweeps.tuning.run import asha
-from sweeps.tuning.searcher import OptunaSearcher, open_study
+from sweeps.tuning.searcher import HalvingSearch
 from sweeps.tuning.space import Need, Places
 
 
@@ -180,36 +178,15 @@ class Play:
             self.needs += self.plan.label_free_needs()
         return race
 
-    def trials(
-        self, sampler: str, rungs: tuple[int, ...], num_trials: int, race: Race | None = None, stop: bool = True
-    ) -> None:
-        """The project's searcher and ASHA, one trial at a time."""
-        plan = replace(self.plan, rungs=rungs)
-        places = race.places if race else plan.space.places
-        study = open_study(None, sampler, self.seed)
-        candidates = plan.space.candidates_at(places)
-        searcher = OptunaSearcher(
-            plan.space, study, candidates, min(num_trials, len(candidates)), warm_start(plan, race) if race else []
-        )
-        scheduler = asha(plan, study)
-        for number in itertools.count():
-            config = searcher.suggest(str(number))
-            if config == searcher.FINISHED:
-                return
-            trial = SimpleNamespace(trial_id=str(number))
-            scheduler.on_trial_add(None, trial)
-            for rung, num_images in enumerate(rungs):
-                accuracy = self.fit(Candidate(**config), num_images, places)
-                result = {
-                    "val_accuracy": accuracy, "num_images": num_images, "last_rung": num_images == rungs[-1],
-                    "resource": REDUCTION**rung, "training_iteration": rung + 1,
-                }  # fmt: skip
-                if result["last_rung"]:
-                    break
-                if stop and scheduler.on_trial_result(None, trial, result) == "STOP":
-                    break
-                searcher.on_trial_result(str(number), result)
-            searcher.on_trial_complete(str(number), result)
+    def trials(self, sampler: str, rungs: tuple[int, ...], num_trials: int, race: Race | None = None) -> None:
+        """The project's search."""
+        space, places = self.plan.space, race.places if race else self.plan.space.places
+        first = warm_start(self.plan, race) if race else []
+        round_size = LayerNoise.round_size if sampler == "optuna" else None
+        candidates = space.candidates_at(places)
+        search = HalvingSearch(space, candidates, rungs, num_trials, first, sampler, self.seed, round_size)
+        while fit := search.ask():
+            search.tell(fit, self.fit(*fit, places))
 
 
 def ours(play: Play, sampler: str = "optuna", label_free: bool = True, **race: float) -> None:
@@ -223,7 +200,7 @@ def whole_space(play: Play, sampler: str, num_trials: int, stop: bool = True) ->
     """Trials anywhere, without looks: rungs of a sixteenth, a quarter and all of the images, or all at once."""
     num_train = play.lab.num_train
     rungs = (num_train // REDUCTION**2, num_train // REDUCTION, num_train) if stop else (num_train,)
-    play.trials(sampler, rungs, num_trials, stop=stop)
+    play.trials(sampler, rungs, num_trials)
 
 
 def halving_by_epochs(play: Play) -> None:

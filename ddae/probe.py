@@ -38,6 +38,8 @@ class ProbeResult:
     correct: np.ndarray
     """bool [num_val]: which val images it gets right, for paired comparisons."""
     fit_seconds: float
+    ended_seconds: float
+    """Since the epoch."""
 
 
 def fit_probe(
@@ -62,6 +64,7 @@ def fit_probe(
         head.settings[best],
         correct[best],
         time.perf_counter() - started,
+        time.time(),
     )
     return head, result
 

@@ -1,16 +1,23 @@
 """The ledger: one small file a finished result, named by the hash of everything that decided it."""
 
 import json
+import logging
 from pathlib import Path
 
 import xxhash
 
 from storage.feature_store import published
 
+log = logging.getLogger("storage")
+
 
 def content_key(**decides: object) -> str:
     """xxh3_128 of the canonical JSON of what decides a result."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(decides, sort_keys=True).encode())
+    return digest(decides)
+
+
+def digest(value: object) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode())
 
 
 class Ledger:
@@ -20,19 +27,25 @@ class Ledger:
         self.root = Path(root)
 
     def get(self, key: str) -> dict | None:
+        """None where there is no sound record; a damaged one is deleted with a warning."""
+        path = self._path(key)
         try:
-            return json.loads(self._path(key).read_bytes())
+            kept = json.loads(path.read_bytes())
+            if kept["xxh3_128"] == digest(kept["record"]):
+                return kept["record"]
         except FileNotFoundError:
             return None
-        except ValueError:  # a damaged record is made again
-            self._path(key).unlink(missing_ok=True)
-            return None
+        except (ValueError, KeyError, TypeError):
+            pass
+        log.warning("damaged result %s; it is deleted and will be made again", path)
+        path.unlink(missing_ok=True)
+        return None
 
     def put(self, key: str, record: dict) -> None:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with published(path) as part:
-            part.write_text(json.dumps(record))
+            part.write_text(json.dumps({"xxh3_128": digest(record), "record": record}))
 
     def _path(self, key: str) -> Path:
         return self.root / key[:2] / f"{key}.json"

@@ -63,7 +63,7 @@ def measure(folder: Path, cell: Candidate, record: Path) -> None:
     check_server(tracking_uri())
     flags = cli.parse(LayerNoise, ["--config", str(folder / "config.yaml")], None)
     plan, _, dataset = flags.plan()
-    if sweep_folder(flags.out, plan, flags.search).name != folder.name:
+    if sweep_folder(flags.out, plan, flags.search, flags.round_size).name != folder.name:
         raise ValueError(f"{flags.backbone} or {flags.dataset} has changed since {folder} was made; sweep again")
     plan = replace(plan, labels={**plan.labels, "test": dataset.labels("test")})
     extractor = Extractor(plan, torch.get_num_threads())

@@ -50,6 +50,9 @@ class LayerNoise(cli.ModelAndData):
     """optuna and random stop the worse cells early (ASHA); grid fits every cell on all images."""
     num_trials: int = 40
     """Cells that optuna or random try."""
+    round_size: int = 4
+    """Cells that optuna proposes at once, to be fitted side by side; raise it where there are more CPUs. What is tried
+    depends on it, and not on the CPUs."""
     keep: float = 0.5
     """Share of the timesteps that stay in the race after each look; --keep 0.25 --finalists 1 is the thriftiest."""
     finalists: int = 2
@@ -77,7 +80,7 @@ def main(config: LayerNoise) -> None:
     from sweeps.tuning.plan import load_model, sweep_folder
     from sweeps.tuning.run import Search, Sweep, check_cluster, ray_cluster
 
-    search = Search(config.search, config.num_trials, config.seed)
+    search = Search(config.search, config.num_trials, config.seed, config.round_size)
     if config.list_blocks:
         print(block_table(load_model(config)))
         return
@@ -87,7 +90,7 @@ def main(config: LayerNoise) -> None:
         return
     check_server(tracking_uri())
     check_cluster()
-    folder = sweep_folder(config.out, plan, config.search)
+    folder = sweep_folder(config.out, plan, config.search, config.round_size)
     if (report := finished_report(folder, config)) is not None:
         print(report)
         return

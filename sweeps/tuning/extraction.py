@@ -110,13 +110,6 @@ class Extractor:
         self.busy.append((started, time.time()))
         return result
 
-    def probe(self, candidate: Candidate, num_images: int) -> ProbeResult:
-        """A result again that the ledger has lost; of needs that are filled."""
-        started = time.time()
-        result = evaluate(self.plan, candidate, num_images)
-        self.busy.append((started, time.time()))
-        return result
-
     def report(self) -> tuple[list[tuple[float, float]], float, float]:
         """Wall-clock intervals of work, the full forward passes run, and the seconds of looks."""
         return self.busy, self.new_passes, self.look_seconds

@@ -16,8 +16,15 @@ class FinishedTrial:
     rungs: list[ProbeResult]
     """One result a rung, fewest images first."""
     stopped_early: bool
-    started_seconds: float
-    ended_seconds: float
+
+    @property
+    def started_seconds(self) -> float:
+        """Since the epoch."""
+        return self.rungs[0].ended_seconds - self.rungs[0].fit_seconds
+
+    @property
+    def ended_seconds(self) -> float:
+        return self.rungs[-1].ended_seconds
 
 
 @dataclass(frozen=True)

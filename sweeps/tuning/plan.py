@@ -19,7 +19,7 @@ from storage.results import content_key
 from sweeps.cli import ModelAndData
 from sweeps.tuning.space import Need, Places, Space
 
-PROBE_VERSION = 2
+PROBE_VERSION = 3
 """Raise it when the same candidate would be fitted differently."""
 VAL_FRACTION = 0.2
 REDUCTION = 4
@@ -155,7 +155,7 @@ class Plan:
         return share * len(self.space.timesteps) * (self.views * self.rungs[-1] + self.num_val)
 
 
-def sweep_folder(out: Path, plan: Plan, search: str) -> Path:
+def sweep_folder(out: Path, plan: Plan, *search: object) -> Path:
     """out/layer-noise-<hash of all that decides the sweep's trials, but for how many there are>."""
     space = plan.space
     key = content_key(

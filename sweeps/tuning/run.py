@@ -4,32 +4,28 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import optuna
 import ray
-from optuna.trial import TrialState
 from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ddae.probe import Candidate, ProbeResult
 from storage.results import Ledger
 from storage.tracking import Metric, Tracker, Trial
-from sweeps.tuning.evaluation import from_record
+from sweeps.tuning.evaluation import evaluate, from_record
 from sweeps.tuning.extraction import encodings, fill, start_extractors
 from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree, share_outside
-from sweeps.tuning.plan import NUM_LABEL_FREE, REDUCTION, Plan
+from sweeps.tuning.plan import NUM_LABEL_FREE, Plan
 from sweeps.tuning.race import Race
-from sweeps.tuning.searcher import Axes, OptunaSearcher, finished_trials, open_study
+from sweeps.tuning.searcher import Fit, HalvingSearch, Tried, TuneSearcher
 from sweeps.tuning.space import Need, Places
 from sweeps.tuning.trial import ProbeTrial
 
@@ -42,10 +38,13 @@ class Search:
     """optuna, random, or grid: every cell on all images."""
     num_trials: int
     seed: int
+    round_size: int
+    """Trials that optuna proposes at once."""
 
     def __post_init__(self) -> None:
-        if self.num_trials < 1:
-            raise ValueError(f"num_trials={self.num_trials} must be 1 or more; the default is 40")
+        for name, default in (("num_trials", 40), ("round_size", 4)):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more; the default is {default}")
 
 
 def check_cluster() -> None:
@@ -139,22 +138,30 @@ class Sweep:
     ) -> list[FinishedTrial]:
         """Run trials of what the race has left until num_trials have finished or nothing is left.
 
-        folder: keeps the study, from which the same call goes on. first: candidates to try before any other.
+        folder: for Tune's own files. first: candidates to try before any other.
         """
         self._ensure(race.val_needs(self.plan), "val")
-        grid = search.sampler == "grid"
         candidates = self.plan.space.candidates_at(race.places)
-        num_trials = len(candidates) if grid else min(search.num_trials, len(candidates))
-        study = open_study(folder / "optuna.journal", "random" if grid else search.sampler, search.seed)
-        searcher = OptunaSearcher(self.plan.space, study, candidates, num_trials, first, in_order=grid)
-        num_finished = len(finished_trials(study))
-        with self._logging(study, race.places, tracker) as log, self._progress() as progress:
-            log()
-            watch = _Watch(progress, num_trials, num_finished, log)
-            if num_finished < num_trials:
-                self._tune(searcher, asha(self.plan, study), num_trials - num_finished, race.places, folder, watch)
+        grid, optuna = search.sampler == "grid", search.sampler == "optuna"
+        halving = HalvingSearch(
+            self.plan.space,
+            candidates,
+            self.plan.rungs,
+            len(candidates) if grid else search.num_trials,
+            first,
+            search.sampler,
+            search.seed,
+            search.round_size if optuna else None,
+        )
+        searcher = TuneSearcher(halving, self._known)
+        with self._logging(halving, race.places, tracker) as log, self._progress() as progress:
+            watch = _Watch(progress, halving, log)
+            watch.update()
+            if not halving.ended:
+                self._tune(searcher, race.places, folder, watch)
+                watch.update()
             self.busy += watch.busy
-        return self._finished(study, race.places)
+        return [self._finished(one, race.places) for one in halving.tried]
 
     def baseline(self, head: str) -> ProbeResult:
         """Raw pixels under a head."""
@@ -180,25 +187,13 @@ class Sweep:
             ray_share=share_outside(intervals, started, now),
         )
 
-    def _tune(
-        self,
-        searcher: OptunaSearcher,
-        scheduler: TrialScheduler,
-        num_samples: int,
-        places: Places,
-        folder: Path,
-        watch: "_Watch",
-    ) -> None:
+    def _tune(self, searcher: TuneSearcher, places: Places, folder: Path, watch: "_Watch") -> None:
         trainable = tune.with_parameters(ProbeTrial, plan=self.plan, places=places, extractors=self.extractors)
         slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
             tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=scheduler,
-                num_samples=num_samples,
-                max_concurrent_trials=slots,
-                reuse_actors=True,
+                search_alg=searcher, num_samples=-1, max_concurrent_trials=slots, reuse_actors=True
             ),
             run_config=tune.RunConfig(
                 name="tune",
@@ -209,41 +204,31 @@ class Sweep:
             ),
         ).fit()
 
-    def _finished(self, study: optuna.Study, places: Places) -> list[FinishedTrial]:
-        return [self._finished_trial(trial, places) for trial in finished_trials(study)]
+    def _known(self, fit: Fit) -> float | None:
+        record = Ledger(f"{self.plan.store}/results").get(self.plan.result_key(*fit))
+        return None if record is None else from_record(record).val_accuracy
 
-    def _finished_trial(self, trial: optuna.trial.FrozenTrial, places: Places) -> FinishedTrial:
-        """The study says which rungs a trial ran, the ledger what they gave; a result that is gone is made again."""
-        candidate = Axes(self.plan.space).candidate(trial.params)
+    def _finished(self, one: Tried, places: Places) -> FinishedTrial:
+        """Its results from the ledger; one that is gone since is made again."""
         rungs = []
-        for num_images in sorted(trial.intermediate_values):
-            record = Ledger(f"{self.plan.store}/results").get(self.plan.result_key(candidate, num_images))
-            if record is None:
-                fill(self.plan, self.extractors, self.plan.trial_needs(candidate, num_images, places))
-                rungs.append(ray.get(self.extractors[0].probe.remote(candidate, num_images)))
-            else:
-                rungs.append(from_record(record))
-        assert trial.datetime_start and trial.datetime_complete
-        return FinishedTrial(
-            candidate,
-            rungs,
-            trial.state == TrialState.PRUNED,
-            trial.datetime_start.timestamp(),
-            trial.datetime_complete.timestamp(),
-        )
+        for num_images in self.plan.rungs[: len(one.accuracies)]:
+            if self._known((one.candidate, num_images)) is None:
+                fill(self.plan, self.extractors, self.plan.trial_needs(one.candidate, num_images, places))
+            rungs.append(evaluate(self.plan, one.candidate, num_images))
+        return FinishedTrial(one.candidate, rungs, one.stopped_early)
 
     @contextmanager
-    def _logging(self, study: optuna.Study, places: Places, tracker: Tracker) -> Iterator:
-        """A function that logs, in the background, every finished trial that MLflow does not have yet."""
+    def _logging(self, search: HalvingSearch, places: Places, tracker: Tracker) -> Iterator[Callable[[], None]]:
+        """A function that logs, in the background, every settled trial that MLflow does not have yet."""
         writer = ThreadPoolExecutor(max_workers=1)
         pending = []
-        logged: set[int] = set()
+        logged: set[Candidate] = set()
 
         def log_all() -> None:
-            for trial in finished_trials(study):
-                if trial.number not in logged:
-                    tracker.log_trial(_tracked(self.plan, self._finished_trial(trial, places)))
-                    logged.add(trial.number)
+            for one in search.settled:
+                if one.candidate not in logged:
+                    tracker.log_trial(_tracked(self.plan, self._finished(one, places)))
+                    logged.add(one.candidate)
 
         def log() -> None:
             pending.append(writer.submit(log_all))
@@ -263,50 +248,28 @@ class Sweep:
         return Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console)
 
 
-def asha(plan: Plan, study: optuna.Study) -> TrialScheduler:
-    """ASHA on the number of training images, in units of the first rung; the rungs of earlier sessions are put
-    back from the study."""
-    rungs = plan.rungs
-    if len(rungs) == 1:
-        return FIFOScheduler()
-    scheduler = ASHAScheduler(
-        time_attr="resource",
-        metric="val_accuracy",
-        mode="max",
-        grace_period=1,
-        max_t=REDUCTION ** (len(rungs) - 1),
-        reduction_factor=REDUCTION,
-    )
-    for trial in finished_trials(study):
-        stand_in = SimpleNamespace(trial_id=f"finished-{trial.number}")
-        scheduler.on_trial_add(None, stand_in)
-        for num_images, accuracy in sorted(trial.intermediate_values.items()):
-            resource = REDUCTION ** rungs.index(num_images)
-            scheduler.on_trial_result(None, stand_in, {"resource": resource, "val_accuracy": accuracy})
-    return scheduler
-
-
 class _Watch(tune.Callback):
     """Progress a person sees, and when the trials worked."""
 
-    def __init__(self, progress: Progress, total: int, completed: int, log):
-        self.progress, self.log = progress, log
-        self.bar = progress.add_task(f"{'search':<22}", total=total, completed=completed, note="")
-        self.best, self.stopped = 0.0, 0
+    def __init__(self, progress: Progress, search: HalvingSearch, log: Callable[[], None]):
+        self.progress, self.search, self.log = progress, search, log
+        self.bar = progress.add_task(f"{'search':<22}", total=search.num_trials, note="")
         self.busy: list[tuple[float, float]] = []
 
     def __getstate__(self) -> dict:
         """Nothing: Tune pickles its callbacks for a restore that a rerun makes needless."""
         return {}
 
-    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
-        self.busy.append((result["fit_started"], result["fit_ended"]))
-        self.best = max(self.best, result["val_accuracy"])
+    def update(self) -> None:
+        settled = self.search.settled
+        best = max((one.accuracies[-1] for one in settled), default=0.0)
+        note = f"best {best:.1%}, {sum(one.stopped_early for one in settled)} stopped early"
+        self.progress.update(self.bar, completed=len(settled), note=note)
+        self.log()
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        self.stopped += not trial.last_result["last_rung"]
-        self.progress.update(self.bar, advance=1, note=f"best {self.best:.1%}, {self.stopped} stopped early")
-        self.log()
+        self.busy.append((trial.last_result["fit_started"], trial.last_result["fit_ended"]))
+        self.update()
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         """Out of retries: the sweep ends here, with the worker's own words."""
@@ -331,7 +294,7 @@ def _tracked(plan: Plan, trial: FinishedTrial) -> Trial:
         "num_features": block.channels * candidate.pooling**2,
     }
     metrics = [
-        Metric(name, value, rung.num_images, trial.ended_seconds)
+        Metric(name, value, rung.num_images, rung.ended_seconds)
         for rung in trial.rungs
         for name, value in (
             ("val_accuracy", rung.val_accuracy),

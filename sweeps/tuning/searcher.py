@@ -1,9 +1,9 @@
-"""Which candidate to try next: a thin Tune searcher over Optuna's ask and tell."""
+"""Which cell to fit next, on how many images: Optuna proposes, ASHA stops, and the seed alone decides."""
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 
 import optuna
 from optuna.trial import TrialState
@@ -11,91 +11,173 @@ from ray.tune.search import Searcher
 
 from ddae.heads import HEADS, find_head
 from ddae.probe import Candidate
+from sweeps.tuning.plan import REDUCTION
 from sweeps.tuning.space import Space
 
+Fit = tuple[Candidate, int]
+"""A candidate, to be fitted on so many training images."""
 
-class OptunaSearcher(Searcher):
-    """Never repeats a candidate, ends when all are tried, tells Optuna PRUNED of what ASHA stopped, and goes on from
-    the study that an interrupted sweep left.
 
-    candidates: what may be tried, a part of the space. first: those to try before the sampler is asked.
+@dataclass
+class Tried:
+    """A candidate with the val accuracy of every rung that it reached, fewest images first."""
+
+    candidate: Candidate
+    trial: optuna.Trial
+    accuracies: list[float] = field(default_factory=list)
+    stopped_early: bool = False
+
+
+class HalvingSearch:
+    """Cells in rounds, each proposed from the results of the rounds before it. Every cell of a round is fitted on the
+    first rung's images; going through them in the order of proposal, ASHA (Li et al. 2020) stops those that are not
+    among the best 1/REDUCTION so far, and the others go on to the next rung.
+
+    What is fitted is thus a function of the seed and the results, whatever the number of workers and the order in which
+    they answer, and fewer trials are a prefix of more. So a search that was interrupted goes on by being played again:
+    nothing but the results has to be kept. No cell is proposed twice.
+
+    candidates: what may be tried, a part of the space. first: those to try before the sampler is asked. sampler: optuna
+    (TPE), random, or grid: all candidates in their order. round_size: None is all trials at once.
     """
 
     def __init__(
         self,
         space: Space,
-        study: optuna.Study,
         candidates: Sequence[Candidate],
+        rungs: Sequence[int],
         num_trials: int,
-        first: Sequence[Candidate],
-        in_order: bool = False,
+        first: Sequence[Candidate] = (),
+        sampler: str = "optuna",
+        seed: int = 0,
+        round_size: int | None = None,
     ):
-        super().__init__(metric="val_accuracy", mode="max")
-        self.axes, self.study, self.num_trials = Axes(space), study, num_trials
-        self.in_order = in_order
-        while study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
-            self.axes.ask(study)
-        interrupted = study.get_trials(states=[TrialState.RUNNING])
-        for trial in interrupted:
-            study.tell(trial.number, state=TrialState.FAIL)
-        finished = {self.axes.candidate(trial.params) for trial in finished_trials(study)}
-        self._untried = dict.fromkeys(c for c in candidates if c not in finished)
-        ahead = [self.axes.candidate(trial.params) for trial in interrupted if self.axes.whole(trial.params)]
-        self._ahead = [c for c in dict.fromkeys([*ahead, *first]) if c in self._untried]
-        self._num_started = len(finished)
-        self._running: dict[str, optuna.Trial] = {}
+        self.axes, self.rungs = Axes(space), rungs
+        self.study = make_study(sampler, seed)
+        self.num_trials = min(num_trials, len(candidates))
+        self.round_size = round_size or self.num_trials
+        self.tried: list[Tried] = []
+        """Of the rounds that have ended, in the order of proposal."""
+        self._untried = dict.fromkeys(candidates)
+        self._ahead = deque(
+            candidates if sampler == "grid" else (c for c in dict.fromkeys(first) if c in self._untried)
+        )
+        self._round: list[Tried] = []
+        self._reached: list[list[Tried]] = []
+        self._num_judged: list[int] = []
+        self._waiting: deque[Fit] = deque()
+        self._results: dict[Fit, float] = {}
 
-    def suggest(self, trial_id: str) -> dict | str:
-        if not self._untried or self._num_started >= self.num_trials:
-            return Searcher.FINISHED
-        trial = self._ask()
-        self._running[trial_id] = trial
-        self._num_started += 1
-        candidate = self.axes.candidate(trial.params)
-        trial.set_user_attr("cell", candidate.name)
+    @property
+    def ended(self) -> bool:
+        return len(self.tried) >= self.num_trials
+
+    @property
+    def settled(self) -> list[Tried]:
+        """All that were stopped or reached the last rung."""
+        last = len(self.rungs)
+        return [*self.tried, *(one for one in self._round if one.stopped_early or len(one.accuracies) == last)]
+
+    def ask(self) -> Fit | None:
+        """The next fit; None where it depends on results that are not told yet, and at the end."""
+        if not self._round and not self.ended:
+            size = min(self.round_size, self.num_trials - len(self.tried))
+            self._round = [self._propose() for _ in range(size)]
+            self._reached = [self._round, *([] for _ in self.rungs[1:])]
+            self._num_judged = [0] * len(self.rungs)
+            self._waiting.extend((one.candidate, self.rungs[0]) for one in self._round)
+        return self._waiting.popleft() if self._waiting else None
+
+    def tell(self, fit: Fit, accuracy: float) -> None:
+        """The val accuracy of a fit that was asked for."""
+        self._results[fit] = accuracy
+        for rung, reached in enumerate(self._reached):
+            for one in reached[self._num_judged[rung] :]:
+                result = self._results.get((one.candidate, self.rungs[rung]))
+                if result is None:
+                    break
+                self._num_judged[rung] += 1
+                self._judge(one, rung, result)
+        if self._num_judged == [len(reached) for reached in self._reached]:
+            for one in self._round:
+                state = TrialState.PRUNED if one.stopped_early else TrialState.COMPLETE
+                self.study.tell(one.trial, None if one.stopped_early else one.accuracies[-1], state)
+            self.tried += self._round
+            self._round = []
+
+    def _judge(self, one: Tried, rung: int, accuracy: float) -> None:
+        one.accuracies.append(accuracy)
+        one.trial.report(accuracy, REDUCTION**rung)
+        if rung + 1 == len(self.rungs):
+            return
+        one.stopped_early = one.trial.should_prune()
+        if not one.stopped_early:
+            self._reached[rung + 1].append(one)
+            self._waiting.append((one.candidate, self.rungs[rung + 1]))
+
+    def _propose(self) -> Tried:
+        if self._ahead:
+            candidate = self._ahead.popleft()
+            trial = self._ask_for(candidate)
+        else:
+            trial = self.axes.ask(self.study)
+            proposed = candidate = self.axes.candidate(trial.params)
+            if proposed not in self._untried:
+                self.study.tell(trial, state=TrialState.FAIL)
+                candidate = min(self._untried, key=lambda c: self.axes.distance(proposed, c))
+                trial = self._ask_for(candidate)
         del self._untried[candidate]
-        return asdict(candidate)
+        return Tried(candidate, trial)
 
-    def on_trial_result(self, trial_id: str, result: dict) -> None:
-        self._running[trial_id].report(result["val_accuracy"], result["num_images"])
+    def _ask_for(self, candidate: Candidate) -> optuna.Trial:
+        self.study.enqueue_trial(self.axes.params(candidate))
+        return self.axes.ask(self.study)
+
+
+class TuneSearcher(Searcher):
+    """The search as Tune asks for it: a Tune trial is one fit. A fit whose result is known is not asked for.
+
+    known: the val accuracy that stands in the ledger, if any.
+    """
+
+    def __init__(self, search: HalvingSearch, known: Callable[[Fit], float | None]):
+        super().__init__(metric="val_accuracy", mode="max")
+        self.search, self.known = search, known
+        self._running: dict[str, Fit] = {}
+        self._next: Fit | None = None
+        self.skip_known()
+
+    def skip_known(self) -> None:
+        """Go to the next fit whose result is not known."""
+        while self._next is None and (fit := self.search.ask()) is not None:
+            accuracy = self.known(fit)
+            if accuracy is None:
+                self._next = fit
+            else:
+                self.search.tell(fit, accuracy)
+
+    def suggest(self, trial_id: str) -> dict | str | None:
+        self.skip_known()
+        if self._next is None:
+            return Searcher.FINISHED if self.search.ended else None
+        candidate, num_images = self._running[trial_id] = self._next
+        self._next = None
+        return {**asdict(candidate), "num_images": num_images}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        trial = self._running.pop(trial_id, None)
-        if trial is None:
-            return
-        if error or result is None:
-            self.study.tell(trial, state=TrialState.FAIL)
-            return
-        trial.report(result["val_accuracy"], result["num_images"])  # Tune gives the last result here alone
-        if result["last_rung"]:
-            self.study.tell(trial, result["val_accuracy"])
-        else:
-            self.study.tell(trial, state=TrialState.PRUNED)
+        fit = self._running.pop(trial_id)
+        if not error:  # which ends the sweep
+            assert result is not None
+            self.search.tell(fit, result["val_accuracy"])
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study's own storage is the state, and a rerun is the way to go on."""
+        """Nothing: the ledger is the state, and a rerun is the way to go on."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, as save."""
 
     def __getstate__(self) -> dict:
         return {}
-
-    def _ask(self) -> optuna.Trial:
-        if self._ahead:
-            return self._ask_for(self._ahead.pop(0))
-        if self.in_order:
-            return self._ask_for(next(iter(self._untried)))
-        trial = self.axes.ask(self.study)
-        proposed = self.axes.candidate(trial.params)
-        if proposed in self._untried:
-            return trial
-        self.study.tell(trial, state=TrialState.FAIL)
-        return self._ask_for(min(self._untried, key=lambda c: self.axes.distance(proposed, c)))
-
-    def _ask_for(self, candidate: Candidate) -> optuna.Trial:
-        self.study.enqueue_trial(self.axes.params(candidate))
-        return self.axes.ask(self.study)
 
 
 class Axes:
@@ -123,13 +205,6 @@ class Axes:
             trial.suggest_int(f"{family} size", 0, len(self.heads[family]) - 1)
         return trial
 
-    def whole(self, params: dict) -> bool:
-        """Whether a kill left a trial all its params."""
-        names = {*self.values, "head"}
-        if len(self.heads.get(params.get("head", ""), [])) > 1:
-            names.add(f"{params['head']} size")
-        return names == params.keys()
-
     def params(self, candidate: Candidate) -> dict[str, int | str]:
         places = {axis: values.index(getattr(candidate, axis)) for axis, values in self.values.items()}
         family = next(family for family, heads in self.heads.items() if candidate.head in heads)
@@ -152,29 +227,14 @@ class Axes:
         return apart + (a.head != b.head)
 
 
-def open_study(path: Path | None, sampler: str, seed: int) -> optuna.Study:
-    """The sweep's study, kept in a journal file that optuna-dashboard opens too, or in memory. sampler: optuna (TPE)
-    or random."""
+def make_study(sampler: str, seed: int) -> optuna.Study:
+    """In memory. sampler: optuna (TPE); any other draws at random."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # TPESampler(group=True)
-    storage = None
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-    study = optuna.create_study(
-        storage=storage,
+    return optuna.create_study(
         direction="maximize",
-        study_name="sweep",
-        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True, group=True)
+        if sampler == "optuna"
+        else optuna.samplers.RandomSampler(seed=seed),
+        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
     )
-    seed += len(study.get_trials(deepcopy=False))  # a search that goes on does not draw its first proposals again
-    if sampler == "random":
-        study.sampler = optuna.samplers.RandomSampler(seed=seed)
-    else:
-        study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
-    return study
-
-
-def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Trials that ran to the last rung or that ASHA stopped, in the order they were started."""
-    return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])

@@ -1,4 +1,4 @@
-"""One candidate, fitted on growing numbers of images."""
+"""One candidate, fitted on so many images."""
 
 import time
 
@@ -8,13 +8,12 @@ from ray import tune
 from ddae.probe import Candidate
 from sweeps.tuning.evaluation import Features, evaluate, read_features
 from sweeps.tuning.extraction import fill
-from sweeps.tuning.plan import REDUCTION, Plan
+from sweeps.tuning.plan import Plan
 from sweeps.tuning.space import Places
 
 
 class ProbeTrial(tune.Trainable):
-    """Tune's view of a candidate: one step a rung. Every step fits anew and close to convergence, so
-    ASHA compares heads of equal maturity."""
+    """Tune's view of a fit, which is to convergence: heads are compared at equal maturity."""
 
     def setup(self, config: dict, plan: Plan, places: Places, extractors: list) -> None:
         torch.set_num_threads(1)
@@ -22,23 +21,19 @@ class ProbeTrial(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict) -> bool:
-        self.candidate = Candidate(**new_config)
-        self.rung = 0
+        cell = dict(new_config)
+        self.num_images = cell.pop("num_images")
+        self.candidate = Candidate(**cell)
         return True
 
     def step(self) -> dict:
-        num_images = self.plan.rungs[self.rung]
         self.fit_started = time.time()
-        result = evaluate(self.plan, self.candidate, num_images, self._read)
-        self.rung += 1
+        result = evaluate(self.plan, self.candidate, self.num_images, self._read)
         return {
             "val_accuracy": result.val_accuracy,
-            "num_images": num_images,
             "fit_started": self.fit_started,
             "fit_ended": time.time(),
-            "resource": REDUCTION ** (self.rung - 1),
-            "last_rung": self.rung == len(self.plan.rungs),
-            "done": self.rung == len(self.plan.rungs),
+            "done": True,
         }
 
     def _read(self, split: str, num_images: int) -> Features:
@@ -49,4 +44,4 @@ class ProbeTrial(tune.Trainable):
         return read_features(self.plan, self.candidate, split, num_images)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: a rerun finds finished rungs in the ledger."""
+        """Nothing: a rerun finds what was fitted in the ledger."""

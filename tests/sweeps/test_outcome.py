@@ -1,9 +1,7 @@
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from optuna.trial import TrialState
 
 from ddae.backbones import Block, Settings
 from ddae.features import FeatureKey
@@ -11,10 +9,8 @@ from ddae.probe import Candidate, ProbeResult
 from sweeps.tuning import outcome
 from sweeps.tuning.evaluation import from_record, to_record
 from sweeps.tuning.outcome import FinishedTrial
-from sweeps.tuning.plan import REDUCTION, Plan, choose_rungs
+from sweeps.tuning.plan import Plan, choose_rungs
 from sweeps.tuning.race import Race
-from sweeps.tuning.run import asha
-from sweeps.tuning.searcher import Axes, open_study
 from sweeps.tuning.space import Space
 
 BLOCKS = (Block("mid", 1, "mid", 16, 4, 0.25), Block("up.0.0", 1, "up", 8, 8, 0.5))
@@ -49,11 +45,11 @@ def plan(tmp_path):
 
 def result(cell, correct, num_images=800):
     correct = np.asarray(correct, dtype=bool)
-    return ProbeResult(Candidate(*cell), num_images, correct.mean(), 0.01, "penalty=1", correct, 0.5)
+    return ProbeResult(Candidate(*cell), num_images, correct.mean(), 0.01, "penalty=1", correct, 0.5, 9.0)
 
 
 def trial(cell, correct, num_images=800):
-    return FinishedTrial(Candidate(*cell), [result(cell, correct, num_images)], num_images < 800, 0.0, 1.0)
+    return FinishedTrial(Candidate(*cell), [result(cell, correct, num_images)], num_images < 800)
 
 
 def test_a_tie_goes_to_the_cheapest(plan):
@@ -85,24 +81,6 @@ def test_records_give_back_the_result():
     after = from_record(to_record(before))
     assert np.array_equal(before.correct, after.correct)
     assert outcome.to_json(before) == outcome.to_json(after)
-
-
-@pytest.mark.parametrize("rungs", [(50, 200, 800), (64, 125, 500), (300, 1200, 4801)])
-def test_asha_halves_at_every_rung_and_remembers_earlier_sessions(plan, rungs, tmp_path):
-    plan = replace(plan, rungs=rungs)
-    study, axes = open_study(tmp_path / "optuna.journal", "random", 0), Axes(plan.space)
-    for place, candidate in enumerate(plan.space.candidates):
-        study.enqueue_trial(axes.params(candidate))
-        trial = axes.ask(study)
-        for num_images in rungs[:2]:
-            trial.report(0.9 - place / 100, num_images)
-        study.tell(trial, state=TrialState.PRUNED)
-    scheduler = asha(plan, study)
-    for accuracy, rung, decision in ((0.5, 0, "STOP"), (0.5, 1, "STOP"), (0.95, 0, "CONTINUE"), (0.95, 1, "CONTINUE")):
-        stand_in = SimpleNamespace(trial_id=f"new-{accuracy}-{rung}")
-        scheduler.on_trial_add(None, stand_in)
-        result = {"resource": REDUCTION**rung, "val_accuracy": accuracy}
-        assert scheduler.on_trial_result(None, stand_in, result) == decision
 
 
 def test_rungs_are_quarters_down_to_what_tells_something():

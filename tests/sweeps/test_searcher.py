@@ -1,49 +1,41 @@
-from dataclasses import asdict
+import random
 
-import optuna
 import pytest
 from optuna.trial import TrialState
 
 from ddae.backbones import Block
-from sweeps.tuning.searcher import Axes, OptunaSearcher, finished_trials, open_study
+from sweeps.tuning.searcher import Axes, HalvingSearch, TuneSearcher
 from sweeps.tuning.space import Space
 
 BLOCKS = tuple(Block(f"up.{i}.0", i + 1, "up", channels=8, size=2**i, flops_share=(i + 1) / 4) for i in range(4))
 SPACE = Space(BLOCKS, (0, 10, 100), (1, 2), ("linear", "attention-1", "attention-2"))
+RUNGS = (300, 1200)
 
 
-def searcher_of(study, num_trials=1000, first=(), space=SPACE, **more):
-    return OptunaSearcher(space, study, more.pop("candidates", space.candidates), num_trials, first, **more)
+def search_of(num_trials=1000, candidates=SPACE.candidates, rungs=RUNGS, round_size=4, **more):
+    return HalvingSearch(SPACE, candidates, rungs, num_trials, round_size=round_size, **more)
 
 
-def accuracy(config):
-    return 0.5 + 0.1 * (config["block"] == "up.2.0") + 0.1 * (config["timestep"] == 10)
+def accuracy(fit):
+    candidate, num_images = fit
+    good = 0.1 * (candidate.block == "up.2.0") + 0.1 * (candidate.timestep == 10)
+    return 0.5 + good + num_images / 1e5 + SPACE.candidates.index(candidate) / 1e6
 
 
-def play(searcher, num_trials=1000, stop_every=3):
-    """Run suggestions to their end as Tune would; every third is stopped at the first of two rungs."""
-    configs = []
-    for i in range(num_trials):
-        config = searcher.suggest(str(i))
-        if config == searcher.FINISHED:
-            break
-        configs.append(config)
-        value = accuracy(config)
-        stopped = len(configs) % stop_every == 0
-        if not stopped:
-            searcher.on_trial_result(str(i), {"val_accuracy": value - 0.1, "num_images": 300})
-        result = {"val_accuracy": value, "num_images": 300 if stopped else 1200, "last_rung": not stopped}
-        searcher.on_trial_complete(str(i), result)
-    return configs
+def play(search, num_workers=1, order=None):
+    """Work on num_workers fits at once, which end in a random order; returns what was tried."""
+    running = []
+    while not search.ended:
+        while len(running) < num_workers and (fit := search.ask()):
+            running.append(fit)
+        fit = running.pop(order.randrange(len(running)) if order else 0)
+        search.tell(fit, accuracy(fit))
+    assert search.ask() is None
+    return [(one.candidate, tuple(one.accuracies), one.stopped_early) for one in search.tried]
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "optuna.journal"
-
-
-def cells(configs):
-    return [tuple(config.values()) for config in configs]
+def cells(played):
+    return [candidate for candidate, _, _ in played]
 
 
 def test_poolings_larger_than_a_map_are_no_cells():
@@ -51,98 +43,107 @@ def test_poolings_larger_than_a_map_are_no_cells():
     assert all(candidate.pooling <= SPACE.block(candidate.block).size for candidate in SPACE.candidates)
 
 
+@pytest.mark.parametrize("sampler", ["optuna", "random", "grid"])
+def test_no_cell_twice_and_the_space_is_exhausted(sampler):
+    tried = cells(play(search_of(sampler=sampler)))
+    assert len(tried) == len(set(tried)) == len(SPACE.candidates)
+
+
 @pytest.mark.parametrize("sampler", ["optuna", "random"])
-def test_no_cell_twice_and_the_space_is_exhausted(path, sampler):
-    searcher = searcher_of(open_study(path, sampler, 0))
-    configs = cells(play(searcher))
-    assert len(configs) == len(set(configs)) == len(SPACE.candidates)
+@pytest.mark.parametrize("rungs", [(1200,), RUNGS, (75, 300, 1200)])
+def test_workers_and_the_order_of_their_answers_change_nothing(sampler, rungs):
+    expected = play(search_of(30, sampler=sampler, rungs=rungs))
+    for num_workers in (2, 5, 100):
+        for seed in range(3):
+            search = search_of(30, sampler=sampler, rungs=rungs)
+            assert play(search, num_workers, random.Random(seed)) == expected
 
 
-def test_what_was_stopped_is_pruned_with_its_step(path):
-    study = open_study(path, "random", 0)
-    play(searcher_of(study, 6))
-    states = [(t.state, list(t.intermediate_values)) for t in finished_trials(study)]
-    assert states.count((TrialState.PRUNED, [300])) == 2
-    assert states.count((TrialState.COMPLETE, [300, 1200])) == 4
+@pytest.mark.parametrize("sampler", ["optuna", "random", "grid"])
+def test_fewer_trials_are_a_prefix_of_more(sampler):
+    most = play(search_of(33, sampler=sampler))
+    for num_trials in (1, 8, 13, 24):
+        assert play(search_of(num_trials, sampler=sampler)) == most[:num_trials]
 
 
-def test_the_first_cells_are_the_ones_asked_for(path):
+@pytest.mark.parametrize("rungs", [RUNGS, (75, 300, 1200)])
+def test_a_cell_goes_on_where_it_is_among_the_best_quarter_so_far(rungs):
+    reached = [[] for _ in rungs]
+    for candidate, accuracies, stopped in play(search_of(30, rungs=rungs)):
+        assert stopped == (len(accuracies) < len(rungs))
+        for rung, value in enumerate(accuracies):
+            assert value == accuracy((candidate, rungs[rung]))
+            reached[rung].append(value)
+            if rung + 1 < len(rungs):
+                num_best = max(1, len(reached[rung]) // 4)
+                assert (rung + 1 < len(accuracies)) == (value >= sorted(reached[rung])[-num_best])
+    assert 0 < len(reached[-1]) < len(reached[0]) == 30
+
+
+def test_optuna_knows_what_was_stopped():
+    search = search_of(20)
+    played = play(search)
+    trials = search.study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+    assert [trial.state == TrialState.PRUNED for trial in trials] == [stopped for _, _, stopped in played]
+    assert [tuple(trial.intermediate_values.values()) for trial in trials] == [values for _, values, _ in played]
+
+
+def test_the_first_cells_are_the_ones_asked_for():
     first = [SPACE.candidates[7], SPACE.candidates[3]]
-    configs = play(searcher_of(open_study(path, "optuna", 0), 5, first))
-    assert [Axes(SPACE).params(candidate) for candidate in first] == [t.params for t in optuna_trials(path)[:2]]
-    assert len(configs) == 5
+    assert cells(play(search_of(5, first=first)))[:2] == first
 
 
-def optuna_trials(path):
-    return finished_trials(open_study(path, "random", 0))
-
-
-def test_grid_is_every_cell_in_order(path):
-    configs = play(searcher_of(open_study(path, "random", 0), in_order=True))
-    assert cells(configs) == [(c.block, c.timestep, c.pooling, c.head) for c in SPACE.candidates]
-
-
-def test_an_interrupted_search_goes_on(path):
-    before = searcher_of(open_study(path, "random", 0), 10)
-    done = cells(play(before, num_trials=4))
-    cut_off = tuple(before.suggest("cut-off").values())
-    after = searcher_of(open_study(path, "random", 0), 10)
-    rest = cells(play(after))
-    assert rest[0] == cut_off
-    assert len(rest) == 6
-    assert not set(rest) & set(done)
-
-
-@pytest.mark.parametrize("cut", ["queued", "half-asked"])
-def test_a_kill_while_asking_does_no_harm(path, cut):
-    study = open_study(path, "random", 0)
-    params = Axes(SPACE).params(SPACE.candidates[5])
-    if cut == "queued":
-        study.enqueue_trial(params)
-    else:
-        study.ask({"block": optuna.distributions.IntDistribution(0, 3)})
-    configs = cells(play(searcher_of(open_study(path, "random", 0), 10)))
-    assert len(configs) == len(set(configs)) == 10
-    assert (configs[0] == tuple(asdict(SPACE.candidates[5]).values())) == (cut == "queued")
+def test_grid_is_every_cell_in_order():
+    assert tuple(cells(play(search_of(sampler="grid", rungs=(1200,))))) == SPACE.candidates
 
 
 @pytest.mark.parametrize("sampler", ["optuna", "random"])
-def test_only_what_the_race_left_is_tried(path, sampler):
+def test_only_what_the_race_left_is_tried(sampler):
     left = SPACE.candidates_at({10: ("up.1.0", "up.2.0")})
-    configs = cells(play(searcher_of(open_study(path, sampler, 0), candidates=left)))
-    assert sorted(configs) == sorted((c.block, c.timestep, c.pooling, c.head) for c in left)
+    assert sorted(cells(play(search_of(candidates=left, sampler=sampler)))) == sorted(left)
 
 
-def test_a_size_is_an_axis_of_its_own_head_alone(path):
-    study = open_study(path, "optuna", 0)
-    play(searcher_of(study))
-    axes = Axes(SPACE)
-    for trial in finished_trials(study):
-        assert ("attention size" in trial.params) == (trial.params["head"] == "attention")
-        assert axes.params(axes.candidate(trial.params)) == trial.params
+def test_a_size_is_an_axis_of_its_own_head_alone():
+    search, axes = search_of(), Axes(SPACE)
+    play(search)
+    for one in search.tried:
+        assert ("attention size" in one.trial.params) == (one.trial.params["head"] == "attention")
+        assert axes.params(one.candidate) == one.trial.params
 
 
-def test_the_seed_decides(tmp_path):
-    def run(name, seed):
-        return cells(play(searcher_of(open_study(tmp_path / name, "optuna", seed), 20)))
-
-    assert run("a", 0) == run("b", 0)
-    assert run("c", 0) != run("d", 1)
+def test_the_seed_decides():
+    assert play(search_of(20, seed=0)) == play(search_of(20, seed=0)) != play(search_of(20, seed=1))
 
 
-def test_tpe_finds_the_good_corner_sooner_than_chance(tmp_path):
-    """Half of the cells find half of the 4 best by chance: 20 over 10 seeds, with a deviation of 3."""
+def test_tpe_finds_the_good_corner_sooner_than_chance():
+    """Half of the cells find half of the 4 best by chance: 60 over 30 seeds, with a deviation of 5."""
     found = 0
-    for seed in range(10):
-        study = open_study(tmp_path / str(seed), "optuna", seed)
-        configs = play(searcher_of(study, len(SPACE.candidates) // 2), stop_every=1000)
-        found += sum(accuracy(config) > 0.69 for config in configs)
-    assert found >= 25
+    for seed in range(30):
+        tried = cells(play(search_of(len(SPACE.candidates) // 2, rungs=(1200,), seed=seed)))
+        found += sum(accuracy((candidate, 0)) > 0.69 for candidate in tried)
+    assert found >= 75
 
 
-def test_optuna_dashboard_sees_the_cells(path):
-    play(searcher_of(open_study(path, "random", 0), 3))
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-    [study] = optuna.get_all_study_summaries(storage)
-    assert study.n_trials == 3
-    assert all("/" in t.user_attrs["cell"] for t in optuna.load_study(study_name="sweep", storage=storage).trials)
+def test_tune_is_asked_for_no_fit_whose_result_is_known():
+    expected = play(search_of(20))
+    known = {
+        (candidate, num_images): value
+        for candidate, values, _ in expected
+        for num_images, value in zip(RUNGS, values, strict=False)
+    }
+    asked = [fit for number, fit in enumerate(known) if number % 3 == 0]
+    search = search_of(20)
+    searcher = TuneSearcher(search, known={fit: known[fit] for fit in known if fit not in asked}.get)
+    running, number = {}, 0
+    while (config := searcher.suggest(str(number))) != searcher.FINISHED:
+        if config is None:
+            trial_id, fit = running.popitem()
+            searcher.on_trial_complete(trial_id, {"val_accuracy": known[fit]})
+            continue
+        *cell, num_images = config.values()
+        fit = next(fit for fit in asked if fit == (type(fit[0])(*cell), num_images))
+        asked.remove(fit)
+        running[str(number)] = fit
+        number += 1
+    assert not asked and not running
+    assert [one.candidate for one in search.tried] == cells(expected)
