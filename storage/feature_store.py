@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
+from filelock import FileLock
 
 MAX_SHARD_ROWS = 4096
 FIELD = "features"
@@ -31,9 +32,10 @@ class FeatureStore:
     def __init__(self, root: str | Path):
         self.root = Path(root)
 
-    def missing(self, column: str, num_rows: int) -> list[tuple[int, int]]:
-        """The ranges of rows before num_rows that no sound shard holds; a damaged shard is deleted with a warning."""
-        gaps, covered = [], 0
+    def missing(self, column: str, num_rows: int, first: int = 0) -> list[tuple[int, int]]:
+        """The ranges of rows in [first, num_rows) that no sound shard holds; a damaged shard is deleted with a
+        warning."""
+        gaps, covered = [], first
         for path in self._shards(column):
             start, stop = _range(path)
             if start >= num_rows:
@@ -75,6 +77,18 @@ class FeatureStore:
         if covered < num_rows:
             raise LookupError(f"column={column!r} lacks row {covered} in {self.root}; {num_rows} were asked for")
         return views
+
+    @contextmanager
+    def claimed(self, folder: str, start: int, stop: int) -> Iterator[None]:
+        """One process at a time may write rows [start, stop) of the columns under a folder; what a killed one has left
+        half-written is deleted."""
+        path = self.root / folder / f".{start:08d}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path):
+            for part in path.parent.rglob(".[0-9]*.part"):
+                if start <= int(part.name[1:9]) < stop:
+                    part.unlink(missing_ok=True)
+            yield
 
     def describe(self, folder: str, record: dict) -> None:
         """What a folder of columns holds, for people: _key.json, written once."""

@@ -63,11 +63,13 @@ class Extractor:
     def ensure(self, need: Need) -> None:
         """Fill this extractor's part of a need, passing no image again whose features stand in the store."""
         started = time.time()
-        gaps = {block: self.store.missing(self._column(need, block), need.num_images) for block in need.blocks}
+        gaps = [gap for block in need.blocks for gap in self.store.missing(self._column(need, block), need.num_images)]
         first_owner = self.plan.space.timesteps.index(need.timestep) + need.draw
         for shard in range(-(-need.num_images // SHARD_ROWS)):
-            if (shard + first_owner) % self.num_extractors == self.place:
-                self._extract_shard(need, shard * SHARD_ROWS, gaps)
+            start, stop = shard * SHARD_ROWS, min((shard + 1) * SHARD_ROWS, need.num_images)
+            mine = (shard + first_owner) % self.num_extractors == self.place
+            if mine and any(a < stop and start < b for a, b in gaps):
+                self._extract_shard(need, start, stop)
         self.busy.append((started, time.time()))
 
     def look(self, need: Need) -> np.ndarray:
@@ -114,14 +116,17 @@ class Extractor:
         """Wall-clock intervals of work, the full forward passes run, and the seconds of looks."""
         return self.busy, self.new_passes, self.look_seconds
 
-    def _extract_shard(self, need: Need, start: int, gaps: dict[str, list[tuple[int, int]]]) -> None:
-        """The missing rows of a shard, each once for all blocks that miss it, cut where a gap begins or ends."""
-        stop = min(start + SHARD_ROWS, need.num_images)
-        edges = {edge for block_gaps in gaps.values() for gap in block_gaps for edge in gap if start < edge < stop}
-        for first, last in pairwise(sorted({start, stop, *edges})):
-            blocks = [block for block in need.blocks if any(a <= first and last <= b for a, b in gaps[block])]
-            if blocks:
-                self._extract(need, first, last, blocks)
+    def _extract_shard(self, need: Need, start: int, stop: int) -> None:
+        """The missing rows of a shard, each once for all blocks that miss it, cut where a gap begins or ends. Of
+        several sweeps that want them one extracts, and the others wait."""
+        folder = f"{self.plan.folder(need.draw)}/t={need.timestep}/split={need.split}"
+        with self.store.claimed(folder, start, start + SHARD_ROWS):
+            gaps = {block: self.store.missing(self._column(need, block), stop, start) for block in need.blocks}
+            edges = {edge for block_gaps in gaps.values() for gap in block_gaps for edge in gap}
+            for first, last in pairwise(sorted(edges)):
+                blocks = [block for block in need.blocks if any(a <= first and last <= b for a, b in gaps[block])]
+                if blocks:
+                    self._extract(need, first, last, blocks)
 
     def _extract(self, need: Need, start: int, stop: int, blocks: list[str]) -> None:
         rows = self.dataset.splits[need.split][start:stop]
@@ -135,13 +140,14 @@ class Extractor:
     def _latents(self, need: Need, start: int, stop: int) -> np.ndarray:
         """float16 [stop - start, C * S * S], from the store; what it lacks is encoded first."""
         column = self.plan.latents(need.split, need.draw)
-        for gap_start, gap_stop in self.store.missing(column, stop):
-            first, last = max(start, gap_start), min(stop, gap_stop)
-            if first < last:
-                key = replace(self.plan.key, draw=need.draw)
-                images = read_view(self.dataset, self.dataset.splits[need.split][first:last], key)
-                self.store.write(column, first, self.backbone.encode(images).flatten(1).half().cpu().numpy())
-                self.new_encodings += last - first
+        if self.store.missing(column, stop, start):
+            shard = start // SHARD_ROWS * SHARD_ROWS
+            with self.store.claimed(column, shard, shard + SHARD_ROWS):
+                for first, last in self.store.missing(column, stop, start):
+                    key = replace(self.plan.key, draw=need.draw)
+                    images = read_view(self.dataset, self.dataset.splits[need.split][first:last], key)
+                    self.store.write(column, first, self.backbone.encode(images).flatten(1).half().cpu().numpy())
+                    self.new_encodings += last - first
         return np.concatenate(self.store.read(column, stop, start))
 
     def _column(self, need: Need, block: str) -> str:
