@@ -174,9 +174,9 @@ def wait_for(condition, process, seconds=180):
         time.sleep(0.1)
 
 
-def some_trials_finished(cwd, num):
+def some_fits_finished(cwd, num):
     def condition():
-        return sum(path.read_text().count('"op_code":6') for path in cwd.glob("out/*/optuna.journal")) >= 2 * num
+        return sum('"candidate"' in path.read_text() for path in cwd.glob("out/store/results/*/*.json")) >= num
 
     return condition
 
@@ -188,7 +188,7 @@ def stop_ray_of(process):
 
 def test_killed_in_the_middle_it_goes_on(tiny_model, tmp_path):
     process = start("layer_noise", *search_args(tiny_model), cwd=tmp_path)
-    wait_for(some_trials_finished(tmp_path, 3), process)
+    wait_for(some_fits_finished(tmp_path, 3), process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     stop_ray_of(process)
@@ -207,7 +207,7 @@ def test_killed_in_the_middle_it_goes_on(tiny_model, tmp_path):
 
 def test_ctrl_c_stops_soon_and_says_how_to_go_on(tiny_model, tmp_path):
     process = start("layer_noise", *search_args(tiny_model), cwd=tmp_path)
-    wait_for(some_trials_finished(tmp_path, 1), process)
+    wait_for(some_fits_finished(tmp_path, 1), process)
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
