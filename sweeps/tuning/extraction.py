@@ -23,6 +23,9 @@ from sweeps.tuning.space import Need
 SHARD_ROWS = 512
 """Images between two publications: what a kill can lose."""
 
+MAX_RESTARTS = 20
+"""Of an actor or a trial whose process or machine dies."""
+
 
 class Extractor:
     """One forward pass an image for all blocks that are needed. Of every need each extractor fills its own shards, so
@@ -159,7 +162,9 @@ def start_extractors(plan: Plan) -> list[ray.actor.ActorHandle]:
     resources = ray.cluster_resources()
     on_gpu = plan.settings.device.startswith("cuda")
     num_actors = max(1, int(resources.get("GPU" if on_gpu else "CPU", 1)))
-    actor = ray.remote(Extractor).options(num_cpus=0, num_gpus=int(on_gpu), max_restarts=2, max_task_retries=2)
+    actor = ray.remote(Extractor).options(
+        num_cpus=0, num_gpus=int(on_gpu), max_restarts=MAX_RESTARTS, max_task_retries=-1
+    )
     return [actor.remote(plan, 1, place, num_actors) for place in range(num_actors)]
 
 

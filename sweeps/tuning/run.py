@@ -21,7 +21,7 @@ from ddae.probe import Candidate, ProbeResult
 from storage.results import Ledger
 from storage.tracking import Metric, Tracker, Trial
 from sweeps.tuning.evaluation import evaluate, from_record
-from sweeps.tuning.extraction import encodings, fill, start_extractors
+from sweeps.tuning.extraction import MAX_RESTARTS, encodings, fill, start_extractors
 from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree, share_outside
 from sweeps.tuning.plan import NUM_LABEL_FREE, Plan
 from sweeps.tuning.race import Race
@@ -200,7 +200,7 @@ class Sweep:
                 storage_path=str((folder / "ray").absolute()),
                 verbose=0,
                 callbacks=[watch],
-                failure_config=tune.FailureConfig(max_failures=2),
+                failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
             ),
         ).fit()
 
@@ -266,6 +266,10 @@ class _Watch(tune.Callback):
         note = f"best {best:.1%}, {sum(one.stopped_early for one in settled)} stopped early"
         self.progress.update(self.bar, completed=len(settled), note=note)
         self.log()
+
+    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        if result["mistake"]:
+            raise ValueError(f"{trial.config}: {result['mistake']}")
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         self.busy.append((trial.last_result["fit_started"], trial.last_result["fit_ended"]))

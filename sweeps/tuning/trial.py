@@ -27,10 +27,16 @@ class ProbeTrial(tune.Trainable):
         return True
 
     def step(self) -> dict:
+        """mistake: what no retry mends, in one line."""
         self.fit_started = time.time()
-        result = evaluate(self.plan, self.candidate, self.num_images, self._read)
+        accuracy, mistake = 0.0, ""
+        try:
+            accuracy = evaluate(self.plan, self.candidate, self.num_images, self._read).val_accuracy
+        except ValueError as error:
+            mistake = str(getattr(error, "cause", error))
         return {
-            "val_accuracy": result.val_accuracy,
+            "val_accuracy": accuracy,
+            "mistake": mistake,
             "fit_started": self.fit_started,
             "fit_ended": time.time(),
             "done": True,

@@ -1,0 +1,125 @@
+"""A small sweep as a user gives it, its table, and what MLflow has of it."""
+
+import csv
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+SWEEPS = Path(__file__).parents[2] / "sweeps"
+ARGS = ["--dataset", "digits", "--timesteps", "0", "100", "600", "--poolings", "1", "2", "--num-trials", "10"]
+CELL = "block", "timestep", "pooling", "head", "num_images", "val_accuracy"
+
+
+def start(model: str, cwd: Path, *more: str, **env: str) -> subprocess.Popen:
+    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    return subprocess.Popen(
+        [sys.executable, SWEEPS / "layer_noise.py", "--backbone", model, *ARGS, *more],
+        cwd=cwd, env={**kept, **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen) -> str:
+    """Its report."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL of the driver alone; its Ray, which ends by itself when it notices, is ended sooner."""
+    process.kill()
+    process.communicate()
+    subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 180) -> bool:
+    """False where the process ends first."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it takes too long"
+        if process.poll() is not None:
+            print(process.communicate()[1][-1500:])
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def table(cwd: Path) -> list[tuple[str, ...]]:
+    """All trials of the one sweep there."""
+    [path] = cwd.glob("out/layer-noise-*/trials.csv")
+    with path.open() as file:
+        return sorted(tuple(row[column] for column in CELL) for row in csv.DictReader(file))
+
+
+def progress(cwd: Path) -> int:
+    """Grows with all that a sweep keeps: shards, results, runs in MLflow, figures."""
+    files = sum(len(files) for _, _, files in os.walk(cwd / "out"))
+    try:
+        with sqlite3.connect(f"file:{cwd}/mlflow.db?mode=ro", uri=True) as database:
+            [(runs,)] = database.execute("select count(*) from runs")
+    except sqlite3.Error:
+        runs = 0
+    return files + runs
+
+
+def children(cwd: Path) -> list[tuple[str, ...]]:
+    """What MLflow has of every trial, after checks that nothing is doubled or left open."""
+    with sqlite3.connect(cwd / "mlflow.db") as database:
+        runs = database.execute(
+            "select run_uuid, name, status from runs where lifecycle_stage = 'active' and name not like 'layer-noise%'"
+        ).fetchall()
+        parents = database.execute("select status from runs where name like 'layer-noise%'").fetchall()
+        metrics = database.execute("select run_uuid, value from latest_metrics where key = 'val_accuracy'").fetchall()
+    assert parents == [("FINISHED",)]
+    assert {status for _, _, status in runs} <= {"FINISHED", "KILLED"}
+    assert max(Counter(name for _, name, _ in runs).values()) == 1
+    accuracy = dict(metrics)
+    return sorted((name, status, round(accuracy[run], 6)) for run, name, status in runs)
+
+
+def kill_one(name: str) -> bool:
+    """SIGKILL of one of this process' descendants whose title begins with a name, where there is one."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    parent, title = {}, {}
+    for line in listed.splitlines():
+        pid, ppid, args = line.split(maxsplit=2)
+        parent[int(pid)], title[int(pid)] = int(ppid), args
+    for pid in (pid for pid in title if title[pid].startswith(name)):
+        ancestor = pid
+        while ancestor and ancestor != os.getpid():
+            ancestor = parent.get(ancestor, 0)
+        if ancestor:
+            os.kill(pid, signal.SIGKILL)
+            return True
+    return False
+
+
+@pytest.fixture(scope="session")
+def sweep() -> SimpleNamespace:
+    return SimpleNamespace(
+        start=start,
+        finish=finish,
+        kill=kill,
+        kill_one=kill_one,
+        wait_for=wait_for,
+        table=table,
+        progress=progress,
+        children=children,
+    )
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_model, tmp_path_factory) -> Path:
+    """The folder in which the sweep has run in peace."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(start(tiny_model, folder))
+    return folder
