@@ -1,6 +1,8 @@
 """Flags, a config file and errors, the same for every command."""
 
 import dataclasses
+import os
+import secrets
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +13,9 @@ import tyro
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+PRIVATE_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+"""A Ray of one machine: on loopback, as on macOS, and deaf to other users of the machine. Read when Ray is imported."""
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
@@ -57,6 +62,8 @@ class ModelAndData:
 
 def run(main: Callable[[Config], None], config_class: type[Config], description: str | None) -> None:
     """Parse the flags into config_class and call main; a user's mistake is one line and exit code 2."""
+    if "RAY_ADDRESS" not in os.environ:
+        os.environ.update(PRIVATE_RAY | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
     try:
         main(parse(config_class, sys.argv[1:], description))
     except PermissionError as error:
