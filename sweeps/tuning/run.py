@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -71,7 +71,10 @@ def ray_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"include_dashboard": False, "object_store_memory": 256 * 2**20}
-    ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **local)
+    try:
+        ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **local)
+    except (RayError, ConnectionError) as error:
+        raise ValueError(f"Ray does not start, or RAY_ADDRESS={address} lets nobody in: {error}") from error
     try:
         yield
     except RayTaskError as error:
