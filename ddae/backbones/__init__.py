@@ -45,8 +45,13 @@ def load_backbone(name: str, settings: Settings = DEFAULT) -> Backbone:
     path = local_path(name)
     try:
         backbone = load_official(path, settings) if path.is_file() else load_folder(path, settings)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise ValueError(f"backbone={name!r} cannot be loaded: {first_line(error)}") from error
+    except ValueError:
+        raise
+    except Exception as error:  # damaged files and options of wrong types raise errors of every class
+        raise ValueError(
+            f"backbone={name!r} cannot be loaded ({type(error).__name__}: {first_line(error)}); look at its files, or "
+            "fetch them again"
+        ) from error
     if settings.text_embedding:
         text_inputs(backbone)
     return backbone

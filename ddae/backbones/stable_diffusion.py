@@ -95,6 +95,6 @@ def read_text(file: str) -> Tensor:
         text = load_file(file)["text"].float()
     except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(f"text_embedding={file!r} cannot be read; sweeps/learn_text.py makes one ({error})") from error
-    if text.ndim != 2:
-        raise ValueError(f"text_embedding={file!r} is {list(text.shape)}; it must be [tokens, width]")
+    if text.ndim != 2 or not text.isfinite().all():
+        raise ValueError(f"text_embedding={file!r} is {list(text.shape)}; it must be [tokens, width], without NaN")
     return text

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddae.backbones.base import Pixels, Settings
+from ddae.backbones.base import Pixels, Settings, check_finite
 from ddae.backbones.checkpoints import read_options
 from ddae.backbones.files import local_path, model_class
 
@@ -100,6 +100,7 @@ def load_vae(name: str, settings: Settings) -> Any:
         raise ValueError(f"{folder} is a {found}; the only supported VAE is AutoencoderKL")
     vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
     del vae.decoder, vae.post_quant_conv
+    check_finite(vae)
     return vae.to(settings.device).eval().requires_grad_(False)
 
 

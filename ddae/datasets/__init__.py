@@ -69,7 +69,9 @@ def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.n
     splits = {"train": train, "val": val, "test": test}
     for split, rows in splits.items():
         if len(rows) == 0:
-            raise ValueError(f"the {split} split is empty: {images.num_train} training images are too few")
+            raise ValueError(
+                f"the {split} split is empty: {images.num_train} training images are too few; give more, 5 a class at least"
+            )
     return splits
 
 
@@ -85,7 +87,12 @@ def _images(name: str, image_size: int, data_root: str) -> Images:
                 f"({type(error).__name__}: {error}); connect to the network, or put its files there"
             ) from error
     if Path(name).is_dir():
-        return _folder(Path(name), image_size)
+        try:
+            return _folder(Path(name), image_size)
+        except OSError as error:
+            raise ValueError(
+                f"dataset={name!r}: {error.filename} cannot be read ({error.strerror}); mend it, or remove it"
+            ) from error
     if re.fullmatch(HUB_ID, name):
         return hugging_face(name, image_size)
     raise ValueError(
