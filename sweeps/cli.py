@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-import itertools
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -104,7 +104,7 @@ def parse(config_class: type[Config], args: list[str], description: str | None) 
             config, unknown = tyro.cli(config_class, args=args, description=description, return_unknown_args=True)
     except SystemExit as exit:
         if exit.code:
-            fail(f"{first_section(printed.getvalue())}; --help explains every flag")
+            fail(f"{in_the_box(printed.getvalue())}; --help explains every flag")
         raise
     if unknown:
         names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config_class)]
@@ -114,10 +114,11 @@ def parse(config_class: type[Config], args: list[str], description: str | None) 
     return config
 
 
-def first_section(box: str) -> str:
-    """What tyro says in its box, without the box and the help under it."""
-    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
-    return " ".join(itertools.takewhile(lambda line: not line.startswith(("─", "╰")), lines)).rstrip(".")
+def in_the_box(printed: str) -> str:
+    """What tyro says, without its colours, its box and its help: that stands between the first two rules."""
+    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[\d;]*m", "", printed).splitlines()]
+    title, *sections = re.split(r"\s*[─╮-]{5,}\s*", " ".join(lines))
+    return (sections or [title])[0].rstrip(".")
 
 
 def read_config(config_class: type[Config], path: Path) -> list[str]:
@@ -126,14 +127,16 @@ def read_config(config_class: type[Config], path: Path) -> list[str]:
 
     try:
         text = path.read_text()
-        values, root = yaml.safe_load(text) or {}, yaml.compose(text, yaml.SafeLoader)
+        values, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except OSError as error:
         raise ValueError(f"--config {path} cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # tags that do not suit their values raise errors of every class
         raise ValueError(f"--config {path} is not YAML: {error}") from error
+    if values is None:
+        return []
     if not isinstance(values, dict):
         raise ValueError(f"--config {path} must hold `name: value` lines, not a {type(values).__name__}")
-    given = [str(key.value).replace("-", "_") for key, _ in root.value] if root else []
+    given = [str(key.value).replace("-", "_") for key, _ in root.value]
     if doubles := sorted({name for name in given if given.count(name) > 1}):
         raise ValueError(f"--config {path} gives the key {doubles[0]!r} more than once; give it once")
     names = [field.name for field in dataclasses.fields(config_class)]

@@ -70,7 +70,7 @@ def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.n
     for split, rows in splits.items():
         if len(rows) == 0:
             raise ValueError(
-                f"the {split} split is empty: {images.num_train} training images are too few; give more, 5 a class at least"
+                f"the {split} split is empty: {images.num_train} training images are too few; give 5 a class or more"
             )
     return splits
 
