@@ -1,7 +1,6 @@
 """Flags, a config file and errors, the same for every command."""
 
 import dataclasses
-import difflib
 import re
 import sys
 import tempfile
@@ -14,6 +13,8 @@ from types import NoneType
 from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 import tyro
+
+from ddae.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -108,9 +109,8 @@ def parse(config_class: type[Config], args: list[str], description: str | None) 
         raise
     if unknown:
         names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config_class)]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0].replace("_", "-"), names, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        fail(f"{unknown[0]!r} is no flag, and no flag takes it; {hint}--help lists them")
+        hint = did_you_mean(unknown[0].partition("=")[0], names)
+        fail(f"{unknown[0]!r} is no flag, and no flag takes it; --help lists them{hint}")
     return config
 
 
@@ -144,8 +144,7 @@ def read_config(config_class: type[Config], path: Path) -> list[str]:
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, names)
             raise ValueError(f"--config {path} has the unknown key {key!r}; keys: {', '.join(names)}{hint}")
         flag = name.replace("_", "-")
         items = value if isinstance(value, list) else [value]

@@ -4,6 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from ddae.nearest import did_you_mean
+
 SHIPPED = {"ddpm-fashion-mnist": Path(__file__).parents[1] / "assets" / "ddpm-fashion-mnist"}
 """Networks that come with the package."""
 
@@ -26,6 +28,7 @@ def local_path(name: str) -> Path:
         raise ValueError(
             f"backbone={name!r} is neither a folder or file here nor a model that the hub gives ({first_line(error)}); "
             "give a diffusers folder, an official checkpoint, or `owner/model@revision`"
+            f"{did_you_mean(name, SHIPPED)}"
         ) from error
 
 

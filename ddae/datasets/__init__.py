@@ -9,6 +9,7 @@ import numpy as np
 from ddae.datasets.hugging_face import hugging_face
 from ddae.datasets.images import Images, class_folders, image_folder, stratified
 from ddae.datasets.named import ASSETS, DATASETS
+from ddae.nearest import did_you_mean
 
 HUGGING_FACE_FILES = ("dataset_dict.json", "state.json", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 """By which a folder is known as one for HF `datasets` even where it has sub-folders of images."""
@@ -98,6 +99,7 @@ def _images(name: str, image_size: int, data_root: str) -> Images:
     raise ValueError(
         f"dataset={name!r} is neither a known name nor a folder; known: {', '.join(DATASETS)}; "
         "or give a folder with one sub-folder of images a class, or a Hugging Face dataset as owner/name[@revision]"
+        f"{did_you_mean(name, DATASETS)}"
     )
 
 

@@ -1,6 +1,5 @@
 """From flags to a plan: what is searched, on what, and all that a worker needs to know about it."""
 
-import difflib
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from ddae.backbones import SHIPPED, Backbone, Block, Settings, load_backbone
 from ddae.datasets import DATASETS, Dataset, load_dataset
 from ddae.features import FIRST_VIEW, FeatureKey, check_timestep, width
 from ddae.heads import expand, find_head
+from ddae.nearest import did_you_mean
 from ddae.probe import Candidate
 from storage.results import content_key
 from sweeps.cli import ModelAndData
@@ -322,9 +322,7 @@ def check_name(kind: str, name: str, allowed: Iterable[str]) -> None:
     """Raises ValueError with what is allowed, and the nearest of it."""
     allowed = list(allowed)
     if name not in allowed:
-        near = difflib.get_close_matches(name, allowed, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{kind}={name!r} is not known; allowed: {', '.join(allowed)}{hint}")
+        raise ValueError(f"{kind}={name!r} is not known; allowed: {', '.join(allowed)}{did_you_mean(name, allowed)}")
 
 
 def choose_rungs(num_train: int, num_classes: int) -> tuple[int, ...]:

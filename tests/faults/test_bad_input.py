@@ -1,8 +1,17 @@
 """A user's mistake is one line that names the value and what is allowed, a non-zero exit, and nothing written."""
 
+import json
+import os
+import pickle
+import shutil
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from sweeps import cli, final_test, label_free, layer_noise, pretrain
 
@@ -30,7 +39,41 @@ CASES = [
     (["--backbone", "nowhere"], "backbone='nowhere' is neither a folder or file here nor a model that the hub gives"),
     (["--config", "nowhere.yaml"], "--config nowhere.yaml cannot be read"),
     (["--device", "cuda:99"], "device='cuda:99' is not available"),
-    (["--out", "/dev/null/out"], "/dev/null/out"),
+    (["--out", "/dev/null/out"], "not a directory; allow it, or name other folders with --out"),
+    (["--out", "/proc/out"], "/proc/out"),
+    (["--out", "/sys"], "/sys/layer-noise-"),
+    (["--store", "/sys/store"], "/sys/store: "),
+    (["--store", "/proc"], "allow it, or name other folders with --out and --store"),
+    (["--blokcs", "mid"], "'--blokcs' is no flag, and no flag takes it; --help lists them; did you mean '--blocks'?"),
+    (["stray"], "'stray' is no flag"),
+    (["--seed", "1", "2"], "'2' is no flag, and no flag takes it"),
+    (["--seed", "x"], "Error parsing --seed: invalid literal for int() with base 10: 'x'; --help explains every flag"),
+    (
+        ["--search", "bayes"],
+        "invalid choice 'bayes' for argument '--search'. Expected one of ('optuna', 'random', 'grid')",
+    ),
+    (["--keep"], "Missing value for argument '--keep'"),
+    (["--keep", "nan"], "keep=nan must lie above 0"),
+    (["--blocks", "mdi"], "did you mean 'mid'?"),
+    (["--heads", "mlp-0"], "head='mlp-0': mlp takes 1 or more sizes, each above 0"),
+    (["--timesteps", "-1"], "timestep=-1 is outside this model's schedule; allowed: 0 to 999"),
+    (["--seed", str(2**32)], "seed=4294967296 must be 0 or more, and below 2**32"),
+    (["--data-seed", str(2**64)], "data_seed=18446744073709551616 must be 0 or more, and below 2**32"),
+    (["--views", str(10**9)], "views=1000000000 must be 1 or more, and 1000 at most"),
+    (["--image-size", "100000"], "image_size=100000 must be 0 or more, and 4096 at most"),
+    (["--num-steps", "1"], "num_steps=1 must be 2 or more"),
+    (["--num-trials", "-1"], "num_trials=-1 must be 1 or more"),
+    (["--round-size", "0"], "round_size=0 must be 1 or more"),
+    (["--device", "meta"], "device='meta' is not available"),
+    (["--text-embedding", "none"], "text_embedding='none' is no file"),
+    (["--dataset", "../nowhere"], "dataset='../nowhere' is neither a known name nor a folder"),
+    (["--dataset", "digist"], "did you mean 'digits'?"),
+    (["--dataset", "lab/../../digits"], "dataset='lab/../../digits' is neither"),
+    (["--backbone", "../nowhere"], "backbone='../nowhere' is neither a folder or file here"),
+    (["--backbone", "ddpm-fashion-mnits"], "did you mean 'ddpm-fashion-mnist'?"),
+    (["--backbone", "a b/c@../.."], "backbone='a b/c@../..' is neither"),
+    (["--config"], "--config wants a file"),
+    (["--config", "/dev"], "--config /dev cannot be read (Is a directory)"),
 ]
 
 
