@@ -162,7 +162,6 @@ class Backbone:
         memory_format = torch.channels_last if self.settings.channels_last else torch.preserve_format
         self.network.to(device=self.settings.device, memory_format=memory_format)  # type: ignore[call-overload]
         self.network.eval().requires_grad_(False)
-        check_finite(self.network)
         self.modules = {place.name: self.network.get_submodule(place.module) for place in self.places}
         self.blocks, self.flops = self._trace()
         self.modules = {block.name: self.modules[block.name] for block in self.blocks}

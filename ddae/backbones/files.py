@@ -3,6 +3,9 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ddae.nearest import did_you_mean
 
@@ -63,6 +66,51 @@ def weights(folder: Path, part: str, stem: str) -> list[Path]:
         if files := sorted(file for pattern in patterns for file in (folder / part).glob(pattern)):
             return files
     return []
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A configuration of diffusers."""
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); mend it, or fetch it again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must be a mapping of options to values, not {type(config).__name__}")
+    return config
+
+
+def load_network(network_class: Any, folder: Path) -> Any:
+    """A diffusers model in float32. Raises ValueError where its weights are not exactly those that it calls for, of
+    which diffusers itself would warn, and leave what is missing as memory happens to be."""
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    try:
+        network, found = network_class.from_pretrained(
+            folder,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            use_safetensors=any(file.suffix == WEIGHTS[0] for file in weights(folder, "", "diffusion_pytorch_model")),
+            output_loading_info=True,
+        )
+    except Exception as error:  # diffusers passes on errors of every class
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{folder} cannot be loaded as a {network_class.__name__} ({type(error).__name__}: {reason}); "
+            "look at its files, or fetch them again"
+        ) from error
+    check_whole(found, folder)
+    return network
+
+
+def check_whole(found: dict[str, Any], folder: Path) -> None:
+    """found: what from_pretrained tells with output_loading_info."""
+    for what in ("missing", "unexpected"):
+        if names := sorted(found[f"{what}_keys"]):
+            raise ValueError(
+                f"{folder} has {len(names)} {what} weights, such as {names[0]}, for what its config.json says; give "
+                "the two that belong together"
+            )
 
 
 def model_class(folder: Path) -> str:
