@@ -132,7 +132,7 @@ def read_config(config_class: type[Config], path: Path) -> list[str]:
         raise ValueError(f"--config {path} cannot be read ({error.strerror})") from error
     except Exception as error:  # tags that do not suit their values raise errors of every class
         raise ValueError(f"--config {path} is not YAML: {error}") from error
-    if values is None:
+    if root is None:
         return []
     if not isinstance(values, dict):
         raise ValueError(f"--config {path} must hold `name: value` lines, not a {type(values).__name__}")

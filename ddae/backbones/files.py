@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_network(network_class: Any, folder: Path) -> Any:
-    """A diffusers model in float32. Raises ValueError where its weights are not exactly those that it calls for, of
-    which diffusers itself would warn, and leave what is missing as memory happens to be."""
-    from diffusers.utils import logging
+    """A diffusers model in float32. Raises ValueError where a weight is missing; diffusers itself would warn of it, and
+    leave it as memory happens to be."""
+    from diffusers.utils.logging import set_verbosity_error
 
-    logging.set_verbosity_error()
+    set_verbosity_error()
     try:
         network, found = network_class.from_pretrained(
             folder,
@@ -104,13 +105,18 @@ def load_network(network_class: Any, folder: Path) -> Any:
 
 
 def check_whole(found: dict[str, Any], folder: Path) -> None:
-    """found: what from_pretrained tells with output_loading_info."""
-    for what in ("missing", "unexpected"):
-        if names := sorted(found[f"{what}_keys"]):
-            raise ValueError(
-                f"{folder} has {len(names)} {what} weights, such as {names[0]}, for what its config.json says; give "
-                "the two that belong together"
-            )
+    """found: what from_pretrained tells with output_loading_info. Warns of weights that nothing calls for, because
+    repositories have had some that did no harm."""
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"{folder} lacks {len(missing)} weights that its config.json calls for, such as {missing[0]}; give the "
+            "weights and the config.json that belong together"
+        )
+    if unexpected := sorted(found["unexpected_keys"]):
+        logging.getLogger("ddae").warning(
+            "%s has %d weights that its config.json does not call for, such as %s; they are left out",
+            folder, len(unexpected), unexpected[0],
+        )  # fmt: skip
 
 
 def model_class(folder: Path) -> str:

@@ -79,10 +79,11 @@ def null_text(folder: Path) -> Tensor:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        encoder, found = CLIPTextModel.from_pretrained(folder / "text_encoder", output_loading_info=True)
+        loaded: Any = CLIPTextModel.from_pretrained(folder / "text_encoder", output_loading_info=True)
     finally:
         if shown:
             logging.enable_progress_bar()
+    encoder, found = loaded
     check_whole(found, folder / "text_encoder")
     check_finite(encoder.float().eval())
     mask = prompt.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
