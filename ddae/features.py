@@ -19,7 +19,7 @@ from ddae.views import flip_and_crop
 
 Prepared = TypeVar("Prepared")
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same FeatureKey would give other bytes."""
 FIRST_VIEW = 2
 """The first draw that is augmented."""
@@ -150,5 +150,5 @@ def _beyond_half(maps: dict[str, Tensor], timestep: int) -> str:
     )
     return (
         f"block={name!r} at timestep={timestep} reaches {largest:g}, beyond float16's 65504; "
-        "check the weights for NaN, or leave the block out with --blocks"
+        "leave the block out with --blocks, and give --precision float32 if it was another"
     )

@@ -1,5 +1,6 @@
 """Noise levels and noise draws, the same for every model, batch size and machine."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,13 +41,15 @@ class VP:
 
     def __init__(self, alphas_cumprod: Sequence[float] | np.ndarray | Tensor, first: int = 0):
         self.alphas_cumprod = [float(a) for a in alphas_cumprod]
+        if not self.alphas_cumprod or not all(0 <= a <= 1 for a in self.alphas_cumprod):
+            raise ValueError("the schedule has no steps, or betas beyond 0 to 1; mend the scheduler's configuration")
         self.first = first
         self.timesteps = range(first, first + len(self.alphas_cumprod))
         self.defaults = tuple(t + first for t in (0, 10, 30, 60, 120, 250, 500) if t < len(self.alphas_cumprod))
 
     def sigma(self, timestep: int) -> float:
         a = self.alphas_cumprod[timestep - self.first]
-        return float(((1 - a) / a) ** 0.5)
+        return float(((1 - a) / a) ** 0.5) if a else math.inf
 
     def diffuse(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
         a = self.alphas_cumprod[timestep - self.first]
@@ -62,6 +65,10 @@ class VE:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(f"sigma_min={self.sigma_min} must lie above 0 and below sigma_max={self.sigma_max}")
 
     @property
     def timesteps(self) -> range:

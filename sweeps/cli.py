@@ -2,14 +2,21 @@
 
 import dataclasses
 import os
+import re
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 import tyro
+
+from ddae.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -66,9 +73,10 @@ def run(main: Callable[[Config], None], config_class: type[Config], description:
         os.environ.update(PRIVATE_RAY | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
     try:
         main(parse(config_class, sys.argv[1:], description))
-    except PermissionError as error:
-        fail(f"{error.filename}: permission denied; allow it, or name other folders with --out and --store")
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        allow = "allow it, or name other folders with --out and --store"
+        fail(f"{error.filename}: {str(error.strerror).lower()}; {allow}" if error.filename else str(error))
+    except ValueError as error:
         fail(str(error))
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, and the same command goes on from here", file=sys.stderr)
@@ -78,6 +86,13 @@ def run(main: Callable[[Config], None], config_class: type[Config], description:
 def fail(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def check_writable(*folders: Path) -> None:
+    """Makes the folders. Raises OSError where nothing can be written into one, before there is anything to write."""
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def parse(config_class: type[Config], args: list[str], description: str | None) -> Config:
@@ -91,7 +106,26 @@ def parse(config_class: type[Config], args: list[str], description: str | None) 
             args = read_config(config_class, Path(given[0])) + args[:position] + rest
             break
     description = f"{description or ''}\n--config FILE takes the same names from a YAML file; flags win over it."
-    return tyro.cli(config_class, args=args, description=description)
+    printed = StringIO()
+    try:
+        with redirect_stderr(printed):
+            config, unknown = tyro.cli(config_class, args=args, description=description, return_unknown_args=True)
+    except SystemExit as exit:
+        if exit.code:
+            fail(f"{in_the_box(printed.getvalue())}; --help explains every flag")
+        raise
+    if unknown:
+        names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config_class)]
+        hint = did_you_mean(unknown[0].partition("=")[0], names)
+        fail(f"{unknown[0]!r} is no flag, and no flag takes it; --help lists them{hint}")
+    return config
+
+
+def in_the_box(printed: str) -> str:
+    """What tyro says, without its colours, its box and its help: that stands between the first two rules."""
+    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[\d;]*m", "", printed).splitlines()]
+    title, *sections = re.split(r"\s*[─╮-]{5,}\s*", " ".join(lines))
+    return (sections or [title])[0].rstrip(".")
 
 
 def read_config(config_class: type[Config], path: Path) -> list[str]:
@@ -99,22 +133,33 @@ def read_config(config_class: type[Config], path: Path) -> list[str]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        text = path.read_text()
+        values, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except OSError as error:
         raise ValueError(f"--config {path} cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
+    except Exception as error:  # tags that do not suit their values raise errors of every class
         raise ValueError(f"--config {path} is not YAML: {error}") from error
+    if root is None:
+        return []
     if not isinstance(values, dict):
         raise ValueError(f"--config {path} must hold `name: value` lines, not a {type(values).__name__}")
+    given = [str(key.value).replace("-", "_") for key, _ in root.value]
+    if doubles := sorted({name for name in given if given.count(name) > 1}):
+        raise ValueError(f"--config {path} gives the key {doubles[0]!r} more than once; give it once")
     names = [field.name for field in dataclasses.fields(config_class)]
     flags = []
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in names:
-            raise ValueError(f"--config {path} has the unknown key {key!r}; keys: {', '.join(names)}")
+            hint = did_you_mean(name, names)
+            raise ValueError(f"--config {path} has the unknown key {key!r}; keys: {', '.join(names)}{hint}")
         flag = name.replace("_", "-")
+        items = value if isinstance(value, list) else [value]
+        for item in items:
+            if isinstance(item, dict | list | NoneType) or (isinstance(item, str) and item.startswith("-")):
+                raise ValueError(f"--config {path} has {name}={item!r}; give numbers or words, none with - first")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            flags += [f"--{flag}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
+            flags += [f"--{flag}", *map(str, items)]
     return flags

@@ -9,6 +9,7 @@ every block are standardised and summed. Prints the first ten and writes a heat 
 
 import csv
 from dataclasses import dataclass
+from pathlib import Path
 
 from sweeps import cli
 
@@ -35,12 +36,12 @@ def main(config: LabelFreeRanking) -> None:
         print(estimate(plan, backbone, dataset, passes, passes))
         return
     check_cluster()
+    folder = config.out / f"label-free-{plan.folder().rpartition('/')[2]}"
+    cli.check_writable(folder, Path(plan.store))
     with ray_cluster():
         scores = Sweep(plan).label_free(config.num_images)
-    folder = config.out / f"label-free-{plan.folder().replace('/', '-')}"
     names = [block.name for block in plan.space.blocks]
     order = best_cells(plan, scores.ranking, scores.ranking.size)
-    folder.mkdir(parents=True, exist_ok=True)
     heat_map(
         scores.ranking,
         names,

@@ -72,7 +72,7 @@ def main(config: Pretrain) -> None:
     recipe = {k: v for k, v in asdict(config).items() if k not in {"out", "device", "checkpoint_every", "data_root"}}
     recipe = json.loads(json.dumps(recipe))
     out = config.out or Path("out") / f"ddpm-{Path(config.dataset).resolve().name}"
-    out.mkdir(parents=True, exist_ok=True)
+    cli.check_writable(out)
     checkpoint = out / "checkpoint.pt"
     losses: list[float] = []
     seconds = 0.0

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ddae.backbones import adm, ddpm, dit, edm, generic, stable_diffusion
-from ddae.backbones.base import Backbone, Block, Settings
+from ddae.backbones.base import Backbone, Block, Settings, check_finite
 from ddae.backbones.checkpoints import read_checkpoint, sidecars
 from ddae.backbones.files import SHIPPED, file_digest, first_line, local_path, model_class, model_files
 from ddae.backbones.stable_diffusion import text_inputs
@@ -45,8 +45,16 @@ def load_backbone(name: str, settings: Settings = DEFAULT) -> Backbone:
     path = local_path(name)
     try:
         backbone = load_official(path, settings) if path.is_file() else load_folder(path, settings)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise ValueError(f"backbone={name!r} cannot be loaded: {first_line(error)}") from error
+        check_finite(backbone.network)
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"backbone={name!r}: {error}") from error
+    except Exception as error:  # damaged files and options of wrong types raise errors of every class
+        raise ValueError(
+            f"backbone={name!r} cannot be loaded ({type(error).__name__}: {first_line(error)}); look at its files, or "
+            "fetch them again"
+        ) from error
     if settings.text_embedding:
         text_inputs(backbone)
     return backbone

@@ -111,6 +111,16 @@ class Pixels:
         return resize(pixels, self.image_size) / 127.5 - 1
 
 
+def check_finite(network: nn.Module) -> None:
+    """Raises ValueError for NaN and infinity among the weights, which would spread to every feature behind them."""
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            raise ValueError(
+                f"tensor={name!r} of the {type(network).__name__} holds NaN or infinity; its file is damaged or its "
+                "training has diverged: give other weights"
+            )
+
+
 def first_map(output: Any) -> Tensor:
     """The map of a block that returns it, or it before others."""
     return output if isinstance(output, Tensor) else output[0]

@@ -1,6 +1,5 @@
 """Pixel-space UNets in diffusers format (Ho et al. 2020), by the DDAE paper's counting."""
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from math import hypot, log
@@ -15,6 +14,7 @@ from ddae.backbones import adm
 from ddae.backbones.base import Backbone, Pixels, Place, Settings
 from ddae.backbones.checkpoints import read_options
 from ddae.backbones.convert import Part, attention, convert, load_state, renamed, unchanged
+from ddae.backbones.files import load_network, read_json
 from ddae.noise import VE, VP, Schedule
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     from diffusers import UNet2DModel
 
     unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
-    unet = UNet2DModel.from_pretrained(unet_folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    unet = load_network(UNet2DModel, unet_folder)
     if unet.config.class_embed_type is not None or unet.config.num_class_embeds is not None:
         raise ValueError(f"backbone={str(folder)!r} wants a class label, which is not supported yet")
     size = settings.image_size or unet.config.sample_size
@@ -173,7 +173,7 @@ def read_schedule(folder: Path) -> VP:
     if schedule is None:
         logger.warning("%s has no scheduler; taking DDPM's linear schedule, T = 1000", folder)
         return VP(DDPMScheduler().alphas_cumprod)
-    config = json.loads(schedule.read_text())
+    config = read_json(schedule)
     if "beta_schedule" not in config:
         raise ValueError(f"{schedule} ({config.get('_class_name')}) is not a variance-preserving schedule")
     return VP(DDPMScheduler.from_config(config).alphas_cumprod)

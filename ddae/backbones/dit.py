@@ -14,6 +14,7 @@ from ddae.backbones.base import Backbone, Place, Settings, token_grid
 from ddae.backbones.checkpoints import read_options
 from ddae.backbones.convert import Part, attention, convert, load_state, renamed, unchanged
 from ddae.backbones.ddpm import read_schedule
+from ddae.backbones.files import load_network
 from ddae.backbones.vae import latents_of, with_vae
 from ddae.noise import VP
 
@@ -33,7 +34,7 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     from diffusers import DiTTransformer2DModel
 
     path = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    network = DiTTransformer2DModel.from_pretrained(path, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    network = load_network(DiTTransformer2DModel, path)
     return make_backbone(network, read_schedule(folder), folder, fingerprint, settings)
 
 

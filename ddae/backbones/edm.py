@@ -1,7 +1,6 @@
 """DDPM++ with EDM's preconditioning (Karras et al. 2022), official or as a diffusers model. Timesteps are the steps of
 its sampler, 1 the least noisy."""
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from ddae.backbones.base import Backbone, Pixels, Place, Settings
 from ddae.backbones.checkpoints import read_options
 from ddae.backbones.convert import Part, State, attention, convert, load_state, renamed, unchanged
 from ddae.backbones.ddpm import paper_places
+from ddae.backbones.files import load_network, read_json
 from ddae.noise import VE
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     from ddae.backbones.song_unet import SongUNet2DModel
 
     path = folder / "unet" if (folder / "unet").is_dir() else folder
-    unet = SongUNet2DModel.from_pretrained(path, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    unet = load_network(SongUNet2DModel, path)
     schedules = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
-    options: dict[str, Any] = next((json.loads(path.read_text()) for path in schedules if path.exists()), {})
+    options: dict[str, Any] = next((read_json(path) for path in schedules if path.exists()), {})
     return make_backbone(unet, options, fingerprint, settings)
 
 

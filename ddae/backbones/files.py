@@ -2,7 +2,13 @@
 
 import hashlib
 import json
+import logging
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddae.nearest import did_you_mean
 
 SHIPPED = {"ddpm-fashion-mnist": Path(__file__).parents[1] / "assets" / "ddpm-fashion-mnist"}
 """Networks that come with the package."""
@@ -26,6 +32,7 @@ def local_path(name: str) -> Path:
         raise ValueError(
             f"backbone={name!r} is neither a folder or file here nor a model that the hub gives ({first_line(error)}); "
             "give a diffusers folder, an official checkpoint, or `owner/model@revision`"
+            f"{did_you_mean(name, SHIPPED)}"
         ) from error
 
 
@@ -60,6 +67,56 @@ def weights(folder: Path, part: str, stem: str) -> list[Path]:
         if files := sorted(file for pattern in patterns for file in (folder / part).glob(pattern)):
             return files
     return []
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A configuration of diffusers."""
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); mend it, or fetch it again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must be a mapping of options to values, not {type(config).__name__}")
+    return config
+
+
+def load_network(network_class: Any, folder: Path) -> Any:
+    """A diffusers model in float32. Raises ValueError where a weight is missing; diffusers itself would warn of it, and
+    leave it as memory happens to be."""
+    from diffusers.utils.logging import set_verbosity_error
+
+    set_verbosity_error()
+    try:
+        network, found = network_class.from_pretrained(
+            folder,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            use_safetensors=any(file.suffix == WEIGHTS[0] for file in weights(folder, "", "diffusion_pytorch_model")),
+            output_loading_info=True,
+        )
+    except Exception as error:  # diffusers passes on errors of every class
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{folder} cannot be loaded as a {network_class.__name__} ({type(error).__name__}: {reason}); "
+            "look at its files, or fetch them again"
+        ) from error
+    check_whole(found, folder)
+    return network
+
+
+def check_whole(found: dict[str, Any], folder: Path) -> None:
+    """found: what from_pretrained tells with output_loading_info. Warns of weights that nothing calls for, because
+    repositories have had some that did no harm."""
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"{folder} lacks {len(missing)} weights that its config.json calls for, such as {missing[0]}; give the "
+            "weights and the config.json that belong together"
+        )
+    if unexpected := sorted(found["unexpected_keys"]):
+        logging.getLogger("ddae").warning(
+            "%s has %d weights that its config.json does not call for, such as %s; they are left out",
+            folder, len(unexpected), unexpected[0],
+        )  # fmt: skip
 
 
 def model_class(folder: Path) -> str:

@@ -1,7 +1,6 @@
 """Any other model of diffusers: its blocks are enumerated from the module tree, its inputs from forward's signature."""
 
 import inspect
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from ddae.backbones.adm import openai_places
 from ddae.backbones.base import Backbone, Encoder, Pixels, Place, Settings, ToMap, first_map, token_grid
 from ddae.backbones.ddpm import read_schedule
-from ddae.backbones.files import model_class
+from ddae.backbones.files import load_network, model_class, read_json
 from ddae.backbones.vae import latents_of, with_vae
 from ddae.noise import VP, Flow
 
@@ -52,7 +51,7 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     if name in BACKBONES:
         return BACKBONES[name](folder, fingerprint, settings)
     try:
-        network = getattr(diffusers, name).from_pretrained(path, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+        network = load_network(getattr(diffusers, name), path)
         return make_backbone(network, folder, fingerprint, settings)
     except (ValueError, OSError):
         raise
@@ -157,7 +156,7 @@ def inputs_of(network: Any, packed: bool, image_size: int) -> Callable[[Tensor, 
 def read_noise(folder: Path, name: str) -> VP | Flow:
     """The noise of scheduler/scheduler_config.json."""
     path = folder / "scheduler" / "scheduler_config.json"
-    config = json.loads(path.read_text()) if path.exists() else {}
+    config = read_json(path) if path.exists() else {}
     flow = "FlowMatch" in config.get("_class_name", "") or config.get("prediction_type") == "flow_prediction"
     if not flow and (config or name not in TIMESTEP_SCALE):
         return read_schedule(folder)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ddae.backbones.adm import openai_places
-from ddae.backbones.base import Backbone, Settings
+from ddae.backbones.base import Backbone, Settings, check_finite
 from ddae.backbones.ddpm import read_schedule
+from ddae.backbones.files import check_whole, load_network
 from ddae.backbones.vae import latents_of, with_vae
 
 
@@ -42,7 +43,7 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     up_blocks.1.attentions.1. Timesteps 0..999."""
     from diffusers import UNet2DConditionModel
 
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    unet = load_network(UNet2DConditionModel, folder / "unet")
     for condition in ("addition_embed_type", "class_embed_type", "num_class_embeds"):
         if unet.config[condition] is not None:
             raise ValueError(f"{folder}/unet wants more than a text ({condition}), which is not supported yet")
@@ -78,10 +79,13 @@ def null_text(folder: Path) -> Tensor:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
+        loaded: Any = CLIPTextModel.from_pretrained(folder / "text_encoder", output_loading_info=True)
     finally:
         if shown:
             logging.enable_progress_bar()
+    encoder, found = loaded
+    check_whole(found, folder / "text_encoder")
+    check_finite(encoder.float().eval())
     mask = prompt.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
     return encoder(prompt.input_ids, attention_mask=mask).last_hidden_state[0]
 
@@ -95,6 +99,6 @@ def read_text(file: str) -> Tensor:
         text = load_file(file)["text"].float()
     except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(f"text_embedding={file!r} cannot be read; sweeps/learn_text.py makes one ({error})") from error
-    if text.ndim != 2:
-        raise ValueError(f"text_embedding={file!r} is {list(text.shape)}; it must be [tokens, width]")
+    if text.ndim != 2 or not text.isfinite().all():
+        raise ValueError(f"text_embedding={file!r} is {list(text.shape)}; it must be [tokens, width], without NaN")
     return text

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddae.backbones.base import Pixels, Settings
+from ddae.backbones.base import Pixels, Settings, check_finite
 from ddae.backbones.checkpoints import read_options
-from ddae.backbones.files import local_path, model_class
+from ddae.backbones.files import load_network, local_path, model_class
 
 PIXELS_AT_ONCE = 8 * 256**2
 """Encoded together, so that memory does not grow with the batch: about 1 GB."""
@@ -98,8 +98,9 @@ def load_vae(name: str, settings: Settings) -> Any:
     folder = folder / "vae" if (folder / "vae").is_dir() else folder
     if (found := model_class(folder)) != "AutoencoderKL":
         raise ValueError(f"{folder} is a {found}; the only supported VAE is AutoencoderKL")
-    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    vae = load_network(AutoencoderKL, folder)
     del vae.decoder, vae.post_quant_conv
+    check_finite(vae)
     return vae.to(settings.device).eval().requires_grad_(False)
 
 

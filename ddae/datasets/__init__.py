@@ -9,6 +9,7 @@ import numpy as np
 from ddae.datasets.hugging_face import hugging_face
 from ddae.datasets.images import Images, class_folders, image_folder, stratified
 from ddae.datasets.named import ASSETS, DATASETS
+from ddae.nearest import did_you_mean
 
 HUGGING_FACE_FILES = ("dataset_dict.json", "state.json", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 """By which a folder is known as one for HF `datasets` even where it has sub-folders of images."""
@@ -69,7 +70,9 @@ def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.n
     splits = {"train": train, "val": val, "test": test}
     for split, rows in splits.items():
         if len(rows) == 0:
-            raise ValueError(f"the {split} split is empty: {images.num_train} training images are too few")
+            raise ValueError(
+                f"the {split} split is empty: {images.num_train} training images are too few; give 5 a class or more"
+            )
     return splits
 
 
@@ -85,12 +88,18 @@ def _images(name: str, image_size: int, data_root: str) -> Images:
                 f"({type(error).__name__}: {error}); connect to the network, or put its files there"
             ) from error
     if Path(name).is_dir():
-        return _folder(Path(name), image_size)
+        try:
+            return _folder(Path(name), image_size)
+        except OSError as error:
+            raise ValueError(
+                f"dataset={name!r}: {error.filename} cannot be read ({error.strerror}); mend it, or remove it"
+            ) from error
     if re.fullmatch(HUB_ID, name):
         return hugging_face(name, image_size)
     raise ValueError(
         f"dataset={name!r} is neither a known name nor a folder; known: {', '.join(DATASETS)}; "
         "or give a folder with one sub-folder of images a class, or a Hugging Face dataset as owner/name[@revision]"
+        f"{did_you_mean(name, DATASETS)}"
     )
 
 

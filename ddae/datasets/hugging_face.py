@@ -1,6 +1,7 @@
 """Any image dataset that Hugging Face `datasets` reads: a folder, or a repository of the hub."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -70,6 +71,8 @@ def _load(name: str) -> "Mapping[str, Dataset]":
     import datasets
     from huggingface_hub import snapshot_download
 
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     repo, _, revision = name.partition("@")
     try:
         local = Path(name).is_dir()

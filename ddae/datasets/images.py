@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -31,9 +32,18 @@ class Images:
     fingerprint: str
     """Hash of what decides the pixels, and of the labels where they lie apart from these."""
 
+    def __post_init__(self) -> None:
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise ValueError(
+                f"labels are {self.labels.min()} to {self.labels.max()}, and there are {len(self.classes)} classes; "
+                "fetch the data again, or mend its labels"
+            )
+
 
 def in_memory(pixels: Tensor, labels: np.ndarray, classes: tuple[str, ...], num_train: int) -> Images:
     """pixels: uint8 [N, 1 or 3, H, W]."""
+    if len(pixels) != len(labels):
+        raise ValueError(f"there are {len(pixels)} images and {len(labels)} labels; fetch the data again")
     fingerprint = xxhash.xxh3_128(pixels.contiguous().numpy().data).hexdigest()
 
     def read(rows: np.ndarray) -> Tensor:
@@ -143,10 +153,15 @@ def _decode(name: str, source: str | BytesIO, size: int) -> Tensor:
 
     try:
         with Image.open(source) as image:
-            if image.mode[0] in "IF":  # PIL would cut every value above 255
-                raise ValueError("more than 8 bits a channel")
-            fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            upright: Image.Image = image
+            with suppress(SyntaxError):  # damaged EXIF does not damage the pixels
+                upright = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))  # convert() cuts it off at 255
+            elif image.mode[0] in "IF":
+                raise ValueError("its white is not known; 8 and 16 bits a channel are read, 32 are not")
+            fitted = ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+    except Exception as error:  # damaged files raise errors of every class
         raise ValueError(f"{name} cannot be read as an image ({error}); repair or remove the file") from error
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 

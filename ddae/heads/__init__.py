@@ -1,6 +1,5 @@
 """Heads that read a frozen feature, named family or family-size-size in the papers' notation: linear, mlp-256."""
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -11,6 +10,7 @@ from ddae.heads.knn import fit_knn
 from ddae.heads.linear import fit_linear, fit_logistic, fit_ridge
 from ddae.heads.mlp import fit_mlp
 from ddae.heads.recipes import fit_bn_linear, fit_ddae
+from ddae.nearest import did_you_mean
 
 HEADS: dict[str, Head] = {
     "ridge": Head(fit_ridge),
@@ -44,10 +44,9 @@ def _parse(name: str) -> tuple[str, tuple[int, ...]]:
     family = re.sub(r"(-\d+)+$", "", name)
     sizes = tuple(map(int, name.removeprefix(family).split("-")[1:]))
     if family not in HEADS:
-        near = difflib.get_close_matches(family, HEADS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"head={name!r} is not known; allowed: {', '.join(HEADS)}{hint} (with sizes: mlp-256, cnn-64-64)"
+            f"head={name!r} is not known; allowed: {', '.join(HEADS)} (with sizes: mlp-256, cnn-64-64)"
+            f"{did_you_mean(family, HEADS)}"
         )
     head = HEADS[family]
     count = len(head.sizes[0])

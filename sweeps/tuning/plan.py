@@ -1,6 +1,5 @@
 """From flags to a plan: what is searched, on what, and all that a worker needs to know about it."""
 
-import difflib
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from ddae.backbones import SHIPPED, Backbone, Block, Settings, load_backbone
 from ddae.datasets import DATASETS, Dataset, load_dataset
 from ddae.features import FIRST_VIEW, FeatureKey, check_timestep, width
 from ddae.heads import expand, find_head
+from ddae.nearest import did_you_mean
 from ddae.probe import Candidate
 from storage.results import content_key
 from sweeps.cli import ModelAndData
@@ -28,6 +28,7 @@ MIN_IMAGES, MIN_IMAGES_A_CLASS = 64, 7
 """Of the first look at a place; fewer do not tell timesteps apart."""
 
 
+MAX_VIEWS = 1000
 NUM_LABEL_FREE = 32
 """Images of a search's label-free scores; 256 rank the places no better (docs/log.md)."""
 
@@ -203,10 +204,11 @@ def make_plan(
         raise ValueError(f"keep={keep} must lie above 0 and not above 1; 0.5 halves the timesteps after each look")
     if finalists < 1:
         raise ValueError(f"finalists={finalists} must be 1 or more; the default is 2")
-    if views < 1:
-        raise ValueError(f"views={views} must be 1 or more; 1 is every image as it is")
-    if config.data_seed < 0 or seed < 0:
-        raise ValueError(f"seed={min(config.data_seed, seed)} must be 0 or more")
+    if not 1 <= views <= MAX_VIEWS:
+        raise ValueError(f"views={views} must be 1 or more, and {MAX_VIEWS} at most; 1 is every image as it is")
+    for name, value in (("data_seed", config.data_seed), ("seed", seed)):
+        if not 0 <= value < 2**32:
+            raise ValueError(f"{name}={value} must be 0 or more, and below 2**32")
     backbone = load_model(config)
     blocks = choose_blocks(backbone, config.blocks)
     timesteps = tuple(sorted(set(config.timesteps or backbone.schedule.defaults)))
@@ -270,9 +272,9 @@ def load_model(config: ModelAndData) -> Backbone:
 
     Raises ValueError for a number that no network can be run with.
     """
-    for name, value, least in (("image_size", config.image_size, 0), ("num_steps", config.num_steps, 2)):
-        if value < least:
-            raise ValueError(f"{name}={value} must be {least} or more")
+    for name, least, most in (("image_size", 0, 4096), ("num_steps", 2, 1000)):
+        if not least <= getattr(config, name) <= most:
+            raise ValueError(f"{name}={getattr(config, name)} must be {least} or more, and {most} at most")
     settings = make_settings(config)
     return load_backbone(config.backbone, replace(settings, device="cpu") if "RAY_ADDRESS" in os.environ else settings)
 
@@ -308,7 +310,7 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # meta holds no numbers
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"device={name!r} is not available ({str(error).splitlines()[0]}); use cpu, or cuda where there is a GPU"
@@ -320,9 +322,7 @@ def check_name(kind: str, name: str, allowed: Iterable[str]) -> None:
     """Raises ValueError with what is allowed, and the nearest of it."""
     allowed = list(allowed)
     if name not in allowed:
-        near = difflib.get_close_matches(name, allowed, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{kind}={name!r} is not known; allowed: {', '.join(allowed)}{hint}")
+        raise ValueError(f"{kind}={name!r} is not known; allowed: {', '.join(allowed)}{did_you_mean(name, allowed)}")
 
 
 def choose_rungs(num_train: int, num_classes: int) -> tuple[int, ...]:

@@ -488,6 +488,7 @@ def official() -> SimpleNamespace:
         dit_shapes=dit_shapes,
         make_vae=make_vae,
         network_folder=network_folder,
+        tiny=TINY,
     )
 
 
