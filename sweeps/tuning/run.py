@@ -1,6 +1,7 @@
 """How a sweep runs on Ray, and how it goes on: screen, search, answer."""
 
 import itertools
+import logging
 import os
 import socket
 import time
@@ -131,7 +132,13 @@ class Sweep:
                 ready, _ = ray.wait(list(pending))
                 results[pending.pop(ready[0])] = ray.get(ready[0])
                 progress.advance(bar)
+        self._warn()
         return results
+
+    def _warn(self) -> None:
+        for messages in ray.get([extractor.warnings.remote() for extractor in self.extractors]):
+            for message in messages:
+                logging.getLogger("sweeps").warning(message)
 
     def search(
         self, search: Search, race: Race, folder: Path, first: list[Candidate], tracker: Tracker
@@ -161,6 +168,7 @@ class Sweep:
                 self._tune(searcher, race.places, folder, watch)
                 watch.update()
             self.busy += watch.busy
+        self._warn()
         return [self._finished(one, race.places) for one in halving.tried]
 
     def baseline(self, head: str) -> ProbeResult:
