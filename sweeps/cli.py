@@ -1,6 +1,7 @@
 """Flags, a config file and errors, the same for every command."""
 
 import dataclasses
+import errno
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +62,11 @@ def run(main: Callable[[Config], None], config_class: type[Config], description:
         main(parse(config_class, sys.argv[1:], description))
     except PermissionError as error:
         fail(f"{error.filename}: permission denied; allow it, or name other folders with --out and --store")
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fail(f"{error.filename or 'the sweep'}: its disk is full; make room, and the same command goes on")
+        fail(str(error))
+    except ValueError as error:
         fail(str(error))
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, and the same command goes on from here", file=sys.stderr)
