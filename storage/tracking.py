@@ -93,7 +93,7 @@ class Tracker:
         from mlflow import MlflowClient
 
         for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # an error is raised; its traceback is no help
         self.uri = uri
         self._logged: set[str] | None = None
         with self._one_line():
@@ -178,8 +178,11 @@ class Tracker:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
             self._logged = None  # what has arrived is to be asked
+            root: BaseException = error
+            while root.__cause__:
+                root = root.__cause__
             raise ValueError(
-                f"cannot log to MLflow at {hidden(self.uri)}: {str(error).splitlines()[0]}; what was finished is kept, "
+                f"cannot log to MLflow at {hidden(self.uri)}: {str(root).splitlines()[0]}; what was finished is kept, "
                 "and the same command logs what is missing"
             ) from error
 
