@@ -1,16 +1,18 @@
 """Columns of float16 rows as Arrow shards: append-only, checksummed, memory-mapped, read without a copy.
 
-A column is a folder; a shard is one Arrow IPC file in it that holds one record batch with the rows
-[start, stop) that its name gives. Its checksum travels in its own schema, so one rename makes both visible.
+A column is a folder; a shard is one Arrow IPC file in it, `<start>-<stop>.<checksum>.arrow`, that holds one record
+batch with the rows [start, stop). The checksum is of every byte and of the place, because Arrow aborts the process on
+some damaged headers, and because a sound shard of another column is as wrong here. One rename makes both visible.
 Hive-style folder names (`t=60/split=train/block=mid`) let pyarrow.dataset, polars and DuckDB find columns too.
 """
 
 import json
 import logging
 import os
+import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from filelock import FileLock
 
 MAX_SHARD_ROWS = 4096
 FIELD = "features"
+SHARD_NAME = re.compile(r"(\d{8})-(\d{8})(?:\.([0-9a-f]{32}))?\.arrow")
 
 log = logging.getLogger("storage")
 
@@ -40,7 +43,7 @@ class FeatureStore:
             start, stop = _range(path)
             if start >= num_rows:
                 break
-            if stop <= covered or _sound(path) is None:
+            if stop <= covered or _sound(self.root, path) is None:
                 continue
             if start > covered:
                 gaps.append((covered, start))
@@ -58,7 +61,7 @@ class FeatureStore:
         for first in range(0, len(rows), MAX_SHARD_ROWS):
             shard = np.ascontiguousarray(rows[first : first + MAX_SHARD_ROWS])
             stop = start + first + len(shard)
-            _write_shard(folder / f"{start + first:08d}-{stop:08d}.arrow", shard)
+            _write_shard(self.root, folder / f"{start + first:08d}-{stop:08d}", shard)
 
     def read(self, column: str, num_rows: int, first: int = 0) -> list[np.ndarray]:
         """Rows [first, num_rows) as read-only float16 [n, D] views of the memory-mapped shards, in order.
@@ -71,7 +74,7 @@ class FeatureStore:
             start, stop = _range(path)
             if start > covered or covered >= num_rows:
                 break
-            if stop > covered and (rows := _sound(path)) is not None:
+            if stop > covered and (rows := _sound(self.root, path)) is not None:
                 views.append(rows[covered - start : num_rows - start])
                 covered = min(stop, num_rows)
         if covered < num_rows:
@@ -118,62 +121,74 @@ class FeatureStore:
 
     def _shards(self, column: str) -> list[Path]:
         folder = self.root / column
-        return sorted(folder.glob("[0-9]*.arrow")) if folder.is_dir() else []
+        return sorted(path for path in folder.glob("*.arrow") if SHARD_NAME.fullmatch(path.name))
 
 
 @contextmanager
 def published(path: Path) -> Iterator[Path]:
-    """A scratch path that becomes `path` when the block ends, so that a reader sees a whole file or none; an
-    exception leaves nothing."""
+    """A scratch path that becomes `path` when the block ends, so that a reader sees a whole file or none."""
+    with scratch(path) as part:
+        yield part
+        os.replace(part, path)
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A hidden path beside `path`, of which nothing is left when the block ends; the machine's trouble names `path`."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield part
-        os.replace(part, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 
 
-def _write_shard(path: Path, rows: np.ndarray) -> None:
+def _write_shard(root: Path, place: Path, rows: np.ndarray) -> None:
     values = pa.Array.from_buffers(pa.float16(), rows.size, [None, pa.py_buffer(rows)])
-    array = pa.FixedSizeListArray.from_arrays(values, rows.shape[1])
-    schema = pa.schema([pa.field(FIELD, array.type)], metadata={"xxh3_128": xxhash.xxh3_128_hexdigest(rows.data)})
-    with published(path) as part, pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch([array], schema=schema))
+    batch = pa.record_batch([pa.FixedSizeListArray.from_arrays(values, rows.shape[1])], [FIELD])
+    with scratch(place) as part:
+        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        with pa.memory_map(str(part)) as written:
+            checksum = _checksum(root, place, written.read_buffer())
+        os.replace(part, f"{place}.{checksum}.arrow")
 
 
 def _range(path: Path) -> tuple[int, int]:
-    start, _, stop = path.stem.partition("-")
+    start, stop = path.name.split(".")[0].split("-")
     return int(start), int(stop)
 
 
-def _sound(path: Path) -> np.ndarray | None:
-    """The rows of a shard, checked once a process; None after deleting a damaged one."""
+def _checksum(root: Path, place: Path, data: pa.Buffer) -> str:
+    xxh3 = xxhash.xxh3_128(place.relative_to(root).as_posix().encode())
+    xxh3.update(data)
+    return xxh3.hexdigest()
+
+
+def _sound(root: Path, path: Path) -> np.ndarray | None:
+    """The rows of a shard, checked once a process; None after deleting a damaged one, of which one process warns."""
     try:
-        return _open_checked(path, path.stat().st_mtime_ns)
+        return _open_checked(root, path, path.stat().st_mtime_ns)
     except FileNotFoundError:
         return None
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the machine's trouble (no permission, no file handles, ...), not the shard's
-        log.warning("damaged shard %s (%s); it is deleted and will be made again", path, error)
-        path.unlink(missing_ok=True)
+    except ValueError as error:
+        with suppress(FileNotFoundError):
+            path.unlink()
+            log.warning("damaged shard %s (%s); it is deleted and will be made again", path, error)
         return None
 
 
 @lru_cache(maxsize=4096)
-def _open_checked(path: Path, mtime_ns: int) -> np.ndarray:
-    start, stop = _range(path)
-    with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
-        if reader.num_record_batches != 1:
-            raise ValueError(f"{reader.num_record_batches} record batches, not 1")
-        digest = (reader.schema.metadata or {}).get(b"xxh3_128", b"").decode()
-        column = reader.get_batch(0).column(0)
-    if len(column) != stop - start or column.null_count:
-        raise ValueError(f"{len(column)} rows, not {stop - start}")
-    rows = column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
-    if xxhash.xxh3_128_hexdigest(rows.data) != digest:
+def _open_checked(root: Path, path: Path, mtime_ns: int) -> np.ndarray:
+    name, _, checksum = path.name.removesuffix(".arrow").partition(".")
+    if not checksum:
+        raise ValueError("it has no checksum")
+    data = pa.memory_map(str(path)).read_buffer()
+    if _checksum(root, path.with_name(name), data) != checksum:
         raise ValueError("its checksum does not match")
-    return rows
+    column = pa.ipc.open_file(data).get_batch(0).column(0)
+    return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
 
 
 def _offsets(features: np.ndarray) -> np.ndarray:

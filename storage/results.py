@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
@@ -27,25 +28,26 @@ class Ledger:
         self.root = Path(root)
 
     def get(self, key: str) -> dict | None:
-        """None where there is no sound record; a damaged one is deleted with a warning."""
+        """None where there is no sound record; a damaged one is deleted, with one warning."""
         path = self._path(key)
         try:
             kept = json.loads(path.read_bytes())
-            if kept["xxh3_128"] == digest(kept["record"]):
+            if kept["xxh3_128"] == digest([key, kept["record"]]):
                 return kept["record"]
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError):
             pass
-        log.warning("damaged result %s; it is deleted and will be made again", path)
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            path.unlink()
+            log.warning("damaged result %s; it is deleted and will be made again", path)
         return None
 
     def put(self, key: str, record: dict) -> None:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with published(path) as part:
-            part.write_text(json.dumps({"xxh3_128": digest(record), "record": record}))
+            part.write_text(json.dumps({"xxh3_128": digest([key, record]), "record": record}))
 
     def _path(self, key: str) -> Path:
         return self.root / key[:2] / f"{key}.json"

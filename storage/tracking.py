@@ -4,12 +4,17 @@ import http.client
 import logging
 import os
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
+
+from storage.feature_store import published
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 KEY_TAG = "ddae.key"
@@ -63,18 +68,36 @@ def hidden(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
+def create_database(uri: str) -> None:
+    """A SQLite file that is not there yet, whole or not at all: MLflow does not go on with half a schema."""
+    from mlflow import MlflowClient
+    from sqlalchemy.engine import make_url
+
+    path = Path((uri.startswith("sqlite:") and make_url(uri).database) or "")
+    if path.name in ("", ":memory:") or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if not path.exists():
+            with published(path) as part:
+                MlflowClient(f"sqlite:///{part}").search_experiments(max_results=1)
+
+
 class Tracker:
     """A sweep as one parent run with one child a trial. Give it the same sweep again and it goes on."""
 
     def __init__(self, uri: str, experiment: str, sweep_key: str, sweep_name: str):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "6")  # two minutes without a server
         from mlflow import MlflowClient
 
         for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # an error is raised; its traceback is no help
         self.uri = uri
+        self._logged: set[str] | None = None
         with self._one_line():
+            create_database(uri)
             self.client = MlflowClient(uri)
             found = self.client.get_experiment_by_name(experiment)
             self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, tags=KIND)
@@ -91,6 +114,9 @@ class Tracker:
             self.client.log_batch(self.parent_id, params=fresh)
 
     def log_trial(self, trial: Trial) -> None:
+        if self._logged is None:
+            with self._one_line():
+                self._logged = self._finished_children()
         if trial.key in self._logged:
             return
         from mlflow.entities import Metric as MlflowMetric
@@ -112,9 +138,13 @@ class Tracker:
 
     def finish(self, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
         """Metrics and files of the parent, which is then FINISHED."""
+        from mlflow.entities import Metric as MlflowMetric
+
+        now = int(time.time() * 1000)
         with self._one_line():
-            for name, value in metrics.items():
-                self.client.log_metric(self.parent_id, name, value)
+            self._finished_children()
+            values = [MlflowMetric(name, value, now, 0) for name, value in metrics.items()]
+            self.client.log_batch(self.parent_id, metrics=values)
             for path in artifacts:
                 self.client.log_artifact(self.parent_id, str(path))
             self.client.set_terminated(self.parent_id, "FINISHED")
@@ -127,6 +157,7 @@ class Tracker:
     def __exit__(self, kind, error, traceback) -> None:
         """A sweep that was interrupted is KILLED, one that failed is FAILED, until the same sweep is opened again."""
         if error is not None:
+            os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
             with suppress(ValueError), self._one_line():
                 self.client.set_terminated(self.parent_id, "FAILED" if isinstance(error, Exception) else "KILLED")
 
@@ -146,16 +177,33 @@ class Tracker:
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise ValueError(f"cannot log to MLflow at {hidden(self.uri)}: {str(error).splitlines()[0]}") from error
+            self._logged = None  # what has arrived is to be asked
+            root: BaseException = error
+            while root.__cause__:
+                root = root.__cause__
+            raise ValueError(
+                f"cannot log to MLflow at {hidden(self.uri)}: {str(root).splitlines()[0]}; what was finished is kept, "
+                "and the same command logs what is missing"
+            ) from error
 
     def _open_parent(self, key: str, name: str) -> str:
-        runs = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-        if runs:
-            return runs[0].info.run_id
-        return self.client.create_run(self.experiment_id, tags={KEY_TAG: key}, run_name=name).info.run_id
+        """Of several, which a lost answer to create_run leaves, the first stays."""
+
+        def parents():
+            where = f"tags.`{KEY_TAG}` = '{key}'"
+            return self.client.search_runs([self.experiment_id], where, order_by=["attributes.start_time"])
+
+        found = parents()
+        if not found:
+            self.client.create_run(self.experiment_id, tags={KEY_TAG: key}, run_name=name)
+            found = parents()
+        for run in found[1:]:
+            self.client.delete_run(run.info.run_id)
+        return found[0].info.run_id
 
     def _finished_children(self) -> set[str]:
-        """Keys of the children that are whole; one that a killed process left RUNNING is deleted, to be logged anew."""
+        """Keys of the children that are whole; one that is RUNNING, left by a killed process or by a lost answer, is
+        deleted, to be logged anew."""
         finished = set()
         for run in self._children():
             if run.info.status == "RUNNING":

@@ -1,6 +1,7 @@
 """Flags, a config file and errors, the same for every command."""
 
 import dataclasses
+import errno
 import os
 import re
 import secrets
@@ -74,6 +75,8 @@ def run(main: Callable[[Config], None], config_class: type[Config], description:
     try:
         main(parse(config_class, sys.argv[1:], description))
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fail(f"{error.filename or 'the sweep'}: its disk is full; make room, and the same command goes on")
         allow = "allow it, or name other folders with --out and --store"
         fail(f"{error.filename}: {str(error.strerror).lower()}; {allow}" if error.filename else str(error))
     except ValueError as error:

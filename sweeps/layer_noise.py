@@ -104,7 +104,7 @@ def main(config: LayerNoise) -> None:
             sweep.busy.append((started, loaded))
             race = sweep.look()
             label_free = sweep.label_free()
-            trials = sweep.search(search, race, folder, warm_start(plan, race), tracker)
+            trials = sweep.search(search, race, warm_start(plan, race), tracker)
             print(conclude(config, sweep, label_free, race, trials, folder, tracker, started))
 
 

@@ -1,8 +1,10 @@
 """Long-lived actors that own a device and fill the store, lazily and in nested prefixes."""
 
+import logging
 import time
 from dataclasses import replace
 from itertools import pairwise
+from logging.handlers import BufferingHandler
 
 import numpy as np
 import ray
@@ -55,6 +57,8 @@ class Extractor:
         self.busy: list[tuple[float, float]] = []
         self.new_passes = self.look_seconds = 0.0
         self.new_encodings = 0
+        self._warned = BufferingHandler(capacity=10**6)
+        logging.getLogger("storage").addHandler(self._warned)
 
     def encode(self, need: Need) -> None:
         """Fill this extractor's part of the latents of a need's images, which serve every timestep."""
@@ -118,6 +122,12 @@ class Extractor:
     def report(self) -> tuple[list[tuple[float, float]], float, float]:
         """Wall-clock intervals of work, the full forward passes run, and the seconds of looks."""
         return self.busy, self.new_passes, self.look_seconds
+
+    def warnings(self) -> list[str]:
+        """What the store has warned of since the last call; an actor's own lines reach nobody."""
+        messages = [record.getMessage() for record in self._warned.buffer]
+        self._warned.flush()
+        return messages
 
     def _extract_shard(self, need: Need, start: int, stop: int) -> None:
         """The missing rows of a shard, each once for all blocks that miss it, cut where a gap begins or ends. Of

@@ -1,14 +1,16 @@
 """How a sweep runs on Ray, and how it goes on: screen, search, answer."""
 
 import itertools
+import logging
 import os
 import socket
+import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -28,6 +30,9 @@ from sweeps.tuning.race import Race
 from sweeps.tuning.searcher import Fit, HalvingSearch, Tried, TuneSearcher
 from sweeps.tuning.space import Need, Places
 from sweeps.tuning.trial import ProbeTrial
+
+INTERRUPT_SECONDS = 10
+"""So long an interrupted sweep waits for the trial that is being logged."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ def ray_cluster() -> Iterator[None]:
     try:
         yield
     except RayTaskError as error:
+        if isinstance(error.cause, OSError):
+            raise error.cause from error
         raise ValueError(str(error.cause)) from error
     except RayActorError as error:  # what an actor's start raised is in its text alone
         raise ValueError(str(error).strip().splitlines()[-1]) from error
@@ -134,14 +141,18 @@ class Sweep:
                 ready, _ = ray.wait(list(pending))
                 results[pending.pop(ready[0])] = ray.get(ready[0])
                 progress.advance(bar)
+        self._warn()
         return results
 
-    def search(
-        self, search: Search, race: Race, folder: Path, first: list[Candidate], tracker: Tracker
-    ) -> list[FinishedTrial]:
+    def _warn(self) -> None:
+        for messages in ray.get([extractor.warnings.remote() for extractor in self.extractors]):
+            for message in messages:
+                logging.getLogger("sweeps").warning(message)
+
+    def search(self, search: Search, race: Race, first: list[Candidate], tracker: Tracker) -> list[FinishedTrial]:
         """Run trials of what the race has left until num_trials have finished or nothing is left.
 
-        folder: for Tune's own files. first: candidates to try before any other.
+        first: candidates to try before any other.
         """
         self._ensure(race.val_needs(self.plan), "val")
         candidates = self.plan.space.candidates_at(race.places)
@@ -161,9 +172,10 @@ class Sweep:
             watch = _Watch(progress, halving, log)
             watch.update()
             if not halving.ended:
-                self._tune(searcher, race.places, folder, watch)
+                self._tune(searcher, race.places, watch)
                 watch.update()
             self.busy += watch.busy
+        self._warn()
         return [self._finished(one, race.places) for one in halving.tried]
 
     def baseline(self, head: str) -> ProbeResult:
@@ -190,22 +202,24 @@ class Sweep:
             ray_share=share_outside(intervals, started, now),
         )
 
-    def _tune(self, searcher: TuneSearcher, places: Places, folder: Path, watch: "_Watch") -> None:
+    def _tune(self, searcher: TuneSearcher, places: Places, watch: "_Watch") -> None:
         trainable = tune.with_parameters(ProbeTrial, plan=self.plan, places=places, extractors=self.extractors)
         slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        tune.Tuner(
-            tune.with_resources(trainable, {"cpu": 1}),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher, num_samples=-1, max_concurrent_trials=slots, reuse_actors=True
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str((folder / "ray").absolute()),
-                verbose=0,
-                callbacks=[watch],
-                failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
-            ),
-        ).fit()
+        with tempfile.TemporaryDirectory() as unread:  # Tune's own state; the ledger is what a rerun goes on from
+            tune.Tuner(
+                tune.with_resources(trainable, {"cpu": 1}),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher, num_samples=-1, max_concurrent_trials=slots, reuse_actors=True
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=unread,
+                    verbose=0,
+                    callbacks=[watch],
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
+                ),
+            ).fit()
 
     def _known(self, fit: Fit) -> float | None:
         record = Ledger(f"{self.plan.store}/results").get(self.plan.result_key(*fit))
@@ -222,9 +236,9 @@ class Sweep:
 
     @contextmanager
     def _logging(self, search: HalvingSearch, places: Places, tracker: Tracker) -> Iterator[Callable[[], None]]:
-        """A function that logs, in the background, every settled trial that MLflow does not have yet."""
-        writer = ThreadPoolExecutor(max_workers=1)
-        pending = []
+        """A function that has every settled trial that MLflow lacks logged in the background. What cannot be logged is
+        tried again with the next one, and at the end, which alone waits for it."""
+        settled, ended = threading.Event(), threading.Event()
         logged: set[Candidate] = set()
 
         def log_all() -> None:
@@ -233,18 +247,21 @@ class Sweep:
                     tracker.log_trial(_tracked(self.plan, self._finished(one, places)))
                     logged.add(one.candidate)
 
-        def log() -> None:
-            pending.append(writer.submit(log_all))
+        def log_on() -> None:
+            while settled.wait() and not ended.is_set():
+                settled.clear()
+                with suppress(ValueError, OSError):
+                    log_all()
 
+        writer = threading.Thread(target=log_on, daemon=True)  # an interrupt does not wait for a server that is away
+        writer.start()
         try:
-            yield log
-            log()
-        except BaseException:
-            writer.shutdown(wait=True, cancel_futures=True)
-            raise
-        writer.shutdown(wait=True)
-        for future in pending:
-            future.result()
+            yield settled.set
+        finally:
+            ended.set()
+            settled.set()
+            writer.join(INTERRUPT_SECONDS if sys.exc_info()[0] else None)
+        log_all()
 
     def _progress(self) -> Progress:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -282,6 +299,8 @@ class _Watch(tune.Callback):
         """Out of retries: the sweep ends here, with the worker's own words."""
         error = trial.get_error()
         cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, OSError):
+            raise cause
         raise ValueError(f"{trial.config}: {str(cause).strip().splitlines()[-1]}")
 
 

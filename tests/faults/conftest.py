@@ -16,10 +16,11 @@ import pytest
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 ARGS = ["--dataset", "digits", "--timesteps", "0", "100", "600", "--poolings", "1", "2", "--num-trials", "10"]
+SMALL = ["--dataset", "digits", "--timesteps", "100", "--blocks", "mid", "up.0.0", "--heads", "ridge"]
 CELL = "block", "timestep", "pooling", "head", "num_images", "val_accuracy"
 
 
-def start(model: str, cwd: Path, *more: str, **env: str) -> subprocess.Popen:
+def start_sweep(model: str, cwd: Path, *more: str, **env: str) -> subprocess.Popen:
     kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
     return subprocess.Popen(
         [sys.executable, SWEEPS / "layer_noise.py", "--backbone", model, *ARGS, *more],
@@ -106,7 +107,7 @@ def kill_one(name: str) -> bool:
 @pytest.fixture(scope="session")
 def sweep() -> SimpleNamespace:
     return SimpleNamespace(
-        start=start,
+        start=start_sweep,
         finish=finish,
         kill=kill,
         kill_one=kill_one,
@@ -121,5 +122,41 @@ def sweep() -> SimpleNamespace:
 def undisturbed(tiny_model, tmp_path_factory) -> Path:
     """The folder in which the sweep has run in peace."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    finish(start(tiny_model, folder))
+    finish(start_sweep(tiny_model, folder))
     return folder
+
+
+@pytest.fixture
+def start(tiny_model):
+    """A function that starts a sweep of four cells as a user would."""
+    started = []
+
+    def start(*args, cwd, **env):
+        own = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+        command = [sys.executable, SWEEPS / "layer_noise.py", "--backbone", tiny_model, *SMALL, "--poolings", "1", "2"]
+        started.append(
+            subprocess.Popen(
+                [*command, "--search", "grid", *args], cwd=cwd, env=own | env, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            )
+        )  # fmt: skip
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def refused(start):
+    """A function that runs a sweep which cannot go on, and gives its last line."""
+
+    def refused(*args, cwd, **env):
+        process = start(*args, cwd=cwd, **env)
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 2 and out == "" and "Traceback" not in err, err
+        return err.splitlines()[-1]
+
+    return refused

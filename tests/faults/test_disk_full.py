@@ -1,0 +1,108 @@
+"""A full disk under the shards, the ledger or the MLflow database: small tmpfs mounts that the test makes."""
+
+import subprocess
+from contextlib import suppress
+
+import pytest
+
+from storage.results import Ledger
+from storage.tracking import Metric, Tracker, Trial
+
+
+def mount(*args):
+    return subprocess.run(["mount", *args], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that makes a folder a disk of its own."""
+    mounted = []
+
+    def make(path, size):
+        path.mkdir(parents=True)
+        made = mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path))
+        if made.returncode:
+            pytest.skip(f"a tmpfs cannot be mounted here ({made.stderr.strip()})")
+        mounted.append(path)
+        return path
+
+    yield make
+    for path in mounted:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def grow(path):
+    assert mount("-o", "remount,size=64m", str(path)).returncode == 0
+
+
+def fill_up(path):
+    filler = path / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+def trial(number):
+    metrics = [Metric("val_accuracy", 0.5, step, 101.0) for step in range(50)]
+    return Trial(f"key-{number}", str(number), {"block": "mid"}, metrics, False, 100.0, 101.0)
+
+
+def test_a_database_that_did_not_fit_is_made_when_there_is_room(small_disk, tmp_path):
+    disk = small_disk(tmp_path / "disk", "300k")
+    with pytest.raises(ValueError, match=r"cannot log to MLflow at sqlite:.*disk is full; .* the same command"):
+        Tracker(f"sqlite:///{disk}/mlflow.db", "digits", "sweep", "sweep")
+    assert not (disk / "mlflow.db").exists()
+    grow(disk)
+    assert Tracker(f"sqlite:///{disk}/mlflow.db", "digits", "sweep", "sweep").parent_id
+
+
+def test_trials_that_did_not_fit_are_logged_once_when_there_is_room(small_disk, tmp_path):
+    disk = small_disk(tmp_path / "disk", "3m")
+    tracker = Tracker(f"sqlite:///{disk}/mlflow.db", "digits", "sweep", "sweep")
+    filler = fill_up(disk)
+    num_logged = 0
+    with pytest.raises(ValueError, match="disk is full"):
+        for num_logged in range(1000):
+            tracker.log_trial(trial(num_logged))
+    filler.unlink()
+    for number in range(num_logged + 3):
+        tracker.log_trial(trial(number))
+    assert sorted(int(run.info.run_name) for run in tracker._children()) == list(range(num_logged + 3))
+
+
+def test_a_result_that_does_not_fit_leaves_the_ledger_whole(small_disk, tmp_path):
+    ledger = Ledger(small_disk(tmp_path / "disk", "64k"))
+    ledger.put("ab", {"x": 1})
+    filler = fill_up(ledger.root)
+    with pytest.raises(OSError, match=r"No space left on device: .*/cd\.json"):
+        ledger.put("cd", {"x": 2})
+    assert (ledger.get("ab"), ledger.get("cd")) == ({"x": 1}, None)
+    filler.unlink()
+    ledger.put("cd", {"x": 2})
+    assert ledger.get("cd") == {"x": 2}
+    assert not list(ledger.root.rglob("*.part"))
+
+
+def shards(store):
+    return {path: path.stat().st_mtime_ns for path in store.rglob("*.arrow")}
+
+
+def test_with_room_again_the_same_command_goes_on(start, refused, small_disk, tmp_path):
+    store = small_disk(tmp_path / "out" / "store", "300k")
+    message = refused(cwd=tmp_path)
+    assert "split=" in message and "disk is full; make room, and the same command goes on" in message
+    whole = shards(store)
+    assert whole and not any(store.rglob("*.part"))
+
+    grow(store)
+    damaged, kept = sorted(whole)[0], sorted(whole)[1:]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    process = start(cwd=tmp_path)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0 and "answer" in out, err
+    assert err.replace("\n", "").count(f"damaged shard {damaged}") == 1  # though an actor found it
+    assert all(shards(store)[path] == whole[path] for path in kept)
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "digits", "unused", "unused")
+    children = tracker.client.search_runs([tracker.experiment_id], "tags.mlflow.parentRunId != ''")
+    assert sorted(child.info.status for child in children) == ["FINISHED"] * 4
