@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -165,64 +164,6 @@ def test_heads_of_several_sizes_on_several_views(tiny_model, tmp_path):
     rows = list(csv.DictReader((results.parent / "trials.csv").open()))
     assert {row["head"] for row in rows} == set(heads)
     run("final_test", cwd=tmp_path)
-
-
-def wait_for(condition, process, seconds=180):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.1)
-
-
-def some_fits_finished(cwd, num):
-    def condition():
-        return sum('"candidate"' in path.read_text() for path in cwd.glob("out/store/results/*/*.json")) >= num
-
-    return condition
-
-
-def stop_ray_of(process):
-    """A killed driver's Ray notices by itself; this is sooner."""
-    subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
-
-
-def test_killed_in_the_middle_it_goes_on(tiny_model, tmp_path):
-    process = start("layer_noise", *search_args(tiny_model), cwd=tmp_path)
-    wait_for(some_fits_finished(tmp_path, 3), process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    stop_ray_of(process)
-    before = {
-        path: stamp for path, stamp in files(tmp_path).items() if path.suffix == ".arrow" or "results" in str(path)
-    }
-    assert before
-    run("layer_noise", *search_args(tiny_model), cwd=tmp_path)
-    after = files(tmp_path)
-    assert all(after[path] == stamp for path, stamp in before.items())
-    [parent], children = runs(tmp_path)
-    assert parent.info.status == "FINISHED"
-    assert len(children) == len({child.info.run_name for child in children}) == NUM_TRIALS
-    assert "RUNNING" not in {child.info.status for child in children}
-
-
-def test_ctrl_c_stops_soon_and_says_how_to_go_on(tiny_model, tmp_path):
-    process = start("layer_noise", *search_args(tiny_model), cwd=tmp_path)
-    wait_for(some_fits_finished(tmp_path, 1), process)
-    started = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert time.monotonic() - started < 30
-    assert process.returncode == 130
-    assert "the same command goes on" in err and "Traceback" not in err
-    assert runs(tmp_path)[0][0].info.status == "KILLED"
-
-
-def test_a_lost_result_is_made_again(report, tiny_model, place, folder):
-    for path in (place / "out" / "store" / "results").rglob("*.json"):
-        path.unlink()
-    (folder / "results.json").unlink()
-    again = run("layer_noise", *search_args(tiny_model), cwd=place)
-    assert again.splitlines()[:4] == report.splitlines()[:4]
 
 
 def test_one_sweep_is_run_by_one_process(folder, tiny_model, place):
