@@ -87,21 +87,24 @@ def children(cwd: Path) -> list[tuple[str, ...]]:
     return sorted((name, status, round(accuracy[run], 6)) for run, name, status in runs)
 
 
-def kill_one(name: str) -> bool:
-    """SIGKILL of one of this process' descendants whose title begins with a name, where there is one."""
+def processes(title: str, ancestor: int) -> list[int]:
+    """Descendants of a process whose title begins so."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    parent, title = {}, {}
-    for line in listed.splitlines():
-        pid, ppid, args = line.split(maxsplit=2)
-        parent[int(pid)], title[int(pid)] = int(ppid), args
-    for pid in (pid for pid in title if title[pid].startswith(name)):
-        ancestor = pid
-        while ancestor and ancestor != os.getpid():
-            ancestor = parent.get(ancestor, 0)
-        if ancestor:
-            os.kill(pid, signal.SIGKILL)
-            return True
-    return False
+    rows = [line.split(maxsplit=2) for line in listed.splitlines()]
+    parent = {int(pid): int(ppid) for pid, ppid, _ in rows}
+
+    def descends(pid: int) -> bool:
+        return pid == ancestor or (pid in parent and descends(parent[pid]))
+
+    return [int(pid) for pid, _, args in rows if args.startswith(title) and descends(int(pid))]
+
+
+def kill_one(title: str) -> bool:
+    """SIGKILL of one of this process' descendants, where there is one."""
+    found = processes(title, os.getpid())
+    for pid in found[:1]:
+        os.kill(pid, signal.SIGKILL)
+    return bool(found)
 
 
 @pytest.fixture(scope="session")
