@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PRIVATE_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 """A Ray of one machine: on loopback, as on macOS, and deaf to other users of the machine. Read when Ray is imported."""
+SEEDS = 0, 2**32 - 1
+"""What every generator takes."""
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
@@ -89,6 +91,13 @@ def run(main: Callable[[Config], None], config_class: type[Config], description:
 def fail(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def check_numbers(config: "DataclassInstance", **ranges: tuple[float, float]) -> None:
+    """Raises ValueError for a flag beyond its range (least, most)."""
+    for name, (least, most) in ranges.items():
+        if not least <= (value := getattr(config, name)) <= most:
+            raise ValueError(f"{name}={value} must be {least:,} or more, and {most:,} at most")
 
 
 def check_writable(*folders: Path) -> None:

@@ -31,7 +31,10 @@ def main(config: FinalTest) -> None:
     record = folder / "final_test.json"
     if not (folder / "results.json").exists():
         raise ValueError(f"--sweep {folder} holds no finished sweep; give a folder that holds results.json")
-    winner = Candidate(**json.loads((folder / "results.json").read_text())["winner"]["candidate"])
+    try:
+        winner = Candidate(**json.loads((folder / "results.json").read_text())["winner"]["candidate"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'results.json'} is damaged; run its sweep again, which takes seconds") from error
     if not record.exists():
         measure(folder, winner, record)
     result = json.loads(record.read_text())

@@ -65,9 +65,8 @@ def main(config: LearnText) -> None:
     from storage.results import content_key
     from sweeps.tuning.plan import VAL_FRACTION, choose_blocks, load_model
 
-    for name, least in (("epochs", 1), ("batch_size", 2), ("learning_rate", 1e-9), ("text_learning_rate", 1e-9)):
-        if getattr(config, name) < least:
-            raise ValueError(f"{name}={getattr(config, name)} must be {least} or more")
+    rates = 1e-9, 1e3
+    cli.check_numbers(config, epochs=(1, 10**6), batch_size=(2, 10**6), learning_rate=rates, text_learning_rate=rates)
     if "RAY_ADDRESS" in os.environ:
         raise ValueError("a text is learned on this machine alone; unset RAY_ADDRESS")
     backbone = load_model(config)

@@ -54,8 +54,14 @@ def main(config: Pretrain) -> None:
     from ddae import pretrain
     from ddae.datasets import load_dataset
     from ddae.report import image_grid, loss_curve
+    from sweeps.tuning.plan import choose_device
 
-    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    many = 1, 10**9
+    cli.check_numbers(config, steps=many, batch_size=many, checkpoint_every=many, image_size=(8, 4096), seed=cli.SEEDS)
+    cli.check_numbers(config, learning_rate=(1e-9, 1e3), ema_decay=(0, 1))
+    if not config.channels:
+        raise ValueError("--channels is empty; give one width a resolution, or leave the flag out for the default")
+    device = choose_device(config.device)
     images = load_dataset(config.dataset, config.image_size, config.data_root).images
     first = images.read(np.linspace(0, images.num_train - 1, 64).astype(int))
     in_channels = 1 if (first == first[:, :1]).all() else 3

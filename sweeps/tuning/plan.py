@@ -16,7 +16,7 @@ from ddae.heads import expand, find_head
 from ddae.nearest import did_you_mean
 from ddae.probe import Candidate
 from storage.results import content_key
-from sweeps.cli import ModelAndData
+from sweeps.cli import SEEDS, ModelAndData, check_numbers
 from sweeps.tuning.space import Need, Places, Space
 
 PROBE_VERSION = 3
@@ -206,9 +206,8 @@ def make_plan(
         raise ValueError(f"finalists={finalists} must be 1 or more; the default is 2")
     if not 1 <= views <= MAX_VIEWS:
         raise ValueError(f"views={views} must be 1 or more, and {MAX_VIEWS} at most; 1 is every image as it is")
-    for name, value in (("data_seed", config.data_seed), ("seed", seed)):
-        if not 0 <= value < 2**32:
-            raise ValueError(f"{name}={value} must be 0 or more, and below 2**32")
+    if not SEEDS[0] <= seed <= SEEDS[1]:
+        raise ValueError(f"seed={seed} must be {SEEDS[0]} or more, and {SEEDS[1]:,} at most")
     backbone = load_model(config)
     blocks = choose_blocks(backbone, config.blocks)
     timesteps = tuple(sorted(set(config.timesteps or backbone.schedule.defaults)))
@@ -272,9 +271,7 @@ def load_model(config: ModelAndData) -> Backbone:
 
     Raises ValueError for a number that no network can be run with.
     """
-    for name, least, most in (("image_size", 0, 4096), ("num_steps", 2, 1000)):
-        if not least <= getattr(config, name) <= most:
-            raise ValueError(f"{name}={getattr(config, name)} must be {least} or more, and {most} at most")
+    check_numbers(config, image_size=(0, 4096), num_steps=(2, 1000), data_seed=SEEDS)
     settings = make_settings(config)
     return load_backbone(config.backbone, replace(settings, device="cpu") if "RAY_ADDRESS" in os.environ else settings)
 

@@ -61,10 +61,10 @@ CASES = [
     (["--blocks", "mdi"], "did you mean 'mid'?"),
     (["--heads", "mlp-0"], "head='mlp-0': mlp takes 1 or more sizes, each above 0"),
     (["--timesteps", "-1"], "timestep=-1 is outside this model's schedule; allowed: 0 to 999"),
-    (["--seed", str(2**32)], "seed=4294967296 must be 0 or more, and below 2**32"),
-    (["--data-seed", str(2**64)], "data_seed=18446744073709551616 must be 0 or more, and below 2**32"),
+    (["--seed", str(2**32)], "seed=4294967296 must be 0 or more, and 4,294,967,295 at most"),
+    (["--data-seed", str(2**64)], "data_seed=18446744073709551616 must be 0 or more, and 4,294"),
     (["--views", str(10**9)], "views=1000000000 must be 1 or more, and 1000 at most"),
-    (["--image-size", "100000"], "image_size=100000 must be 0 or more, and 4096 at most"),
+    (["--image-size", "100000"], "image_size=100000 must be 0 or more, and 4,096 at most"),
     (["--num-steps", "1"], "num_steps=1 must be 2 or more"),
     (["--num-trials", "-1"], "num_trials=-1 must be 1 or more"),
     (["--round-size", "0"], "round_size=0 must be 1 or more"),
@@ -376,3 +376,30 @@ def test_a_tensor_too_many_is_told(tmp_path, tiny_model, caplog):
     tensors(lambda state: {**state, "x": state[TENSOR] + 0})(tmp_path / "model")
     assert load_backbone(str(tmp_path / "model")).blocks
     assert "has 1 weights that its config.json does not call for, such as x; they are left out" in caplog.text
+
+
+PRETRAINING = [
+    (["--steps", "0"], "steps=0 must be 1 or more"),
+    (["--batch-size", "0"], "batch_size=0 must be 1 or more"),
+    (["--checkpoint-every", "0"], "checkpoint_every=0 must be 1 or more"),
+    (["--channels"], "--channels is empty"),
+    (["--channels", "7"], "channels=7 must be a multiple of 8"),
+    (["--learning-rate", "nan"], "learning_rate=nan must be 1e-09 or more"),
+    (["--ema-decay", "2"], "ema_decay=2.0 must be 0 or more, and 1 at most"),
+    (["--seed", "-1"], "seed=-1 must be 0 or more"),
+    (["--device", "tpu"], "device='tpu' is not available"),
+    (["--out", "/proc/out"], "/proc/out: no such file or directory; allow it, or name other folders"),
+]
+
+
+@pytest.mark.parametrize(("args", "expected"), PRETRAINING)
+def test_pretrain(monkeypatch, capsys, tmp_path, args, expected):
+    assert expected in fail(monkeypatch, capsys, tmp_path, pretrain, pretrain.Pretrain, ["--dataset", "digits", *args])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"winner": {}}'])
+def test_final_test_of_a_damaged_sweep(monkeypatch, capsys, tmp_path, content):
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "results.json").write_text(content)
+    line = fail(monkeypatch, capsys, tmp_path, final_test, final_test.FinalTest, ["--sweep", "given"])
+    assert "given/results.json is damaged; run its sweep again" in line
