@@ -143,3 +143,24 @@ def test_a_text_that_is_not_there_or_of_no_use(tiny_model, tmp_path):
     (tmp_path / "text.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="a UNet2DModel takes no text embedding; give a StableDiffusionPipeline"):
         load_backbone(tiny_model, Settings(text_embedding=str(tmp_path / "text.safetensors")))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_attention_under_the_names_that_old_checkpoints_have(tiny_model, tmp_path, suffix, backbone, batch):
+    """As those of google/ddpm-cifar10-32."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    for new, old in ((".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")):
+        state = {name.replace(new, old): tensor for name, tensor in state.items()}
+    assert any(".query." in name for name in state)
+    weights.unlink()
+    if suffix == ".bin":
+        torch.save(state, weights.with_suffix(suffix))
+    else:
+        save_file(state, weights)
+    old = load_backbone(str(tmp_path)).activations(*batch, 10, ["mid", "up.2.1"])
+    expected = backbone.activations(*batch, 10, ["mid", "up.2.1"])
+    assert all(torch.equal(old[name], expected[name]) for name in expected)
