@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ddae.probe import Candidate, ProbeResult
 from storage.results import Ledger
-from storage.tracking import Metric, Tracker, Trial
+from storage.tracking import Metric, Tracker, Trial, hidden
 from sweeps.tuning.evaluation import evaluate, from_record
 from sweeps.tuning.extraction import MAX_RESTARTS, encodings, fill, start_extractors
 from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree, share_outside
@@ -31,8 +31,9 @@ from sweeps.tuning.searcher import Fit, HalvingSearch, Tried, TuneSearcher
 from sweeps.tuning.space import Need, Places
 from sweeps.tuning.trial import ProbeTrial
 
-INTERRUPT_SECONDS = 10
-"""So long an interrupted sweep waits for the trial that is being logged."""
+PATIENCE_SECONDS = 10
+"""So long an interrupted sweep waits for the trials that are being logged, and another one before it says that it
+waits."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,10 @@ class Sweep:
         finally:
             ended.set()
             settled.set()
-            writer.join(INTERRUPT_SECONDS if sys.exc_info()[0] else None)
+            writer.join(PATIENCE_SECONDS)
+            if writer.is_alive() and not sys.exc_info()[0]:
+                logging.getLogger("sweeps").warning(f"all is fitted; waiting for MLflow at {hidden(tracker.uri)}")
+                writer.join()
         log_all()
 
     def _progress(self) -> Progress:

@@ -1,0 +1,185 @@
+"""A real MLflow server behind a proxy of the test's own, which delays, drops and refuses."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import suppress
+
+import pytest
+
+from storage.tracking import Metric, Tracker, Trial
+
+OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", 15))
+CREATE_RUN = b"/mlflow/runs/create"
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)]
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    process.port = port
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            break
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.2)
+    yield process
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(30)
+
+
+class Proxy:
+    """One TCP connection a request. drop: so many of the next requests to create a run get no answer, though the server
+    got them."""
+
+    def __init__(self, server_port):
+        self.server_port, self.port = server_port, free_port()
+        self.seen: list[tuple[float, bytes]] = []
+        self.delay_seconds, self.drop = 0.0, 0
+        self.open()
+
+    @property
+    def uri(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def open(self):
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def close(self):
+        """Connections are refused from here on."""
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+    def _accept(self, listener):
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=self._serve, args=(listener.accept()[0],), daemon=True).start()
+
+    def _serve(self, client):
+        with client, socket.create_connection(("127.0.0.1", self.server_port)) as upstream, suppress(OSError):
+            request = b""
+            while not whole(request):
+                request += client.recv(65536)
+            self.seen.append((time.time(), request.split(b" ", 2)[1]))
+            upstream.sendall(request.replace(b"Connection: keep-alive", b"Connection: close", 1))
+            answer = b"".join(iter(lambda: upstream.recv(65536), b""))
+            time.sleep(self.delay_seconds)
+            if self.drop and CREATE_RUN in request:
+                self.drop -= 1
+            else:
+                client.sendall(answer)
+
+    def num_created(self):
+        return sum(CREATE_RUN in path for _, path in self.seen)
+
+
+def whole(request):
+    head, end, body = request.partition(b"\r\n\r\n")
+    lengths = [line.split(b":")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
+    return end and len(body) >= sum(map(int, lengths))
+
+
+@pytest.fixture
+def proxy(server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "6")  # a tracker that fails lowers it for the whole process
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
+    proxy = Proxy(server.port)
+    yield proxy
+    proxy.close()
+
+
+def trial(name):
+    return Trial(f"key-{name}", name, {"block": "mid"}, [Metric("val_accuracy", 0.5, 300, 101.0)], False, 100.0, 101.0)
+
+
+def names(tracker):
+    return sorted((run.info.run_name, run.info.status) for run in tracker._children())
+
+
+def test_a_lost_answer_doubles_neither_parent_nor_child(proxy):
+    proxy.drop = 1
+    tracker = Tracker(proxy.uri, "digits", "lost", "lost")
+    proxy.drop = 1
+    tracker.log_trial(trial("a"))
+    assert proxy.num_created() == 4
+    tracker.finish({"val_accuracy": 0.5}, [])
+    assert len(tracker.client.search_runs([tracker.experiment_id], "tags.`ddae.key` = 'lost'")) == 1
+    assert names(tracker) == [("a", "FINISHED")]
+
+
+def test_a_long_outage_is_one_line_and_what_is_missing_is_logged_later(proxy, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    tracker = Tracker(proxy.uri, "digits", "long", "long")
+    tracker.log_trial(trial("a"))
+    proxy.drop = 2  # both tries
+    for again in range(2):
+        with pytest.raises(ValueError, match=r"cannot log to MLflow at .*; what was finished is kept, and the same"):
+            tracker.log_trial(trial("b"))
+        if not again:
+            proxy.close()
+    proxy.open()
+    for name in "abc":
+        tracker.log_trial(trial(name))
+    assert names(tracker) == [(name, "FINISHED") for name in "abc"]
+
+
+def test_without_a_server_nothing_is_begun(refused, tmp_path):
+    uri = f"http://127.0.0.1:{free_port()}"
+    assert f"MLFLOW_TRACKING_URI={uri} does not answer" in refused(cwd=tmp_path, MLFLOW_TRACKING_URI=uri)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_sweep_does_not_wait_for_a_slow_server_and_outlasts_an_outage(start, server, proxy, tmp_path):
+    """The server is stopped at the first trial that is logged, until all trials are fitted; nothing else could fit them
+    than a search that does not wait. One answer is lost as well."""
+    proxy.delay_seconds = 0.3
+
+    def wait_for(condition):
+        deadline = time.monotonic() + 150
+        while not condition():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def num_fitted():
+        return sum('"candidate"' in path.read_text() for path in tmp_path.glob("out/store/results/*/*.json"))
+
+    process = start(cwd=tmp_path, MLFLOW_TRACKING_URI=proxy.uri)
+    wait_for(lambda: any(tmp_path.rglob("*.arrow")))  # the parent is there; the next one created is a child
+    proxy.drop, before = 1, proxy.num_created()
+    wait_for(lambda: proxy.num_created() > before)
+    os.killpg(server.pid, signal.SIGSTOP)
+    stopped = time.time()
+    try:
+        wait_for(lambda: num_fitted() == 4)
+        time.sleep(max(0.0, stopped + OUTAGE_SECONDS - time.time()))
+    finally:
+        os.killpg(server.pid, signal.SIGCONT)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0 and "answer" in out and "Traceback" not in err, err
+
+    tracker = Tracker(f"http://127.0.0.1:{server.port}", "digits", "unused", "unused")
+    children = tracker.client.search_runs([tracker.experiment_id], "params.pooling != ''")
+    assert len({child.info.run_name for child in children}) == len(children) == 4
+    assert {child.info.status for child in children} == {"FINISHED"}
+    fitted = max(child.info.end_time for child in children) / 1000
+    logged = max(at for at, path in proxy.seen if CREATE_RUN in path)
+    assert fitted < logged
+    print(f"{len(proxy.seen)} requests; the last trial was logged {logged - fitted:.0f} s after the last fit")
