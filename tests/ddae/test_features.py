@@ -9,6 +9,7 @@ from ddae.datasets import load_dataset
 from ddae.features import FeatureKey, extract, width
 from ddae.noise import image_noise
 from ddae.pooling import pool, stored_grid
+from ddae.screening import leave_one_out
 from ddae.views import flip_and_crop
 
 KEY = FeatureKey("weights", "images", split_seed=0, val_fraction=0.2, noise_seed=0, draw=0, pooling=4)
@@ -47,12 +48,18 @@ def test_only_later_draws_are_views_and_each_has_noise_of_its_own(backbone, data
     assert not np.array_equal(plain, second)
 
 
-def test_batch_size_does_not_matter(backbone, dataset):
-    rows = dataset.splits["train"][:64]
-    names = ["mid", "up.2.1"]
-    one, all_at_once = (extract(backbone, dataset, rows, 30, names, KEY, size) for size in (1, 64))
+def test_batch_size_matters_neither_to_features_nor_to_the_probe(backbone, dataset):
+    rows, names = dataset.splits["train"][:300], ["mid", "up.0.1", "up.2.1"]
+    labels = torch.from_numpy(dataset.labels("train")[:300])
+    one, some, many = (extract(backbone, dataset, rows, 30, names, KEY, size) for size in (1, 16, 128))
     for name in names:
-        np.testing.assert_allclose(one[name].astype(np.float32), all_at_once[name].astype(np.float32), atol=5e-3)
+        for other in (one, some):
+            np.testing.assert_allclose(other[name].astype(np.float32), many[name].astype(np.float32), atol=5e-3)
+        right = [
+            leave_one_out(torch.from_numpy(features[name]).float()[:, :, None, None], labels, 10)
+            for features in (some, many)
+        ]
+        assert (right[0] != right[1]).sum() <= 1
 
 
 @pytest.mark.parametrize("timestep", [-1, 1000])
