@@ -5,8 +5,18 @@ import shutil
 import pytest
 import torch
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # before diffusers loads, and for child processes
+# before diffusers and Ray load, and for child processes; the last puts Ray on loopback
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """A command that runs in this process leaves no variable behind."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,11 +23,22 @@ CELL = "block", "timestep", "pooling", "head", "num_images", "val_accuracy"
 
 
 def start_sweep(model: str, cwd: Path, *more: str, **env: str) -> subprocess.Popen:
-    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     return subprocess.Popen(
         [sys.executable, SWEEPS / "layer_noise.py", "--backbone", model, *ARGS, *more],
-        cwd=cwd, env={**kept, **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        cwd=cwd, env=own | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
     )  # fmt: skip
+
+
+def listens_at(process: subprocess.Popen) -> set[str]:
+    """The addresses, as in /proc/net, at which a command and its descendants listen."""
+    sockets = set()
+    for pid in processes("", process.pid):
+        with suppress(OSError):
+            sockets |= {os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [row.split() for table in ("tcp", "tcp6") for row in Path(f"/proc/net/{table}").read_text().splitlines()]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -118,6 +131,7 @@ def sweep() -> SimpleNamespace:
         table=table,
         progress=progress,
         children=children,
+        listens_at=listens_at,
     )
 
 

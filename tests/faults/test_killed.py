@@ -4,6 +4,8 @@ import signal
 import time
 
 NUM_START_UP, NUM_LATER = 4, 16
+LOOPBACK_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
 
 
 def test_driver(sweep, undisturbed, tiny_model, tmp_path):
@@ -13,8 +15,12 @@ def test_driver(sweep, undisturbed, tiny_model, tmp_path):
         process = sweep.start(tiny_model, tmp_path)
         if attempt < NUM_START_UP:
             time.sleep(2 * attempt + 1)
-        elif not sweep.wait_for(lambda least=before + whole // NUM_LATER: sweep.progress(tmp_path) >= least, process):
+        elif not sweep.wait_for(
+            lambda least=before + whole // (2 * NUM_LATER): sweep.progress(tmp_path) >= least, process
+        ):
             break
+        if attempt == 9:
+            assert sweep.listens_at(process) == LOOPBACK
         if attempt == 10:
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=60)
@@ -22,8 +28,7 @@ def test_driver(sweep, undisturbed, tiny_model, tmp_path):
         else:
             sweep.kill(process)
         num_stopped += 1
-    print(f"stopped {num_stopped} times")
-    assert num_stopped >= 18
+    assert num_stopped == NUM_START_UP + NUM_LATER
     sweep.finish(sweep.start(tiny_model, tmp_path))
     assert sweep.table(tmp_path) == sweep.table(undisturbed)
     assert sweep.children(tmp_path) == sweep.children(undisturbed)
@@ -40,7 +45,7 @@ def test_workers_and_nodes(sweep, undisturbed, tiny_model, tmp_path):
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
         leaves = cluster.add_node(**node)
-        process = sweep.start(tiny_model, tmp_path, RAY_ADDRESS=cluster.address)
+        process = sweep.start(tiny_model, tmp_path, RAY_ADDRESS=cluster.address, **LOOPBACK_RAY)
         reached(0.2)
         assert sweep.wait_for(lambda: sweep.kill_one("ray::Extractor"), process)
         reached(0.4)

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -122,9 +121,7 @@ def test_mlflow_has_a_parent_and_a_child_a_trial(place):
 
 def test_the_same_command_computes_and_logs_nothing_twice(report, tiny_model, place):
     before = files(place), len(runs(place)[1])
-    started = time.monotonic()
     assert run("layer_noise", *search_args(tiny_model), cwd=place) == report
-    assert time.monotonic() - started < 60
     assert (files(place), len(runs(place)[1])) == before
 
 
