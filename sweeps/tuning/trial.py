@@ -32,7 +32,9 @@ class ProbeTrial(tune.Trainable):
         accuracy, mistake = 0.0, ""
         try:
             accuracy = evaluate(self.plan, self.candidate, self.num_images, self._read).val_accuracy
-        except ValueError as error:
+        except ConnectionError:
+            raise
+        except (ValueError, OSError) as error:
             mistake = str(getattr(error, "cause", error))
         return {
             "val_accuracy": accuracy,
