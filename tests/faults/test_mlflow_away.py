@@ -14,7 +14,7 @@ import pytest
 
 from storage.tracking import Metric, Tracker, Trial
 
-OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", 15))
+OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", 8))
 CREATE_RUN = b"/mlflow/runs/create"
 
 
