@@ -4,8 +4,8 @@ import os
 import signal
 import time
 
-NUM_START_UP = 3
-NUM_LATER = int(os.environ.get("NUM_KILLS", 10)) - NUM_START_UP
+NUM_START_UP = 2
+NUM_LATER = int(os.environ.get("NUM_KILLS", 5)) - NUM_START_UP
 """A kill costs a start, which is ten seconds; NUM_KILLS=20 for twenty of them."""
 LOOPBACK_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
@@ -17,14 +17,14 @@ def test_driver(sweep, undisturbed, tiny_model, tmp_path):
         before = sweep.progress(tmp_path)
         process = sweep.start(tiny_model, tmp_path)
         if attempt < NUM_START_UP:
-            time.sleep(2 * attempt + 1)
+            time.sleep(4 * attempt + 1)
         elif not sweep.wait_for(
             lambda least=before + whole // (2 * NUM_LATER): sweep.progress(tmp_path) >= least, process
         ):
             break
-        if attempt == 5:
+        if attempt == NUM_START_UP:
             assert sweep.listens_at(process) == LOOPBACK
-        if attempt == 6:
+        if attempt == NUM_START_UP + 1:
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=60)
             assert process.returncode == 130 and err.splitlines()[-1].startswith("stopped; what was finished is kept")
