@@ -72,7 +72,7 @@ class ModelAndData:
 
 def run(main: Callable[[Config], None], config_class: type[Config], description: str | None) -> None:
     """Parse the flags into config_class and call main; a user's mistake is one line and exit code 2."""
-    if "RAY_ADDRESS" not in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
         os.environ.update(PRIVATE_RAY | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
     try:
         main(parse(config_class, sys.argv[1:], description))

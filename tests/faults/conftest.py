@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,15 @@ import pytest
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 ARGS = ["--dataset", "digits", "--timesteps", "0", "100", "600", "--poolings", "1", "2", "--num-trials", "10"]
-SMALL = ["--dataset", "digits", "--timesteps", "100", "--blocks", "mid", "up.0.0", "--heads", "ridge"]
+SMALL = ["--dataset", "digits", "--timesteps", "100", "--poolings", "1", "2", "--search", "grid"]
+SMALL += ["--blocks", "mid", "up.0.0", "--heads", "ridge"]
 CELL = "block", "timestep", "pooling", "head", "num_images", "val_accuracy"
 
 
-def start_sweep(model: str, cwd: Path, *more: str, **env: str) -> subprocess.Popen:
+def start_sweep(model: str, cwd: Path, args: Sequence[str] = ARGS, **env: str) -> subprocess.Popen:
     own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     return subprocess.Popen(
-        [sys.executable, SWEEPS / "layer_noise.py", "--backbone", model, *ARGS, *more],
+        [sys.executable, SWEEPS / "layer_noise.py", "--backbone", model, *args],
         cwd=cwd, env=own | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
     )  # fmt: skip
@@ -149,14 +150,7 @@ def start(tiny_model):
     started = []
 
     def start(*args, cwd, **env):
-        own = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-        command = [sys.executable, SWEEPS / "layer_noise.py", "--backbone", tiny_model, *SMALL, "--poolings", "1", "2"]
-        started.append(
-            subprocess.Popen(
-                [*command, "--search", "grid", *args], cwd=cwd, env=own | env, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-            )
-        )  # fmt: skip
+        started.append(start_sweep(tiny_model, cwd, [*SMALL, *args], **env))
         return started[-1]
 
     yield start
