@@ -10,6 +10,7 @@ how a sweep runs: a class trainable in reused actors, and our searcher.
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -82,7 +83,7 @@ def burn(seconds: float) -> dict[str, float]:
     deadline = time.process_time() + seconds
     while time.process_time() < deadline:
         pass
-    return {"val_accuracy": 0.5, "started": started, "ended": time.time()}
+    return {"val_accuracy": 0.5, "lost": "", "started": started, "ended": time.time()}
 
 
 class BusyTrial(tune.Trainable):
@@ -144,14 +145,16 @@ def run(variant: Variant, config: Overhead, loop_seconds: float) -> dict[str, fl
     with tempfile.TemporaryDirectory() as folder:
         if variant.searcher:
             search = HalvingSearch(SPACE, SPACE.candidates, [1], num_trials, round_size=4)
-            searcher = TimedSearcher(search, known=lambda fit: None)
+            there: Future = Future()
+            there.set_result(None)
+            searcher = TimedSearcher(search, lambda fit: None, lambda fit, lost: there, lambda: variant.slots)
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
             param_space=None if searcher else {"x": tune.uniform(0, 1)},
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=num_trials,
-                max_concurrent_trials=variant.slots,
+                max_concurrent_trials=None if searcher else variant.slots,
                 reuse_actors=variant.reuse_actors,
             ),
             run_config=tune.RunConfig(

@@ -38,7 +38,7 @@ from storage.results import Ledger, content_key
 from sweeps.cli import ModelAndData
 from sweeps.layer_noise import LayerNoise
 from sweeps.tuning.evaluation import look_at, look_poolings, pack, read_features, unpack
-from sweeps.tuning.extraction import Extractor
+from sweeps.tuning.extractor import Extractor
 from sweeps.tuning.outcome import best_cells, warm_start
 from sweeps.tuning.plan import PROBE_VERSION, REDUCTION, Plan, make_plan
 from sweeps.tuning.race import Race
@@ -255,8 +255,7 @@ METHODS: dict[str, Callable[[Play], None]] = {
 def main(config: SearchCost) -> None:
     plan, _, _ = make_plan(config, config.poolings, config.heads)
     with ProcessPoolExecutor(config.processes, get_context("spawn"), torch.set_num_threads, (1,)) as workers:
-        places = range(config.processes)
-        wait("extraction", [workers.submit(extract, plan, place, len(places)) for place in places])
+        wait("extraction", [workers.submit(extract, plan, *place) for place in plan.space.places.items()])
         wait("grid", [workers.submit(fit_on_all, plan, cell) for cell in plan.space.candidates])
         grid = wait("grid's choice", [workers.submit(choose_from_grid, plan, seed) for seed in range(config.seeds)])
         names = config.methods or tuple(METHODS)
@@ -307,12 +306,11 @@ def wait(title: str, jobs: list[Future]) -> list:
     return [job.result() for job in track(jobs, title)]
 
 
-def extract(plan: Plan, place: int, num_places: int) -> None:
-    extractor = Extractor(plan, 1, place, num_places)
-    for timestep, blocks in plan.space.places.items():
-        extractor.ensure(Need(timestep, "train", plan.rungs[-1], blocks))
-        extractor.ensure(Need(timestep, "val", plan.num_val, blocks))
-        extractor.ensure(Need(timestep, "train", SECOND_DRAW, blocks, draw=1))
+def extract(plan: Plan, timestep: int, blocks: tuple[str, ...]) -> None:
+    extractor = Extractor(plan, 1)
+    extractor.ensure(Need(timestep, "train", plan.rungs[-1], blocks))
+    extractor.ensure(Need(timestep, "val", plan.num_val, blocks))
+    extractor.ensure(Need(timestep, "train", SECOND_DRAW, blocks, draw=1))
 
 
 def fit_on_all(plan: Plan, cell: Candidate) -> None:

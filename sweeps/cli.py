@@ -54,6 +54,8 @@ class ModelAndData:
     """Where the named datasets lie, or torchvision downloads them to."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
+    gpus_per_extractor: float = 1.0
+    """Share of a GPU that runs one copy of the network; 0.5 puts two copies on each GPU."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the forward passes (autocast); another one extracts anew."""
     channels_last: bool = False

@@ -59,7 +59,7 @@ def measure(folder: Path, cell: Candidate, record: Path) -> None:
     from storage.feature_store import published
     from storage.tracking import Tracker, check_server, tracking_uri
     from sweeps.tuning.evaluation import read_features
-    from sweeps.tuning.extraction import Extractor
+    from sweeps.tuning.extractor import Extractor
     from sweeps.tuning.plan import sweep_folder
     from sweeps.tuning.space import Need, Places
 

@@ -38,8 +38,8 @@ def main(config: LabelFreeRanking) -> None:
     check_cluster()
     folder = config.out / f"label-free-{plan.folder().rpartition('/')[2]}"
     cli.check_writable(folder, Path(plan.store))
-    with ray_cluster():
-        scores = Sweep(plan).label_free(config.num_images)
+    with ray_cluster(), Sweep(plan) as sweep:
+        scores = sweep.label_free(config.num_images)
     names = [block.name for block in plan.space.blocks]
     order = best_cells(plan, scores.ranking, scores.ranking.size)
     heat_map(

@@ -99,8 +99,7 @@ def main(config: LayerNoise) -> None:
         (folder / "config.yaml").write_text(yaml.safe_dump(as_flags(config)))
         tracker.log_params({**as_flags(config), "backbone_sha256": plan.key.backbone, "store_folder": plan.folder()})
         loaded = time.time()
-        with ray_cluster():
-            sweep = Sweep(plan)
+        with ray_cluster(), Sweep(plan) as sweep:
             sweep.busy.append((started, loaded))
             race = sweep.look()
             label_free = sweep.label_free()

@@ -66,6 +66,7 @@ class Plan:
     seed: int
     views: int = 1
     """Of every training image that heads are fitted on: the image as it is, then flipped and cropped ones."""
+    gpus_per_extractor: float = 1.0
 
     def folder(self, draw: int = 0) -> str:
         """The store's folder of all features that differ in split, timestep and block alone."""
@@ -262,6 +263,7 @@ def make_plan(
         sigmas={timestep: backbone.sigma(timestep) for timestep in timesteps},
         seed=seed,
         views=views,
+        gpus_per_extractor=config.gpus_per_extractor,
     )
     return plan, backbone, dataset
 

@@ -1,6 +1,5 @@
 """How a sweep runs on Ray, and how it goes on: screen, search, answer."""
 
-import itertools
 import logging
 import os
 import socket
@@ -9,9 +8,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import ray
 from ray import tune
@@ -23,7 +22,8 @@ from ddae.probe import Candidate, ProbeResult
 from storage.results import Ledger
 from storage.tracking import Metric, Tracker, Trial, hidden
 from sweeps.tuning.evaluation import evaluate, from_record
-from sweeps.tuning.extraction import MAX_RESTARTS, encodings, fill, start_extractors
+from sweeps.tuning.extraction import MAX_DEATHS, Extraction
+from sweeps.tuning.extractor import Work
 from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree, share_outside
 from sweeps.tuning.plan import NUM_LABEL_FREE, Plan
 from sweeps.tuning.race import Race
@@ -93,14 +93,33 @@ def ray_cluster() -> Iterator[None]:
         ray.shutdown()
 
 
+def num_slots() -> int:
+    """Fits that can run at once on the cluster as it is now."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
 class Sweep:
-    """A sweep on a running cluster."""
+    """A sweep on a running cluster, until the block ends."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
         self.console = Console(stderr=True)
-        self.extractors = start_extractors(plan)
+        self.extraction = Extraction(plan, self._heard)
         self.busy: list[tuple[float, float]] = []
+        """Wall-clock intervals in which a process worked."""
+        self.passes = self.head_seconds = 0.0
+
+    def __enter__(self) -> "Sweep":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.extraction.close()
+
+    def _heard(self, work: Work) -> None:
+        self.busy.append((work.started_seconds, work.ended_seconds))
+        self.passes += work.passes
+        if work.method == "look":
+            self.head_seconds += work.ended_seconds - work.started_seconds
 
     def look(self) -> Race:
         """Closed-form ridge at every place in the race, on growing numbers of images, until few timesteps are left."""
@@ -108,54 +127,20 @@ class Sweep:
         race = Race([], plan.space.places)
         for place, num_images in enumerate(plan.looks):
             needs = [Need(t, "train", num_images, blocks) for t, blocks in race.places.items()]
-            title = f"look at {num_images:,}"
-            self._ensure(needs, title)
-            looks = self._each("look", [replace(need, blocks=(b,)) for need in needs for b in need.blocks], title)
+            looks = self.extraction.run(self.extraction.looks(needs)).result()
             race = race.after(looks, None if plan.exhaustive else plan.num_kept(place))
         return race
 
     def label_free(self, num_images: int = NUM_LABEL_FREE) -> LabelFree:
         """Every (block, timestep) ranked without labels."""
         needs = self.plan.label_free_needs(num_images)
-        for draw in (0, 1):
-            self._ensure([replace(need, draw=draw) for need in needs], "label-free")
-        scores = self._each("label_free", needs, "label-free")
-        return LabelFree.of(self.plan, list(scores.values()))
-
-    def _ensure(self, needs: list[Need], title: str) -> None:
-        """Fill the needs; latents first, so that no image is encoded twice."""
-        for method, its_needs, note in (
-            ("encode", encodings(self.plan, needs), "latents"),
-            ("ensure", needs, "forward"),
-        ):
-            if its_needs:
-                self._each(method, its_needs, f"{title}, {note}", self.extractors)
-
-    def _each(self, method: str, needs: list[Need], title: str, workers: list | None = None) -> dict[Need, Any]:
-        """The extractors' method of every need: by one of them in turn, or by all (the last one's answer is kept)."""
-        turns = itertools.cycle(self.extractors)
-        pending = {getattr(worker, method).remote(need): need for need in needs for worker in workers or [next(turns)]}
-        results = dict.fromkeys(needs)
-        with self._progress() as progress:
-            bar = progress.add_task(f"{title:<22}", total=len(pending), note="")
-            while pending:
-                ready, _ = ray.wait(list(pending))
-                results[pending.pop(ready[0])] = ray.get(ready[0])
-                progress.advance(bar)
-        self._warn()
-        return results
-
-    def _warn(self) -> None:
-        for messages in ray.get([extractor.warnings.remote() for extractor in self.extractors]):
-            for message in messages:
-                logging.getLogger("sweeps").warning(message)
+        return LabelFree.of(self.plan, self.extraction.run(self.extraction.label_free(needs)).result())
 
     def search(self, search: Search, race: Race, first: list[Candidate], tracker: Tracker) -> list[FinishedTrial]:
         """Run trials of what the race has left until num_trials have finished or nothing is left.
 
         first: candidates to try before any other.
         """
-        self._ensure(race.val_needs(self.plan), "val")
         candidates = self.plan.space.candidates_at(race.places)
         grid, optuna = search.sampler == "grid", search.sampler == "optuna"
         halving = HalvingSearch(
@@ -168,26 +153,30 @@ class Sweep:
             search.seed,
             search.round_size if optuna else None,
         )
-        searcher = TuneSearcher(halving, self._known)
+
+        def features(fit: Fit, lost: bool) -> Future:
+            needs = self.plan.trial_needs(*fit, race.places)
+            if lost:
+                self.extraction.forget(needs)
+            return self.extraction.run(self.extraction.fill(needs))
+
+        searcher = TuneSearcher(halving, self._known, features, num_slots)
         with self._logging(halving, race.places, tracker) as log, self._progress() as progress:
             watch = _Watch(progress, halving, log)
             watch.update()
             if not halving.ended:
-                self._tune(searcher, race.places, watch)
+                self._tune(searcher, watch)
                 watch.update()
             self.busy += watch.busy
-        self._warn()
         return [self._finished(one, race.places) for one in halving.tried]
 
     def baseline(self, head: str) -> ProbeResult:
         """Raw pixels under a head."""
-        return ray.get(self.extractors[0].raw_pixels.remote(head))
+        return self.extraction.run(self.extraction.call("raw_pixels", head)).result()
 
     def cost(self, race: Race, trials: list[FinishedTrial], started: float) -> Cost:
         """Of the sweep, which began at `started` (seconds since the epoch)."""
         plan = self.plan
-        reports = ray.get([extractor.report.remote() for extractor in self.extractors])
-        intervals = self.busy + [interval for busy, _, _ in reports for interval in busy]
         needs = [*plan.label_free_needs(), *race.needs(plan), *race.val_needs(plan)]
         for trial in trials:
             needs += plan.trial_needs(trial.candidate, trial.rungs[-1].num_images, race.places)
@@ -196,29 +185,25 @@ class Sweep:
             passes=plan.space.forward_passes(needs),
             grid_passes=plan.grid_passes,
             num_train=plan.rungs[-1],
-            new_passes=sum(num for _, num, _ in reports),
-            head_seconds=sum(seconds for _, _, seconds in reports)
-            + sum(rung.fit_seconds for trial in trials for rung in trial.rungs),
+            new_passes=self.passes,
+            head_seconds=self.head_seconds + sum(rung.fit_seconds for trial in trials for rung in trial.rungs),
             wall_seconds=now - started,
-            ray_share=share_outside(intervals, started, now),
+            ray_share=share_outside(self.busy, started, now),
         )
 
-    def _tune(self, searcher: TuneSearcher, places: Places, watch: "_Watch") -> None:
-        trainable = tune.with_parameters(ProbeTrial, plan=self.plan, places=places, extractors=self.extractors)
-        slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    def _tune(self, searcher: TuneSearcher, watch: "_Watch") -> None:
+        trainable = tune.with_parameters(ProbeTrial, plan=self.plan)
         with tempfile.TemporaryDirectory() as unread:  # Tune's own state; the ledger is what a rerun goes on from
             tune.Tuner(
                 tune.with_resources(trainable, {"cpu": 1}),
-                tune_config=tune.TuneConfig(
-                    search_alg=searcher, num_samples=-1, max_concurrent_trials=slots, reuse_actors=True
-                ),
+                tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
                 run_config=tune.RunConfig(
                     name="tune",
                     storage_path=unread,
                     verbose=0,
                     callbacks=[watch],
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
+                    failure_config=tune.FailureConfig(max_failures=MAX_DEATHS),
                 ),
             ).fit()
 
@@ -231,7 +216,8 @@ class Sweep:
         rungs = []
         for num_images in self.plan.rungs[: len(one.accuracies)]:
             if self._known((one.candidate, num_images)) is None:
-                fill(self.plan, self.extractors, self.plan.trial_needs(one.candidate, num_images, places))
+                needs = self.plan.trial_needs(one.candidate, num_images, places)
+                self.extraction.run(self.extraction.fill(needs)).result()
             rungs.append(evaluate(self.plan, one.candidate, num_images))
         return FinishedTrial(one.candidate, rungs, one.stopped_early)
 
@@ -292,6 +278,8 @@ class _Watch(tune.Callback):
         self.log()
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        for message in result["warnings"]:
+            logging.getLogger("sweeps").warning(message)
         if result["mistake"]:
             raise ValueError(f"{trial.config}: {result['mistake']}")
 

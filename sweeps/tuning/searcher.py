@@ -3,6 +3,7 @@
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 
 import optuna
@@ -135,40 +136,62 @@ class HalvingSearch:
 
 
 class TuneSearcher(Searcher):
-    """The search as Tune asks for it: a Tune trial is one fit. A fit whose result is known is not asked for.
+    """The search as Tune asks for it: a Tune trial is one fit. A fit whose result is known is not asked for, and no
+    other before its features stand.
 
-    known: the val accuracy that stands in the ledger, if any.
+    known: the val accuracy that stands in the ledger, if any. features: asks for those of a fit, which may have been
+    lost since they were asked for before. num_slots: how many fits can run at once just now.
     """
 
-    def __init__(self, search: HalvingSearch, known: Callable[[Fit], float | None]):
+    def __init__(
+        self,
+        search: HalvingSearch,
+        known: Callable[[Fit], float | None],
+        features: Callable[[Fit, bool], Future],
+        num_slots: Callable[[], int],
+    ):
         super().__init__(metric="val_accuracy", mode="max")
-        self.search, self.known = search, known
+        self.search, self.known, self.features, self.num_slots = search, known, features, num_slots
         self._running: dict[str, Fit] = {}
-        self._next: Fit | None = None
-        self.skip_known()
+        self._waiting: dict[Fit, Future] = {}
+        self._lost: set[Fit] = set()
+        self.go_on()
 
-    def skip_known(self) -> None:
-        """Go to the next fit whose result is not known."""
-        while self._next is None and (fit := self.search.ask()) is not None:
+    def go_on(self) -> None:
+        """To the fits whose results are not known."""
+        while (fit := self.search.ask()) is not None:
             accuracy = self.known(fit)
             if accuracy is None:
-                self._next = fit
+                self._waiting[fit] = self.features(fit, False)
             else:
                 self.search.tell(fit, accuracy)
 
     def suggest(self, trial_id: str) -> dict | str | None:
-        self.skip_known()
-        if self._next is None:
-            return Searcher.FINISHED if self.search.ended else None
-        candidate, num_images = self._running[trial_id] = self._next
-        self._next = None
-        return {**asdict(candidate), "num_images": num_images}
+        if self.search.ended:
+            return Searcher.FINISHED
+        if len(self._running) >= self.num_slots():
+            return None
+        for fit, features in self._waiting.items():
+            if features.done():
+                features.result()
+                del self._waiting[fit]
+                candidate, num_images = self._running[trial_id] = fit
+                return {**asdict(candidate), "num_images": num_images}
+        return None
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         fit = self._running.pop(trial_id)
-        if not error:  # which ends the sweep
-            assert result is not None
+        if error:  # which ends the sweep
+            return
+        assert result is not None
+        if result["lost"]:
+            if fit in self._lost:
+                raise ValueError(f"{result['lost']}, again; --store must name a place that all machines see")
+            self._lost.add(fit)
+            self._waiting[fit] = self.features(fit, True)
+        else:
             self.search.tell(fit, result["val_accuracy"])
+            self.go_on()
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is the state, and a rerun is the way to go on."""

@@ -6,18 +6,18 @@ import torch
 from ray import tune
 
 from ddae.probe import Candidate
-from sweeps.tuning.evaluation import Features, evaluate, read_features
-from sweeps.tuning.extraction import fill
+from sweeps.tuning.evaluation import evaluate
+from sweeps.tuning.extractor import Warnings
 from sweeps.tuning.plan import Plan
-from sweeps.tuning.space import Places
 
 
 class ProbeTrial(tune.Trainable):
-    """Tune's view of a fit, which is to convergence: heads are compared at equal maturity."""
+    """Tune's view of a fit, which is to convergence: heads are compared at equal maturity. Its features stand in the
+    store."""
 
-    def setup(self, config: dict, plan: Plan, places: Places, extractors: list) -> None:
+    def setup(self, config: dict, plan: Plan) -> None:
         torch.set_num_threads(1)
-        self.plan, self.places, self.extractors = plan, places, extractors
+        self.plan, self.warned = plan, Warnings()
         self.reset_config(config)
 
     def reset_config(self, new_config: dict) -> bool:
@@ -27,29 +27,25 @@ class ProbeTrial(tune.Trainable):
         return True
 
     def step(self) -> dict:
-        """mistake: what no retry mends, in one line."""
-        self.fit_started = time.time()
-        accuracy, mistake = 0.0, ""
+        """lost: which features were gone. mistake: what no retry mends, in one line."""
+        started, accuracy, lost, mistake = time.time(), 0.0, "", ""
         try:
-            accuracy = evaluate(self.plan, self.candidate, self.num_images, self._read).val_accuracy
+            accuracy = evaluate(self.plan, self.candidate, self.num_images).val_accuracy
         except ConnectionError:
             raise
+        except LookupError as error:
+            lost = str(error)
         except (ValueError, OSError) as error:
-            mistake = str(getattr(error, "cause", error))
+            mistake = str(error)
         return {
             "val_accuracy": accuracy,
+            "lost": lost,
             "mistake": mistake,
-            "fit_started": self.fit_started,
+            "warnings": self.warned.drain(),
+            "fit_started": started,
             "fit_ended": time.time(),
             "done": True,
         }
-
-    def _read(self, split: str, num_images: int) -> Features:
-        """The features, after waiting until the extractors have put those of both splits in the store."""
-        if split == "train":
-            fill(self.plan, self.extractors, self.plan.trial_needs(self.candidate, num_images, self.places))
-            self.fit_started = time.time()
-        return read_features(self.plan, self.candidate, split, num_images)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: a rerun finds what was fitted in the ledger."""

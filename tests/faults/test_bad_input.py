@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save, save_file
 
 from ddae.backbones import load_backbone
 from sweeps import cli, final_test, label_free, layer_noise, pretrain
-from sweeps.tuning.extraction import Extractor
+from sweeps.tuning.extractor import Extractor
 from sweeps.tuning.space import Need
 
 CASES = [

@@ -12,13 +12,13 @@ import pytest
 
 from storage.feature_store import FeatureStore
 from sweeps.cli import ModelAndData
-from sweeps.tuning.extraction import Extractor
+from sweeps.tuning.extractor import Extractor
 from sweeps.tuning.plan import make_plan
 from sweeps.tuning.space import Need
 
 NUM_PROCESSES = 8
 PRELOADED = [
-    "sweeps.tuning.extraction",
+    "sweeps.tuning.extractor",
     "diffusers.models.unets.unet_2d",
     "diffusers.pipelines.pipeline_utils",
     "sklearn.datasets",
@@ -33,7 +33,7 @@ def extract_all(plan, together, passes):
     together.wait()
     for need in NEEDS:
         extractor.ensure(need)
-    passes.put(extractor.new_passes)
+    passes.put(extractor.passes)
 
 
 def test_of_eight_processes_one_extracts(tiny_model, tmp_path):

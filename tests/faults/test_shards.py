@@ -9,7 +9,7 @@ import pytest
 from storage.feature_store import FeatureStore
 from storage.results import Ledger
 from sweeps.cli import ModelAndData
-from sweeps.tuning.extraction import SHARD_ROWS, Extractor
+from sweeps.tuning.extractor import SHARD_ROWS, Extractor
 from sweeps.tuning.plan import make_plan
 from sweeps.tuning.space import Need
 
@@ -126,14 +126,13 @@ def test_an_extractor_makes_the_damaged_rows_again_and_no_others(plan):
     version = shutil.copy(other, up[2].parent)
 
     extractor = Extractor(plan, 1)
-    extractor.ensure(need)
+    warnings = extractor.work("ensure", need).warnings
 
     damaged = [mid[0], up[0], mid[1], unnamed, version]
-    warnings = extractor.warnings()
     assert [sum(str(path) in warning for warning in warnings) for path in damaged] == [1] * len(warnings)
-    assert extractor.warnings() == []
+    assert extractor.work("ensure", need).warnings == []
     passes = 588 * plan.space.pass_share(need.blocks) + SHARD_ROWS * plan.space.pass_share(("mid",))
-    assert extractor.new_passes == pytest.approx(passes)
+    assert extractor.passes == pytest.approx(passes)
     after = [np.concatenate(FeatureStore(plan.store).read(column, 1100)) for column in columns]
     assert all(np.array_equal(a, b) for a, b in zip(after, before, strict=True))
     assert [path for path in mid + up if path.stat().st_mtime_ns == stamps[path]] == [up[1]]

@@ -6,7 +6,8 @@ import pytest
 from ddae.features import extract
 from storage.feature_store import FeatureStore
 from sweeps.cli import ModelAndData
-from sweeps.tuning.extraction import SHARD_ROWS, Extractor, encodings
+from sweeps.tuning.extraction import encodings
+from sweeps.tuning.extractor import SHARD_ROWS, Extractor, num_shards
 from sweeps.tuning.plan import make_plan
 from sweeps.tuning.space import Need
 
@@ -24,20 +25,20 @@ def test_an_image_passes_once_whatever_stands_in_the_store(plan):
     needs = [Need(30, "train", 100, EVERY), Need(30, "train", 600, EVERY[1:3]), Need(30, "train", 900, ("mid",))]
     for need in needs:
         extractor.ensure(need)
-    assert extractor.new_passes == pytest.approx(plan.space.forward_passes(needs))
-    before = extractor.new_passes
+    assert extractor.passes == pytest.approx(plan.space.forward_passes(needs))
+    before = extractor.passes
     extractor.ensure(Need(30, "train", 1000, EVERY))
-    assert extractor.new_passes - before == pytest.approx(900 * plan.space.pass_share(EVERY))
+    assert extractor.passes - before == pytest.approx(900 * plan.space.pass_share(EVERY))
 
 
 def test_extractors_share_a_need_and_leave_nothing(plan):
-    extractors = [Extractor(plan, 1, place, 3) for place in range(3)]
+    extractors = [Extractor(plan, 1) for _ in range(3)]
     needs = [Need(100, "train", 1000, EVERY, draw) for draw in (0, 1)]
-    for extractor in extractors:
-        for need in needs:
-            extractor.ensure(need)
-    assert sum(one.new_passes for one in extractors) == pytest.approx(plan.space.forward_passes(needs))
-    assert min(one.new_passes for one in extractors) > 0
+    shards_of = [(need, shard) for need in needs for shard in range(num_shards(need))]
+    for number, (need, shard) in enumerate(shards_of + shards_of):
+        extractors[number % 3].extract(need, shard)
+    assert sum(one.passes for one in extractors) == pytest.approx(plan.space.forward_passes(needs))
+    assert min(one.passes for one in extractors) > 0
     store = FeatureStore(plan.store)
     for draw in (0, 1):
         assert store.missing(plan.column(100, "train", "mid", draw), 1000) == []
@@ -47,16 +48,16 @@ def test_extractors_share_a_need_and_leave_nothing(plan):
     assert lengths == {SHARD_ROWS, 1000 - SHARD_ROWS}
 
 
-def test_several_extractors_write_what_one_would(plan, tmp_path):
-    need = Need(30, "val", 200, ("mid",))
-    for place in (0, 1):
-        Extractor(plan, 1, place, 2).ensure(need)
-    column = plan.column(30, "val", "mid")
-    shared = np.concatenate(FeatureStore(plan.store).read(column, 200))
+def test_several_extractors_write_what_one_would(plan):
+    need = Need(30, "train", 1000, ("mid",))
+    for shard in range(num_shards(need)):
+        Extractor(plan, 1).extract(need, shard)
+    column = plan.column(30, "train", "mid")
+    shared = np.concatenate(FeatureStore(plan.store).read(column, 1000))
     for path in (FeatureStore(plan.store).root / column).glob("*.arrow"):
         path.unlink()
     Extractor(plan, 1).ensure(need)
-    assert np.array_equal(np.concatenate(FeatureStore(plan.store).read(column, 200)), shared)
+    assert np.array_equal(np.concatenate(FeatureStore(plan.store).read(column, 1000)), shared)
 
 
 def shards(plan, need):
@@ -71,7 +72,7 @@ def latent_plan(tiny_stable_diffusion, tmp_path):
 
 
 def test_an_image_is_encoded_once_for_all_timesteps_and_noise(latent_plan):
-    extractors = [Extractor(latent_plan, 1, place, 2) for place in range(2)]
+    extractors = [Extractor(latent_plan, 1) for _ in range(2)]
     blocks = tuple(block.name for block in latent_plan.space.blocks)
     needs = [
         Need(timestep, split, 600 if split == "train" else 50, blocks, draw)
@@ -80,15 +81,16 @@ def test_an_image_is_encoded_once_for_all_timesteps_and_noise(latent_plan):
     ]
     encoded = encodings(latent_plan, needs)
     assert len(encoded) == 2
-    for method, its_needs in (("encode", encoded), ("ensure", needs)):
+    for method, its_needs in (("encode", encoded), ("extract", needs)):
         for extractor in extractors:
             for need in its_needs:
-                getattr(extractor, method)(need)
-    assert sum(one.new_encodings for one in extractors) == 650
+                for shard in range(num_shards(need)):
+                    getattr(extractor, method)(need, shard)
+    assert sum(one.num_encoded for one in extractors) == 650
     augmented = Need(10, "train", 20, blocks, draw=2)
     for extractor in extractors:
         extractor.ensure(augmented)
-    assert sum(one.new_encodings for one in extractors) == 670
+    assert sum(one.num_encoded for one in extractors) == 670
 
 
 def test_features_of_kept_latents_are_those_of_the_images(latent_plan):

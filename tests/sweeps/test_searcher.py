@@ -1,9 +1,11 @@
 import random
+from concurrent.futures import Future
 
 import pytest
 from optuna.trial import TrialState
 
 from ddae.backbones import Block
+from ddae.probe import Candidate
 from sweeps.tuning.searcher import Axes, HalvingSearch, TuneSearcher
 from sweeps.tuning.space import Space
 
@@ -124,6 +126,27 @@ def test_tpe_finds_the_good_corner_sooner_than_chance():
     assert found >= 75
 
 
+class Features:
+    """Asked for, and there when somebody says so."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, fit, lost):
+        self.asked.append((fit, lost, Future()))
+        return self.asked[-1][2]
+
+    def arrive(self):
+        for _, _, future in self.asked:
+            if not future.done():
+                future.set_result(None)
+
+
+def fit_of(config):
+    *cell, num_images = config.values()
+    return Candidate(*cell), num_images
+
+
 def test_tune_is_asked_for_no_fit_whose_result_is_known():
     expected = play(search_of(20))
     known = {
@@ -132,18 +155,57 @@ def test_tune_is_asked_for_no_fit_whose_result_is_known():
         for num_images, value in zip(RUNGS, values, strict=False)
     }
     asked = [fit for number, fit in enumerate(known) if number % 3 == 0]
-    search = search_of(20)
-    searcher = TuneSearcher(search, known={fit: known[fit] for fit in known if fit not in asked}.get)
+    search, features = search_of(20), Features()
+    searcher = TuneSearcher(search, {fit: known[fit] for fit in known if fit not in asked}.get, features, lambda: 3)
     running, number = {}, 0
     while (config := searcher.suggest(str(number))) != searcher.FINISHED:
         if config is None:
-            trial_id, fit = running.popitem()
-            searcher.on_trial_complete(trial_id, {"val_accuracy": known[fit]})
+            if len(running) < 3:
+                features.arrive()
+            if running:
+                trial_id, fit = running.popitem()
+                searcher.on_trial_complete(trial_id, {"val_accuracy": known[fit], "lost": ""})
             continue
-        *cell, num_images = config.values()
-        fit = next(fit for fit in asked if fit == (type(fit[0])(*cell), num_images))
+        fit = fit_of(config)
         asked.remove(fit)
         running[str(number)] = fit
         number += 1
     assert not asked and not running
     assert [one.candidate for one in search.tried] == cells(expected)
+
+
+def test_a_fit_waits_for_its_features_and_a_slot():
+    features = Features()
+    searcher = TuneSearcher(search_of(20), lambda fit: None, features, lambda: 2)
+    assert searcher.suggest("0") is None
+    assert len(features.asked) == 4  # a round
+    last, lost, future = features.asked[3]
+    assert not lost
+    future.set_result(None)
+    assert fit_of(searcher.suggest("0")) == last
+    features.arrive()
+    assert fit_of(searcher.suggest("1")) == features.asked[0][0]
+    assert searcher.suggest("2") is None
+    searcher.on_trial_complete("0", {"val_accuracy": 0.5, "lost": ""})
+    assert fit_of(searcher.suggest("2")) == features.asked[1][0]
+
+
+def test_features_that_are_lost_are_asked_for_once_more():
+    features = Features()
+    searcher = TuneSearcher(search_of(1), lambda fit: None, features, lambda: 2)
+    for number, lost in enumerate((False, True)):
+        features.arrive()
+        fit = fit_of(searcher.suggest(str(number)))
+        assert features.asked[-1][:2] == (fit, lost)
+        if not lost:
+            searcher.on_trial_complete(str(number), {"val_accuracy": 0, "lost": "row 5 is gone"})
+    with pytest.raises(ValueError, match="row 5 is gone, again; --store must name a place that all machines see"):
+        searcher.on_trial_complete("1", {"val_accuracy": 0, "lost": "row 5 is gone"})
+
+
+def test_features_that_cannot_be_made_end_the_search():
+    features = Features()
+    searcher = TuneSearcher(search_of(20), lambda fit: None, features, lambda: 2)
+    features.asked[0][2].set_exception(ValueError("a broken image"))
+    with pytest.raises(ValueError, match="a broken image"):
+        searcher.suggest("0")

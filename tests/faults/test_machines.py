@@ -1,0 +1,58 @@
+"""Extractors on Ray's cluster of several nodes, of which one leaves and one joins."""
+
+import time
+
+import numpy as np
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from storage.feature_store import FeatureStore
+from sweeps.cli import ModelAndData
+from sweeps.tuning.extraction import Extraction
+from sweeps.tuning.plan import make_plan
+from sweeps.tuning.space import Need
+
+NODE = {"num_cpus": 1, "object_store_memory": 2**27}
+NEED = Need(30, "train", 1100, ("mid", "up.0.0"))
+
+
+@pytest.fixture
+def cluster():
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def plan(tiny_model, tmp_path):
+    flags = ModelAndData(tiny_model, "digits", blocks=NEED.blocks, timesteps=(30,), store=str(tmp_path / "store"))
+    return make_plan(flags, heads=("linear",))[0]
+
+
+def test_extractors_follow_the_machines(cluster, plan, sweep):
+    leaves = cluster.add_node(**NODE)
+    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+    heard = []
+    extraction = Extraction(plan, heard.append)
+    try:
+        extraction.run(extraction.fill([NEED])).result(120)
+        assert sum(work.passes for work in heard) == pytest.approx(plan.space.forward_passes([NEED]))
+        expected = np.concatenate(FeatureStore(plan.store).read(plan.column(30, "train", "mid"), 1100))
+
+        for path in FeatureStore(plan.store).root.rglob("*.arrow"):
+            path.unlink()
+        extraction.forget([NEED])
+        looks = extraction.run(extraction.looks([NEED]))
+        assert sweep.kill_one("ray::Extractor")
+        cluster.remove_node(leaves, allow_graceful=False)
+        time.sleep(1)
+        assert not looks.done()
+        cluster.add_node(**NODE)
+        right = looks.result(120)
+        assert [need.blocks for need in right] == [("mid",), ("up.0.0",)]
+        again = np.concatenate(FeatureStore(plan.store).read(plan.column(30, "train", "mid"), 1100))
+        assert np.array_equal(again, expected)
+    finally:
+        extraction.close()
