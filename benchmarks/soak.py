@@ -20,10 +20,11 @@ import record
 import tyro
 from rich.progress import track
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
-from conftest import children, finish, kill, processes, progress, start_sweep, table, wait_for
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.commands import start
+from tests.faults.sweeps import ARGS, children, finish, kill, processes, progress, table, wait_for
 
-MODEL = "ddpm-fashion-mnist"
+COMMAND = "layer_noise", "--backbone", "ddpm-fashion-mnist", *ARGS
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,14 @@ AT_REST: dict[str, tuple[str, Callable[[Path, random.Random], None]]] = {
 
 
 def strike_running(name: str, folder: Path, whole: int, rng: random.Random) -> None:
-    process = start_sweep(MODEL, folder)
+    process = start(*COMMAND, cwd=folder)
     moment = rng.randrange(whole)
     if wait_for(lambda: progress(folder) >= moment, process):
         RUNNING[name](process)
     if process.poll() is None:
         finish(process)
     elif process.returncode:
-        finish(start_sweep(MODEL, folder))
+        finish(start(*COMMAND, cwd=folder))
 
 
 def strike_at_rest(name: str, folder: Path, rng: random.Random) -> None:
@@ -92,7 +93,7 @@ def strike_at_rest(name: str, folder: Path, rng: random.Random) -> None:
         results.unlink()
     for path in rng.sample(sorted((folder / "out" / "store").rglob(pattern)), 3):
         damage(path, rng)
-    finish(start_sweep(MODEL, folder))
+    finish(start(*COMMAND, cwd=folder))
 
 
 def main(config: Soak) -> None:
@@ -101,7 +102,7 @@ def main(config: Soak) -> None:
     with tempfile.TemporaryDirectory() as root:
         peace = Path(root) / "peace"
         peace.mkdir()
-        finish(start_sweep(MODEL, peace))
+        finish(start(*COMMAND, cwd=peace))
         expected, whole = (table(peace), children(peace)), progress(peace)
         for name in track([*outcomes] * config.rounds):
             folder = Path(tempfile.mkdtemp(dir=root))

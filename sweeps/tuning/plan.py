@@ -209,6 +209,7 @@ def make_plan(
         raise ValueError(f"views={views} must be 1 or more, and {MAX_VIEWS} at most; 1 is every image as it is")
     if not SEEDS[0] <= seed <= SEEDS[1]:
         raise ValueError(f"seed={seed} must be {SEEDS[0]} or more, and {SEEDS[1]:,} at most")
+    check_numbers(config, gpus_per_extractor=(0.01, 1))
     backbone = load_model(config)
     blocks = choose_blocks(backbone, config.blocks)
     timesteps = tuple(sorted(set(config.timesteps or backbone.schedule.defaults)))

@@ -22,7 +22,7 @@ from ddae.probe import Candidate, ProbeResult
 from storage.results import Ledger
 from storage.tracking import Metric, Tracker, Trial, hidden
 from sweeps.tuning.evaluation import evaluate, from_record
-from sweeps.tuning.extraction import MAX_DEATHS, Extraction
+from sweeps.tuning.extraction import Extraction
 from sweeps.tuning.extractor import Work
 from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree, share_outside
 from sweeps.tuning.plan import NUM_LABEL_FREE, Plan
@@ -192,6 +192,7 @@ class Sweep:
         )
 
     def _tune(self, searcher: TuneSearcher, watch: "_Watch") -> None:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it tells of every process that dies
         trainable = tune.with_parameters(ProbeTrial, plan=self.plan)
         with tempfile.TemporaryDirectory() as unread:  # Tune's own state; the ledger is what a rerun goes on from
             tune.Tuner(
@@ -203,7 +204,6 @@ class Sweep:
                     verbose=0,
                     callbacks=[watch],
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    failure_config=tune.FailureConfig(max_failures=MAX_DEATHS),
                 ),
             ).fit()
 
@@ -288,12 +288,10 @@ class _Watch(tune.Callback):
         self.update()
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        """Out of retries: the sweep ends here, with the worker's own words."""
+        """What a fit raised ends the sweep; one whose process died is tried again."""
         error = trial.get_error()
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        if isinstance(cause, OSError):
-            raise cause
-        raise ValueError(f"{trial.config}: {str(cause).strip().splitlines()[-1]}")
+        if isinstance(error, RayTaskError):
+            raise ValueError(f"{trial.config}: {str(error.cause).strip().splitlines()[-1]}")
 
 
 def _tracked(plan: Plan, trial: FinishedTrial) -> Trial:

@@ -1,7 +1,7 @@
 """Which cell to fit next, on how many images: Optuna proposes, ASHA stops, and the seed alone decides."""
 
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
@@ -12,6 +12,7 @@ from ray.tune.search import Searcher
 
 from ddae.heads import HEADS, find_head
 from ddae.probe import Candidate
+from sweeps.tuning.extraction import MAX_DEATHS
 from sweeps.tuning.plan import REDUCTION
 from sweeps.tuning.space import Space
 
@@ -155,6 +156,7 @@ class TuneSearcher(Searcher):
         self._running: dict[str, Fit] = {}
         self._waiting: dict[Fit, Future] = {}
         self._lost: set[Fit] = set()
+        self._deaths: Counter[Fit] = Counter()
         self.go_on()
 
     def go_on(self) -> None:
@@ -181,9 +183,14 @@ class TuneSearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         fit = self._running.pop(trial_id)
-        if error:  # which ends the sweep
+        if error or result is None:
+            self._deaths[fit] += 1
+            if self._deaths[fit] == MAX_DEATHS:
+                raise ValueError(
+                    f"{fit[0].name} on {fit[1]:,} images: its process died {MAX_DEATHS} times; is there enough memory?"
+                )
+            self._waiting[fit] = self.features(fit, False)
             return
-        assert result is not None
         if result["lost"]:
             if fit in self._lost:
                 raise ValueError(f"{result['lost']}, again; --store must name a place that all machines see")

@@ -31,8 +31,6 @@ class ProbeTrial(tune.Trainable):
         started, accuracy, lost, mistake = time.time(), 0.0, "", ""
         try:
             accuracy = evaluate(self.plan, self.candidate, self.num_images).val_accuracy
-        except ConnectionError:
-            raise
         except LookupError as error:
             lost = str(error)
         except (ValueError, OSError) as error:

@@ -66,6 +66,7 @@ CASES = [
     (["--views", str(10**9)], "views=1000000000 must be 1 or more, and 1000 at most"),
     (["--image-size", "100000"], "image_size=100000 must be 0 or more, and 4,096 at most"),
     (["--num-steps", "1"], "num_steps=1 must be 2 or more"),
+    (["--gpus-per-extractor", "2"], "gpus_per_extractor=2.0 must be 0.01 or more, and 1 at most"),
     (["--num-trials", "-1"], "num_trials=-1 must be 1 or more"),
     (["--round-size", "0"], "round_size=0 must be 1 or more"),
     (["--device", "meta"], "device='meta' is not available"),

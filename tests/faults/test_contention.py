@@ -15,15 +15,9 @@ from sweeps.cli import ModelAndData
 from sweeps.tuning.extractor import Extractor
 from sweeps.tuning.plan import make_plan
 from sweeps.tuning.space import Need
+from tests.commands import PRELOADED
 
 NUM_PROCESSES = 8
-PRELOADED = [
-    "sweeps.tuning.extractor",
-    "diffusers.models.unets.unet_2d",
-    "diffusers.pipelines.pipeline_utils",
-    "sklearn.datasets",
-]
-"""What an extractor imports: once for all processes, which takes ten seconds of a core each."""
 BLOCKS = ("mid", "up.0.0")
 NEEDS = [Need(30, "train", 700, BLOCKS), Need(30, "train", 1000, BLOCKS[:1]), Need(30, "val", 50, BLOCKS)]
 

@@ -88,7 +88,7 @@ def shards(store):
     return {path: path.stat().st_mtime_ns for path in store.rglob("*.arrow")}
 
 
-def test_with_room_again_the_same_command_goes_on(start, refused, small_disk, tmp_path):
+def test_with_room_again_the_same_command_goes_on(begin, refused, small_disk, tmp_path):
     store = small_disk(tmp_path / "out" / "store", "300k")
     message = refused(cwd=tmp_path)
     assert "split=" in message and "disk is full; make room, and the same command goes on" in message
@@ -98,7 +98,7 @@ def test_with_room_again_the_same_command_goes_on(start, refused, small_disk, tm
     grow(store)
     damaged, kept = sorted(whole)[0], sorted(whole)[1:]
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    process = start(cwd=tmp_path)
+    process = begin(cwd=tmp_path)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0 and "answer" in out, err
     assert err.replace("\n", "").count(f"damaged shard {damaged}") == 1  # though an actor found it

@@ -12,6 +12,7 @@ from sweeps.cli import ModelAndData
 from sweeps.tuning.extraction import Extraction
 from sweeps.tuning.plan import make_plan
 from sweeps.tuning.space import Need
+from tests.faults.sweeps import kill_one
 
 NODE = {"num_cpus": 1, "object_store_memory": 2**27}
 NEED = Need(30, "train", 1100, ("mid", "up.0.0"))
@@ -31,7 +32,7 @@ def plan(tiny_model, tmp_path):
     return make_plan(flags, heads=("linear",))[0]
 
 
-def test_extractors_follow_the_machines(cluster, plan, sweep):
+def test_extractors_follow_the_machines(cluster, plan):
     leaves = cluster.add_node(**NODE)
     ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
     heard = []
@@ -45,7 +46,7 @@ def test_extractors_follow_the_machines(cluster, plan, sweep):
             path.unlink()
         extraction.forget([NEED])
         looks = extraction.run(extraction.looks([NEED]))
-        assert sweep.kill_one("ray::Extractor")
+        assert kill_one("ray::Extractor")
         cluster.remove_node(leaves, allow_graceful=False)
         time.sleep(1)
         assert not looks.done()

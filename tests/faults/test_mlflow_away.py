@@ -147,7 +147,7 @@ def test_without_a_server_nothing_is_begun(refused, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_sweep_does_not_wait_for_a_slow_server_and_outlasts_an_outage(start, server, proxy, tmp_path):
+def test_a_sweep_does_not_wait_for_a_slow_server_and_outlasts_an_outage(begin, server, proxy, tmp_path):
     """The server is stopped at the first trial that is logged, until all trials are fitted; nothing else could fit them
     than a search that does not wait. One answer is lost as well."""
     proxy.delay_seconds = 0.3
@@ -161,7 +161,7 @@ def test_a_sweep_does_not_wait_for_a_slow_server_and_outlasts_an_outage(start, s
     def num_fitted():
         return sum('"candidate"' in path.read_text() for path in tmp_path.glob("out/store/results/*/*.json"))
 
-    process = start(cwd=tmp_path, MLFLOW_TRACKING_URI=proxy.uri)
+    process = begin(cwd=tmp_path, MLFLOW_TRACKING_URI=proxy.uri)
     wait_for(lambda: any(tmp_path.rglob("*.arrow")))  # the parent is there; the next one created is a child
     proxy.drop, before = 1, proxy.num_created()
     wait_for(lambda: proxy.num_created() > before)

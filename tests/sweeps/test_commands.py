@@ -2,10 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,23 +9,14 @@ from filelock import FileLock
 from PIL import Image
 
 from storage.tracking import Tracker
+from tests.commands import start
 
-SWEEPS = Path(__file__).parents[2] / "sweeps"
 SMALL = ["--dataset", "digits", "--timesteps", "0", "100", "600", "--poolings", "1", "2"]
 NUM_TRIALS = 8
 
 
-def start(command, *args, cwd):
-    env = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-    return subprocess.Popen(
-        [sys.executable, SWEEPS / f"{command}.py", *args],
-        cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-
-
-def run(command, *args, cwd):
-    process = start(command, *args, cwd=cwd)
-    out, err = process.communicate(timeout=300)
+def run(command, *args, cwd, start=start):
+    out, err = (process := start(command, *args, cwd=cwd)).communicate(timeout=300)
     assert process.returncode == 0, err
     return out
 
@@ -135,11 +122,11 @@ def test_the_test_set_is_measured_once(folder, place):
     assert runs(place)[0][0].data.metrics["test_accuracy"] == pytest.approx(accuracy)
 
 
-def test_more_trials_go_on_and_grid_shares_the_store(folder, tiny_model, place):
+def test_more_trials_go_on_and_grid_shares_the_store(folder, fork, tiny_model, place):
     args = search_args(tiny_model, "--blocks", "mid", "up.0.0", "--timesteps", "0", "100", "--heads", "linear", "ridge")
     store = {path for path in files(place) if path.suffix == ".arrow"}
     for search, num_trials, expected in (("random", 3, 3), ("random", 5, 5), ("grid", 1, 16)):
-        run("layer_noise", *args, "--search", search, "--num-trials", str(num_trials), cwd=place)
+        run("layer_noise", *args, "--search", search, "--num-trials", str(num_trials), cwd=place, start=fork)
         newest = max(place.glob("out/layer-noise-*/trials.csv"), key=lambda path: path.stat().st_mtime)
         rows = list(csv.DictReader(newest.open()))
         assert len(rows) == len({tuple(row[axis] for axis in ("block", "timestep", "pooling", "head")) for row in rows})
@@ -151,31 +138,31 @@ def test_more_trials_go_on_and_grid_shares_the_store(folder, tiny_model, place):
     assert len(runs(place)[1]) == NUM_TRIALS + 5 + 16
 
 
-def test_heads_of_several_sizes_on_several_views(tiny_model, tmp_path):
+def test_heads_of_several_sizes_on_several_views(fork, tiny_model, tmp_path):
     heads = ["attention-1", "attention-2", "cnn-8-8", "knn"]
     args = [*SMALL[:-3], "--timesteps", "100", "--poolings", "4", "--blocks", "up.1.0", "--heads", *heads]
-    run("layer_noise", "--backbone", tiny_model, *args, "--views", "2", "--search", "grid", cwd=tmp_path)
+    run("layer_noise", "--backbone", tiny_model, *args, "--views", "2", "--search", "grid", cwd=tmp_path, start=fork)
     [results] = tmp_path.glob("out/layer-noise-*/results.json")
     cost = json.loads(results.read_text())["cost"]
     assert cost["new_passes"] == pytest.approx(cost["passes"])
     rows = list(csv.DictReader((results.parent / "trials.csv").open()))
     assert {row["head"] for row in rows} == set(heads)
-    run("final_test", cwd=tmp_path)
+    run("final_test", cwd=tmp_path, start=fork)
 
 
-def test_one_sweep_is_run_by_one_process(folder, tiny_model, place):
+def test_one_sweep_is_run_by_one_process(folder, fork, tiny_model, place):
     (folder / "results.json").rename(folder / "kept.json")
     with FileLock(folder / ".lock"):
-        process = start("layer_noise", *search_args(tiny_model), cwd=place)
+        process = fork("layer_noise", *search_args(tiny_model), cwd=place)
         _, err = process.communicate(timeout=120)
     (folder / "kept.json").rename(folder / "results.json")
     assert process.returncode == 2
     assert "another process is running this sweep" in err
 
 
-def test_label_free_ranking_needs_no_search(report, tiny_model, place):
+def test_label_free_ranking_needs_no_search(report, fork, tiny_model, place):
     args = ["--backbone", tiny_model, "--dataset", "digits", "--timesteps", "0", "100", "600"]
-    out = run("label_free", *args, cwd=place)
+    out = run("label_free", *args, cwd=place, start=fork)
     [table] = place.glob("out/*/label_free.csv")
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 30

@@ -6,6 +6,7 @@ from optuna.trial import TrialState
 
 from ddae.backbones import Block
 from ddae.probe import Candidate
+from sweeps.tuning.extraction import MAX_DEATHS
 from sweeps.tuning.searcher import Axes, HalvingSearch, TuneSearcher
 from sweeps.tuning.space import Space
 
@@ -209,3 +210,16 @@ def test_features_that_cannot_be_made_end_the_search():
     features.asked[0][2].set_exception(ValueError("a broken image"))
     with pytest.raises(ValueError, match="a broken image"):
         searcher.suggest("0")
+
+
+def test_a_fit_whose_process_dies_is_tried_again():
+    features = Features()
+    searcher = TuneSearcher(search_of(1), lambda fit: None, features, lambda: 2)
+    features.arrive()
+    fit = fit_of(searcher.suggest("0"))
+    for number in range(1, MAX_DEATHS):
+        searcher.on_trial_complete(str(number - 1), error=True)
+        features.arrive()
+        assert fit_of(searcher.suggest(str(number))) == fit
+    with pytest.raises(ValueError, match="its process died 20 times"):
+        searcher.on_trial_complete(str(number), error=True)

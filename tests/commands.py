@@ -1,0 +1,72 @@
+"""The commands as processes: from nothing, as a user starts them, or as forks of a process that has imported what they
+need and on a Ray that runs already, which spares a start most of its time."""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+SWEEPS = Path(__file__).parents[1] / "sweeps"
+PRELOADED = ["sweeps.tuning.run", "diffusers.models.unets.unet_2d", "mlflow", "sklearn.datasets", "matplotlib.pyplot"]
+
+
+def own_environment(**env: str) -> dict[str, str]:
+    """Without what a user may have set for Ray and MLflow."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))} | env
+
+
+def start(command: str, *args: str, cwd: Path, **env: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, SWEEPS / f"{command}.py", *args],
+        cwd=cwd, env=own_environment(**env), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
+    )  # fmt: skip
+
+
+class Fork:
+    """As much of a Popen as the tests use."""
+
+    def __init__(self, command: str, *args: str, cwd: Path, **env: str):
+        forkserver = multiprocessing.get_context("forkserver")
+        forkserver.set_forkserver_preload(PRELOADED)
+        self._printed = [cwd / f".{name}-{os.urandom(4).hex()}" for name in ("out", "err")]
+        self._process = forkserver.Process(
+            target=_run, args=(SWEEPS / f"{command}.py", args, cwd, own_environment(**env), self._printed), daemon=True
+        )
+        self._process.start()
+        self.pid = self._process.pid
+        self.kill, self.wait = self._process.kill, self._process.join
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    poll = lambda self: self.returncode  # noqa: E731
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float | None = None) -> list[str]:
+        self.wait(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(str(SWEEPS), timeout or 0)
+        return [path.read_text() for path in self._printed]
+
+
+def _run(script: Path, args: Sequence[str], cwd: Path, env: dict[str, str], printed: Sequence[Path]) -> None:
+    os.setsid()
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, path in enumerate(printed, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.argv = [str(script), *args]
+    runpy.run_path(str(script), run_name="__main__")
