@@ -94,7 +94,7 @@ def main(config: LayerNoise) -> None:
     if (report := finished_report(folder, config)) is not None:
         print(report)
         return
-    cli.check_writable(folder, Path(plan.store))
+    cli.check_writable(folder, plan.store)
     with only_process(folder), Tracker(tracking_uri(), plan.name, folder.name, folder.name) as tracker:
         (folder / "config.yaml").write_text(yaml.safe_dump(as_flags(config)))
         tracker.log_params({**as_flags(config), "backbone_sha256": plan.key.backbone, "store_folder": plan.folder()})
