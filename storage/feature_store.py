@@ -162,23 +162,30 @@ class FeatureStore:
             list(pool.map(partial(self._fetch_one, remote, column), wanted))
 
     def _fetch_one(self, remote: Remote, column: str, name: str) -> None:
-        """By one process of this machine; what is damaged there, and not only on its way, is deleted with a warning."""
-        path, source = self.root / column / name, f"{column}/{name}"
+        """By one process of this machine."""
+        path = self.root / column / name
         lock, part = path.with_name(f".{name}.lock"), path.with_name(f".{name}.fetched")
-        with FileLock(lock), suppress(FileNotFoundError):
-            if not path.exists():
-                tries = (remote.read(source) for _ in range(2))
-                data = next((data for data in tries if _names(self.root, path, data)), None)
-                if data is None:
-                    remote.delete(source)
-                    log.warning("damaged shard %s of %s; it is deleted and will be made again", source, remote.address)
-                else:
-                    try:
-                        part.write_bytes(data)
-                        os.replace(part, path)
-                    finally:
-                        part.unlink(missing_ok=True)
+        with FileLock(lock):
+            if not path.exists() and (data := self._sound_bytes(remote, path)) is not None:
+                try:
+                    part.write_bytes(data)
+                    os.replace(part, path)
+                finally:
+                    part.unlink(missing_ok=True)
             lock.unlink()
+
+    def _sound_bytes(self, remote: Remote, path: Path) -> pa.Buffer | None:
+        """Of a shard there; None where it is gone, or after deleting it with a warning, because it is damaged there and
+        not only on its way."""
+        name = path.relative_to(self.root).as_posix()
+        with suppress(FileNotFoundError):
+            for _ in range(2):
+                data = remote.read(name)
+                if _fits(self.root, path, data):
+                    return data
+            remote.delete(name)
+            log.warning("damaged shard %s of %s; it is deleted and will be made again", name, remote.address)
+        return None
 
     def _write_shard(self, place: Path, rows: np.ndarray) -> None:
         values = pa.Array.from_buffers(pa.float16(), rows.size, [None, pa.py_buffer(rows)])
@@ -244,7 +251,7 @@ def _checksum(root: Path, place: Path, data: pa.Buffer) -> str:
     return xxh3.hexdigest()
 
 
-def _names(root: Path, path: Path, data: pa.Buffer) -> bool:
+def _fits(root: Path, path: Path, data: pa.Buffer) -> bool:
     """Whether the checksum in a shard's name is that of its bytes and place."""
     name, _, checksum = path.name.removesuffix(".arrow").partition(".")
     return _checksum(root, path.with_name(name), data) == checksum
@@ -255,7 +262,7 @@ def _open_checked(root: Path, path: Path, mtime_ns: int) -> np.ndarray:
     if path.name.count(".") == 1:
         raise ValueError("it has no checksum")
     data = pa.memory_map(str(path)).read_buffer()
-    if not _names(root, path, data):
+    if not _fits(root, path, data):
         raise ValueError("its checksum does not match")
     column = pa.ipc.open_file(data).get_batch(0).column(0)
     return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)

@@ -12,7 +12,7 @@ ones on a quarter of the images. Val is carved from train; the test set is left 
 Stop it at any time: the same command goes on, computes nothing twice and logs nothing twice.
 
 Environment: RAY_ADDRESS (a cluster; else this machine), MLFLOW_TRACKING_URI (else sqlite:///mlflow.db), HF_HOME,
-CUDA_VISIBLE_DEVICES.
+CUDA_VISIBLE_DEVICES; of a store at an address AWS_ENDPOINT_URL and the like, and XDG_CACHE_HOME.
 """
 
 import csv

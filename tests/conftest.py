@@ -4,11 +4,13 @@ import re
 import shutil
 import socket
 import subprocess
+import sysconfig
 import threading
 import time
 import urllib.request
 import uuid
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,11 +96,7 @@ def tiny_stable_diffusion(tmp_path_factory) -> str:
     return str(folder)
 
 
-KEYS = {
-    "AWS_ACCESS_KEY_ID": "someone",
-    "AWS_SECRET_ACCESS_KEY": "secret-of-someone",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
+KEYS = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "a-secret", "AWS_EC2_METADATA_DISABLED": "true"}
 
 
 @pytest.fixture(scope="session")
@@ -110,12 +108,13 @@ def s3_port(tmp_path_factory):
     with ExitStack() as held:
         sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
         ports = {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
-    command = [shutil.which("weed") or "weed", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command = [Path(sysconfig.get_path("scripts"), "weed"), "mini", f"-dir={folder}"]
+    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += ["-bucket=features", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     command += ["-webdav=false", "-admin.ui=false", *(f"-{name}={port}" for name, port in ports.items())]
     with open(folder / "log", "wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=os.environ | KEYS)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while True:
         with suppress(OSError):
             urllib.request.urlopen(f"http://127.0.0.1:{ports['s3.port']}/healthz", timeout=5).close()
@@ -138,7 +137,7 @@ class Bucket:
         self.server_port, self.port, self.drop = server_port, 0, 0
         self.prefix = uuid.uuid4().hex
         self.address = f"s3://features/{self.prefix}"
-        self.seen: list[str] = []
+        self.seen: list[tuple[str, str]] = []
         self.open()
 
     def open(self):

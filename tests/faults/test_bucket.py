@@ -2,9 +2,9 @@
 
 
 def test_a_sweep_from_a_bucket(bucket, start, sweep, tmp_path):
-    def run(node, *args, **env):
+    def run(node, *args):
         (tmp_path / node).mkdir(exist_ok=True)
-        return start(*args, cwd=tmp_path / node, XDG_CACHE_HOME=str(tmp_path / node / "cache"), **env)
+        return start(*args, cwd=tmp_path / node, XDG_CACHE_HOME=str(tmp_path / node / "cache"))
 
     flags = "--store", bucket.address
     folder, process = run("folder"), run("one", *flags)
