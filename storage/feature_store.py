@@ -11,10 +11,12 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,35 +24,47 @@ import pyarrow.parquet as pq
 import xxhash
 from filelock import FileLock
 
+from storage.remote import Remote, is_address
+
 MAX_SHARD_ROWS = 4096
+NUM_STREAMS = 8
+"""Shards of a column that are fetched side by side."""
 FIELD = "features"
 SHARD_NAME = re.compile(r"(\d{8})-(\d{8})(?:\.([0-9a-f]{32}))?\.arrow")
 
 log = logging.getLogger("storage")
 
 
+class Shard(NamedTuple):
+    path: Path
+    start: int
+    stop: int
+    rows: np.ndarray
+
+
 class FeatureStore:
-    """Columns under one root folder. Any number of processes may read and write."""
+    """Columns under one root, a folder or an address. Any number of processes may read and write.
+
+    What lies at an address is fetched once a machine, by one of its processes, and read from a folder there.
+    """
 
     def __init__(self, root: str | Path):
-        self.root = Path(root)
+        self.remote = Remote(str(root)) if is_address(root) else None
+        self.root = self.remote.cache if self.remote else Path(root)
 
     def missing(self, column: str, num_rows: int, first: int = 0) -> list[tuple[int, int]]:
         """The ranges of rows in [first, num_rows) that no sound shard holds; a damaged shard is deleted with a
-        warning."""
-        gaps, covered = [], first
-        for path in self._shards(column):
-            start, stop = _range(path)
-            if start >= num_rows:
-                break
-            if stop <= covered or _sound(self.root, path) is None:
-                continue
-            if start > covered:
-                gaps.append((covered, start))
-            covered = stop
-        if covered < num_rows:
-            gaps.append((covered, num_rows))
-        return gaps
+        warning. At an address, this machine's shards that are gone there are put there again."""
+        shards = self._sound_shards(column, num_rows, first)
+        if self.remote:
+            names = self.remote.names(column)
+            for shard in shards:
+                if shard.path.name not in names:
+                    self.remote.put(f"{column}/{shard.path.name}", shard.path)
+            if gaps := _gaps(shards, num_rows, first):
+                self._fetch(self.remote, column, names, gaps)
+                shards = self._sound_shards(column, num_rows, first)
+        return _gaps(shards, num_rows, first)
 
     def write(self, column: str, start: int, rows: np.ndarray) -> None:
         """Publish rows [start, start + len(rows)) of a column, float16 [N, D]; readers see all of them or none."""
@@ -61,24 +75,24 @@ class FeatureStore:
         for first in range(0, len(rows), MAX_SHARD_ROWS):
             shard = np.ascontiguousarray(rows[first : first + MAX_SHARD_ROWS])
             stop = start + first + len(shard)
-            _write_shard(self.root, folder / f"{start + first:08d}-{stop:08d}", shard)
+            self._write_shard(folder / f"{start + first:08d}-{stop:08d}", shard)
 
     def read(self, column: str, num_rows: int, first: int = 0) -> list[np.ndarray]:
         """Rows [first, num_rows) as read-only float16 [n, D] views of the memory-mapped shards, in order.
 
         Raises LookupError where rows are missing.
         """
-        views: list[np.ndarray] = []
-        covered = first
-        for path in self._shards(column):
-            start, stop = _range(path)
-            if start > covered or covered >= num_rows:
-                break
-            if stop > covered and (rows := _sound(self.root, path)) is not None:
-                views.append(rows[covered - start : num_rows - start])
-                covered = min(stop, num_rows)
-        if covered < num_rows:
-            raise LookupError(f"column={column!r} lacks row {covered} in {self.root}; {num_rows} were asked for")
+        shards = self._sound_shards(column, num_rows, first)
+        if self.remote and (gaps := _gaps(shards, num_rows, first)):
+            self._fetch(self.remote, column, self.remote.names(column), gaps)
+            shards = self._sound_shards(column, num_rows, first)
+        if gaps := _gaps(shards, num_rows, first):
+            where = self.remote.address if self.remote else self.root
+            raise LookupError(f"column={column!r} lacks row {gaps[0][0]} in {where}; {num_rows} were asked for")
+        views, covered = [], first
+        for shard in shards:
+            views.append(shard.rows[covered - shard.start : num_rows - shard.start])
+            covered = shard.stop
         return views
 
     @contextmanager
@@ -95,22 +109,14 @@ class FeatureStore:
 
     def describe(self, folder: str, record: dict) -> None:
         """What a folder of columns holds, for people: _key.json, written once."""
-        path = self.root / folder / "_key.json"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with published(path) as part:
-                part.write_text(json.dumps(record, indent=1))
+        self._publish(f"{folder}/_key.json", lambda part: part.write_text(json.dumps(record, indent=1)))
 
     def describe_rows(self, folder: str, split: str, columns: dict[str, np.ndarray]) -> None:
         """What the rows of a split are (image number, label): _rows-<split>.parquet, written once.
 
         Apart from the features, because DuckDB refuses Arrow tables with a float16 column.
         """
-        path = self.root / folder / f"_rows-{split}.parquet"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with published(path) as part:
-                pq.write_table(pa.table(columns), part)
+        self._publish(f"{folder}/_rows-{split}.parquet", lambda part: pq.write_table(pa.table(columns), part))
 
     def export_parquet(self, column: str, num_rows: int, destination: Path, extra: dict[str, np.ndarray]) -> None:
         """The first num_rows rows as Parquet, with extra columns (row numbers, labels, ...) beside the features."""
@@ -119,9 +125,90 @@ class FeatureStore:
         values = pa.array(features.astype(np.float32).ravel())
         pq.write_table(table.append_column(FIELD, pa.ListArray.from_arrays(_offsets(features), values)), destination)
 
-    def _shards(self, column: str) -> list[Path]:
-        folder = self.root / column
-        return sorted(path for path in folder.glob("*.arrow") if SHARD_NAME.fullmatch(path.name))
+    def _sound_shards(self, column: str, num_rows: int, first: int) -> list[Shard]:
+        """Those of this machine, in order, each with rows in [first, num_rows) that none before it has."""
+        shards, covered = [], first
+        for path in sorted((self.root / column).glob("*.arrow")):
+            if not SHARD_NAME.fullmatch(path.name):
+                continue
+            start, stop = _range(path.name)
+            if start >= num_rows:
+                break
+            if stop > covered and (rows := self._sound(path)) is not None:
+                shards.append(Shard(path, start, stop, rows))
+                covered = stop
+        return shards
+
+    def _sound(self, path: Path) -> np.ndarray | None:
+        """The rows of a shard, checked once a process; None after deleting a damaged one, of which one process
+        warns."""
+        try:
+            return _open_checked(self.root, path, path.stat().st_mtime_ns)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            with suppress(FileNotFoundError):
+                path.unlink()
+                again = "fetched or made" if self.remote else "made"
+                log.warning("damaged shard %s (%s); it is deleted and will be %s again", path, error, again)
+            return None
+
+    def _fetch(self, remote: Remote, column: str, names: set[str], gaps: list[tuple[int, int]]) -> None:
+        """The shards of these names that have rows in the gaps."""
+        ranges = {name: _range(name) for name in names if SHARD_NAME.fullmatch(name)}
+        wanted = [name for name, (start, stop) in ranges.items() if any(start < b and a < stop for a, b in gaps)]
+        (self.root / column).mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(NUM_STREAMS) as pool:
+            list(pool.map(partial(self._fetch_one, remote, column), wanted))
+
+    def _fetch_one(self, remote: Remote, column: str, name: str) -> None:
+        """By one process of this machine."""
+        path = self.root / column / name
+        lock, part = path.with_name(f".{name}.lock"), path.with_name(f".{name}.fetched")
+        with FileLock(lock):
+            if not path.exists() and (data := self._sound_bytes(remote, path)) is not None:
+                try:
+                    part.write_bytes(data)
+                    os.replace(part, path)
+                finally:
+                    part.unlink(missing_ok=True)
+            lock.unlink()
+
+    def _sound_bytes(self, remote: Remote, path: Path) -> pa.Buffer | None:
+        """Of a shard there; None where it is gone, or after deleting it with a warning, because it is damaged there and
+        not only on its way."""
+        name = path.relative_to(self.root).as_posix()
+        with suppress(FileNotFoundError):
+            for _ in range(2):
+                data = remote.read(name)
+                if _fits(self.root, path, data):
+                    return data
+            remote.delete(name)
+            log.warning("damaged shard %s of %s; it is deleted and will be made again", name, remote.address)
+        return None
+
+    def _write_shard(self, place: Path, rows: np.ndarray) -> None:
+        values = pa.Array.from_buffers(pa.float16(), rows.size, [None, pa.py_buffer(rows)])
+        batch = pa.record_batch([pa.FixedSizeListArray.from_arrays(values, rows.shape[1])], [FIELD])
+        with scratch(place) as part:
+            with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+                writer.write_batch(batch)
+            with pa.memory_map(str(part)) as written:
+                checksum = _checksum(self.root, place, written.read_buffer())
+            path = place.with_name(f"{place.name}.{checksum}.arrow")
+            if self.remote:
+                self.remote.put(path.relative_to(self.root).as_posix(), part)
+            os.replace(part, path)
+
+    def _publish(self, name: str, write: Callable[[Path], object]) -> None:
+        """A file that is written once."""
+        path = self.root / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with published(path) as part:
+                write(part)
+                if self.remote:
+                    self.remote.put(name, part)
 
 
 @contextmanager
@@ -139,24 +226,22 @@ def scratch(path: Path) -> Iterator[Path]:
     try:
         yield part
     except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        if error.errno is None:  # not the machine's
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 
 
-def _write_shard(root: Path, place: Path, rows: np.ndarray) -> None:
-    values = pa.Array.from_buffers(pa.float16(), rows.size, [None, pa.py_buffer(rows)])
-    batch = pa.record_batch([pa.FixedSizeListArray.from_arrays(values, rows.shape[1])], [FIELD])
-    with scratch(place) as part:
-        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        with pa.memory_map(str(part)) as written:
-            checksum = _checksum(root, place, written.read_buffer())
-        os.replace(part, f"{place}.{checksum}.arrow")
+def _gaps(shards: list[Shard], num_rows: int, first: int) -> list[tuple[int, int]]:
+    """The ranges of rows in [first, num_rows) that the shards lack."""
+    stops = [first, *(shard.stop for shard in shards)]
+    starts = [*(shard.start for shard in shards), num_rows]
+    return [(stop, start) for stop, start in zip(stops, starts, strict=True) if stop < start]
 
 
-def _range(path: Path) -> tuple[int, int]:
-    start, stop = path.name.split(".")[0].split("-")
+def _range(name: str) -> tuple[int, int]:
+    start, stop = name.split(".")[0].split("-")
     return int(start), int(stop)
 
 
@@ -166,26 +251,18 @@ def _checksum(root: Path, place: Path, data: pa.Buffer) -> str:
     return xxh3.hexdigest()
 
 
-def _sound(root: Path, path: Path) -> np.ndarray | None:
-    """The rows of a shard, checked once a process; None after deleting a damaged one, of which one process warns."""
-    try:
-        return _open_checked(root, path, path.stat().st_mtime_ns)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        with suppress(FileNotFoundError):
-            path.unlink()
-            log.warning("damaged shard %s (%s); it is deleted and will be made again", path, error)
-        return None
+def _fits(root: Path, path: Path, data: pa.Buffer) -> bool:
+    """Whether the checksum in a shard's name is that of its bytes and place."""
+    name, _, checksum = path.name.removesuffix(".arrow").partition(".")
+    return _checksum(root, path.with_name(name), data) == checksum
 
 
 @lru_cache(maxsize=4096)
 def _open_checked(root: Path, path: Path, mtime_ns: int) -> np.ndarray:
-    name, _, checksum = path.name.removesuffix(".arrow").partition(".")
-    if not checksum:
+    if path.name.count(".") == 1:
         raise ValueError("it has no checksum")
     data = pa.memory_map(str(path)).read_buffer()
-    if _checksum(root, path.with_name(name), data) != checksum:
+    if not _fits(root, path, data):
         raise ValueError("its checksum does not match")
     column = pa.ipc.open_file(data).get_batch(0).column(0)
     return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)

@@ -8,6 +8,9 @@ from pathlib import Path
 import xxhash
 
 from storage.feature_store import published
+from storage.remote import Remote, is_address
+
+DAMAGED = "damaged result %s; it is deleted and will be made again"
 
 log = logging.getLogger("storage")
 
@@ -22,25 +25,33 @@ def digest(value: object) -> str:
 
 
 class Ledger:
-    """key -> record (a JSON object), append-only, safe for any number of writers of the same key."""
+    """key -> record (a JSON object), append-only, safe for any number of writers of the same key.
+
+    At an address, what this machine has read or written is kept in a folder of it, too.
+    """
 
     def __init__(self, root: str | Path):
-        self.root = Path(root)
+        self.remote = Remote(str(root)) if is_address(root) else None
+        self.root = self.remote.cache if self.remote else Path(root)
 
     def get(self, key: str) -> dict | None:
         """None where there is no sound record; a damaged one is deleted, with one warning."""
         path = self._path(key)
-        try:
-            kept = json.loads(path.read_bytes())
-            if kept["xxh3_128"] == digest([key, kept["record"]]):
-                return kept["record"]
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError):
-            pass
         with suppress(FileNotFoundError):
+            if (record := _record(key, path.read_bytes())) is not None:
+                return record
             path.unlink()
-            log.warning("damaged result %s; it is deleted and will be made again", path)
+            log.warning(DAMAGED, path)
+        if self.remote:
+            with suppress(FileNotFoundError):
+                data = self.remote.read(self._name(path)).to_pybytes()
+                if (record := _record(key, data)) is not None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with published(path) as part:
+                        part.write_bytes(data)
+                    return record
+                self.remote.delete(self._name(path))
+                log.warning(DAMAGED, f"{self._name(path)} of {self.remote.address}")
         return None
 
     def put(self, key: str, record: dict) -> None:
@@ -48,6 +59,20 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         with published(path) as part:
             part.write_text(json.dumps({"xxh3_128": digest([key, record]), "record": record}))
+            if self.remote:
+                self.remote.put(self._name(path), part)
 
     def _path(self, key: str) -> Path:
         return self.root / key[:2] / f"{key}.json"
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+def _record(key: str, data: bytes) -> dict | None:
+    """None where the data are not those that were put under the key."""
+    with suppress(ValueError, KeyError, TypeError):
+        kept = json.loads(data)
+        if kept["xxh3_128"] == digest([key, kept["record"]]):
+            return kept["record"]
+    return None

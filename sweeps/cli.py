@@ -47,7 +47,8 @@ class ModelAndData:
     data_seed: int = 0
     """Of the val split, the order of the images and the noise; another one extracts anew."""
     store: str = "out/store"
-    """Folder of features and results, shared by sweeps."""
+    """Folder of features and results, shared by sweeps, or an address: s3://bucket/folder, gs://, abfs://, and others
+    that pyarrow or fsspec knows. What lies at an address is fetched once a machine."""
     out: Path = Path("out")
     """Folder in which the sweep's own folder is made."""
     data_root: str = "data"
@@ -102,11 +103,17 @@ def check_numbers(config: "DataclassInstance", **ranges: tuple[float, float]) ->
             raise ValueError(f"{name}={value} must be {least:,} or more, and {most:,} at most")
 
 
-def check_writable(*folders: Path) -> None:
-    """Makes the folders. Raises OSError where nothing can be written into one, before there is anything to write."""
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+def check_writable(*places: str | Path) -> None:
+    """Makes the folders. Raises OSError, or of an address ValueError, where nothing can be written into one, before
+    there is anything to write."""
+    from storage.remote import Remote, is_address
+
+    for place in places:
+        if is_address(place):
+            Remote(str(place)).check_writable()
+        else:
+            Path(place).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=place).close()
 
 
 def parse(config_class: type[Config], args: list[str], description: str | None) -> Config:

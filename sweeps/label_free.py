@@ -9,7 +9,6 @@ every block are standardised and summed. Prints the first ten and writes a heat 
 
 import csv
 from dataclasses import dataclass
-from pathlib import Path
 
 from sweeps import cli
 
@@ -37,7 +36,7 @@ def main(config: LabelFreeRanking) -> None:
         return
     check_cluster()
     folder = config.out / f"label-free-{plan.folder().rpartition('/')[2]}"
-    cli.check_writable(folder, Path(plan.store))
+    cli.check_writable(folder, plan.store)
     with ray_cluster(), Sweep(plan) as sweep:
         scores = sweep.label_free(config.num_images)
     names = [block.name for block in plan.space.blocks]

@@ -12,7 +12,7 @@ ones on a quarter of the images. Val is carved from train; the test set is left 
 Stop it at any time: the same command goes on, computes nothing twice and logs nothing twice.
 
 Environment: RAY_ADDRESS (a cluster; else this machine), MLFLOW_TRACKING_URI (else sqlite:///mlflow.db), HF_HOME,
-CUDA_VISIBLE_DEVICES.
+CUDA_VISIBLE_DEVICES; of a store at an address AWS_ENDPOINT_URL and the like, and XDG_CACHE_HOME.
 """
 
 import csv
@@ -94,7 +94,7 @@ def main(config: LayerNoise) -> None:
     if (report := finished_report(folder, config)) is not None:
         print(report)
         return
-    cli.check_writable(folder, Path(plan.store))
+    cli.check_writable(folder, plan.store)
     with only_process(folder), Tracker(tracking_uri(), plan.name, folder.name, folder.name) as tracker:
         (folder / "config.yaml").write_text(yaml.safe_dump(as_flags(config)))
         tracker.log_params({**as_flags(config), "backbone_sha256": plan.key.backbone, "store_folder": plan.folder()})

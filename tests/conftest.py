@@ -1,6 +1,16 @@
 import json
 import os
+import re
 import shutil
+import socket
+import subprocess
+import sysconfig
+import threading
+import time
+import urllib.request
+import uuid
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,3 +112,93 @@ def tiny_stable_diffusion(tmp_path_factory) -> str:
     shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
     (folder / "tokenizer" / "tokenizer.json").unlink()  # the published folders have vocabulary and merges alone
     return str(folder)
+
+
+KEYS = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "a-secret", "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+@pytest.fixture(scope="session")
+def s3_port(tmp_path_factory):
+    """Where a real S3 server (SeaweedFS) listens on loopback; it has one bucket, `features`."""
+    folder = tmp_path_factory.mktemp("s3")
+    names = "s3.port", "master.port", "volume.port", "filer.port", "admin.port"
+    names += tuple(f"{name}.grpc" for name in names)
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        ports = {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
+    command = [Path(sysconfig.get_path("scripts"), "weed"), "mini", f"-dir={folder}"]
+    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command += ["-bucket=features", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    command += ["-webdav=false", "-admin.ui=false", *(f"-{name}={port}" for name, port in ports.items())]
+    with open(folder / "log", "wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=os.environ | KEYS)
+    deadline = time.monotonic() + 120
+    while True:
+        with suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{ports['s3.port']}/healthz", timeout=5).close()
+            if "All enabled components" in (folder / "log").read_text():
+                break
+        assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.1)
+    yield ports["s3.port"]
+    server.terminate()
+    server.wait(30)
+
+
+class Bucket:
+    """A new folder of the S3 server's bucket, behind a proxy that notes what it is asked, and can go away.
+
+    drop: so many of the next requests get no answer.
+    """
+
+    def __init__(self, server_port):
+        self.server_port, self.port, self.drop = server_port, 0, 0
+        self.prefix = uuid.uuid4().hex
+        self.address = f"s3://features/{self.prefix}"
+        self.seen: list[tuple[str, str]] = []
+        self.open()
+
+    def open(self):
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = self.listener.getsockname()[1]
+        self.sockets = [self.listener]
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def close(self):
+        """Nobody answers from here on."""
+        for one in self.sockets:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+    def asked(self, method, ending=""):
+        return [path for name, path in self.seen if name == method and path.endswith(ending)]
+
+    def _accept(self, listener):
+        with suppress(OSError):
+            while True:
+                ends = listener.accept()[0], socket.create_connection(("127.0.0.1", self.server_port))
+                self.sockets += ends
+                for source, sink in (ends, ends[::-1]):
+                    threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+
+    def _pass_on(self, source, sink):
+        with source, suppress(OSError):
+            while data := source.recv(65536):
+                if request := re.match(rb"([A-Z]+) /features(\S*) HTTP/1.1\r\n", data):
+                    self.seen.append((request[1].decode(), request[2].decode()))
+                    if self.drop:
+                        self.drop -= 1
+                        break
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def bucket(s3_port, monkeypatch, tmp_path):
+    bucket = Bucket(s3_port)
+    node = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{bucket.port}", "XDG_CACHE_HOME": str(tmp_path / "node")}
+    for name, value in {**KEYS, **node, "AWS_MAX_ATTEMPTS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    yield bucket
+    bucket.close()

@@ -15,6 +15,7 @@ from ddae.features import FIRST_VIEW, FeatureKey, check_timestep, width
 from ddae.heads import expand, find_head
 from ddae.nearest import did_you_mean
 from ddae.probe import Candidate
+from storage.remote import Remote, is_address
 from storage.results import content_key
 from sweeps.cli import SEEDS, ModelAndData, check_numbers
 from sweeps.tuning.space import Need, Places, Space
@@ -46,6 +47,7 @@ class Plan:
     encoder: str
     """Encoder.fingerprint; empty where the network takes pixels."""
     store: str
+    """A folder's absolute path, or an address."""
     key: FeatureKey
     space: Space
     looks: tuple[int, ...]
@@ -197,10 +199,8 @@ def make_plan(
     for pooling in poolings:
         if pooling < 1 or max(4, *poolings) % pooling:
             raise ValueError(f"pooling={pooling} does not follow exactly from a coarser grid; choose among 1, 2, 4, 8")
-    if "://" in config.store:
-        raise ValueError(
-            f"store={config.store!r} is an address; only folders are supported yet (a shared one on a cluster)"
-        )
+    if is_address(config.store):
+        Remote(config.store).check()
     if not 0 < keep <= 1:
         raise ValueError(f"keep={keep} must lie above 0 and not above 1; 0.5 halves the timesteps after each look")
     if finalists < 1:
@@ -251,7 +251,7 @@ def make_plan(
         data_root=str(Path(config.data_root).absolute()),
         settings=make_settings(config),
         encoder=backbone.encoder.fingerprint,
-        store=str(Path(config.store).absolute()),
+        store=config.store if is_address(config.store) else str(Path(config.store).absolute()),
         key=key,
         space=space,
         looks=rungs[:1] if exhaustive or len(rungs) == 1 else rungs[:-1],
