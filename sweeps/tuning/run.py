@@ -35,6 +35,9 @@ PATIENCE_SECONDS = 10
 """So long an interrupted sweep waits for the trials that are being logged, and another one before it says that it
 waits."""
 
+FITS_A_SLOT = 250
+"""Of one call of Tune, which keeps 30 KB a fit and takes two seconds to start."""
+
 
 @dataclass(frozen=True)
 class Search:
@@ -205,22 +208,7 @@ class Sweep:
 
     def _tune(self, searcher: TuneSearcher, places: Places, watch: "_Watch") -> None:
         trainable = tune.with_parameters(ProbeTrial, plan=self.plan, places=places, extractors=self.extractors)
-        slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        with tempfile.TemporaryDirectory() as unread:  # Tune's own state; the ledger is what a rerun goes on from
-            tune.Tuner(
-                tune.with_resources(trainable, {"cpu": 1}),
-                tune_config=tune.TuneConfig(
-                    search_alg=searcher, num_samples=-1, max_concurrent_trials=slots, reuse_actors=True
-                ),
-                run_config=tune.RunConfig(
-                    name="tune",
-                    storage_path=unread,
-                    verbose=0,
-                    callbacks=[watch],
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
-                ),
-            ).fit()
+        tune_fits(trainable, searcher, watch)
 
     def _known(self, fit: Fit) -> float | None:
         record = Ledger(f"{self.plan.store}/results").get(self.plan.result_key(*fit))
@@ -240,13 +228,13 @@ class Sweep:
         """A function that has every settled trial that MLflow lacks logged in the background. What cannot be logged is
         tried again with the next one, and at the end, which alone waits for it."""
         settled, ended = threading.Event(), threading.Event()
-        logged: set[Candidate] = set()
+        num_logged = 0
 
         def log_all() -> None:
-            for one in search.settled:
-                if one.candidate not in logged:
-                    tracker.log_trial(_tracked(self.plan, self._finished(one, places)))
-                    logged.add(one.candidate)
+            nonlocal num_logged
+            for one in search.settled[num_logged:]:
+                tracker.log_trial(_tracked(self.plan, self._finished(one, places)))
+                num_logged += 1
 
         def log_on() -> None:
             while settled.wait() and not ended.is_set():
@@ -279,16 +267,20 @@ class _Watch(tune.Callback):
         self.progress, self.search, self.log = progress, search, log
         self.bar = progress.add_task(f"{'search':<22}", total=search.num_trials, note="")
         self.busy: list[tuple[float, float]] = []
+        self.num_settled = self.num_stopped = 0
+        self.best = 0.0
 
     def __getstate__(self) -> dict:
         """Nothing: Tune pickles its callbacks for a restore that a rerun makes needless."""
         return {}
 
     def update(self) -> None:
-        settled = self.search.settled
-        best = max((one.accuracies[-1] for one in settled), default=0.0)
-        note = f"best {best:.1%}, {sum(one.stopped_early for one in settled)} stopped early"
-        self.progress.update(self.bar, completed=len(settled), note=note)
+        for one in self.search.settled[self.num_settled :]:
+            self.num_settled += 1
+            self.num_stopped += one.stopped_early
+            self.best = max(self.best, one.accuracies[-1])
+        note = f"best {self.best:.1%}, {self.num_stopped} stopped early"
+        self.progress.update(self.bar, completed=self.num_settled, note=note)
         self.log()
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
@@ -306,6 +298,31 @@ class _Watch(tune.Callback):
         if isinstance(cause, OSError):
             raise cause
         raise ValueError(f"{trial.config}: {str(cause).strip().splitlines()[-1]}")
+
+
+def tune_fits(trainable: type[tune.Trainable], searcher: TuneSearcher, watch: tune.Callback) -> None:
+    """Have Tune run what the searcher asks for, until its search has ended. Tune keeps all that it knows of every fit
+    until it returns, so it is called again and again."""
+    slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    while not searcher.search.ended:
+        with tempfile.TemporaryDirectory() as unread:  # Tune's own state; the ledger is what a rerun goes on from
+            tune.Tuner(
+                tune.with_resources(trainable, {"cpu": 1}),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    num_samples=FITS_A_SLOT * slots,
+                    max_concurrent_trials=slots,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=unread,
+                    verbose=0,
+                    callbacks=[watch],
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
+                ),
+            ).fit()
 
 
 def _tracked(plan: Plan, trial: FinishedTrial) -> Trial:

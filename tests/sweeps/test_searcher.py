@@ -2,8 +2,11 @@ import random
 
 import pytest
 from optuna.trial import TrialState
+from ray import tune
 
 from ddae.backbones import Block
+from ddae.probe import Candidate
+from sweeps.tuning import run, searcher
 from sweeps.tuning.searcher import Axes, HalvingSearch, TuneSearcher
 from sweeps.tuning.space import Space
 
@@ -80,6 +83,19 @@ def test_a_cell_goes_on_where_it_is_among_the_best_quarter_so_far(rungs):
     assert 0 < len(reached[-1]) < len(reached[0]) == 30
 
 
+def test_optuna_remembers_the_newest_trials_and_the_best(monkeypatch):
+    monkeypatch.setattr(searcher, "NUM_REMEMBERED", 6)
+    monkeypatch.setattr(searcher, "NUM_GOOD", 2)
+    search = search_of(rungs=(1200,))
+    tried = play(search)
+    assert len(set(cells(tried))) == len(SPACE.candidates)
+    remembered = {tuple(trial.params.values()) for trial in search.study.get_trials()}
+    assert len(remembered) <= 2 * 6 + 2 + search.round_size
+    best = sorted(tried[:-6], key=lambda one: -one[1][0])[:2]
+    assert remembered >= {tuple(search.axes.params(one[0]).values()) for one in [*best, *tried[-6:]]}
+    assert play(search_of(30, rungs=(1200,)), 5, random.Random(0)) == tried[:30]
+
+
 def test_optuna_knows_what_was_stopped():
     search = search_of(20)
     played = play(search)
@@ -106,9 +122,10 @@ def test_only_what_the_race_left_is_tried(sampler):
 def test_a_size_is_an_axis_of_its_own_head_alone():
     search, axes = search_of(), Axes(SPACE)
     play(search)
-    for one in search.tried:
-        assert ("attention size" in one.trial.params) == (one.trial.params["head"] == "attention")
-        assert axes.params(one.candidate) == one.trial.params
+    trials = search.study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+    for one, trial in zip(search.tried, trials, strict=True):
+        assert ("attention size" in trial.params) == (trial.params["head"] == "attention")
+        assert axes.params(one.candidate) == trial.params
 
 
 def test_the_seed_decides():
@@ -147,3 +164,29 @@ def test_tune_is_asked_for_no_fit_whose_result_is_known():
         number += 1
     assert not asked and not running
     assert [one.candidate for one in search.tried] == cells(expected)
+
+
+class Fitted(tune.Trainable):
+    """What accuracy() gives."""
+
+    def setup(self, config):
+        self.reset_config(config)
+
+    def reset_config(self, new_config):
+        *cell, num_images = new_config.values()
+        self.value = accuracy((Candidate(*cell), num_images))
+        return True
+
+    def step(self):
+        return {"val_accuracy": self.value, "done": True}
+
+    def save_checkpoint(self, checkpoint_dir):
+        """Nothing, as a sweep's trial."""
+
+
+def test_calling_tune_again_and_again_changes_nothing(monkeypatch):
+    monkeypatch.setattr(run, "FITS_A_SLOT", 4)
+    search = search_of(10)
+    with run.ray_cluster():
+        run.tune_fits(Fitted, TuneSearcher(search, known=lambda fit: None), tune.Callback())
+    assert [(one.candidate, tuple(one.accuracies), one.stopped_early) for one in search.tried] == play(search_of(10))
