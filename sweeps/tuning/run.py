@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -16,8 +17,6 @@ from typing import Any
 import ray
 from ray import tune
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ddae.probe import Candidate, ProbeResult
 from storage.results import Ledger
@@ -26,6 +25,7 @@ from sweeps.tuning.evaluation import evaluate, from_record
 from sweeps.tuning.extraction import MAX_RESTARTS, encodings, fill, start_extractors
 from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree, share_outside
 from sweeps.tuning.plan import NUM_LABEL_FREE, Plan
+from sweeps.tuning.progress import Progress
 from sweeps.tuning.race import Race
 from sweeps.tuning.searcher import Fit, HalvingSearch, Tried, TuneSearcher
 from sweeps.tuning.space import Need, Places
@@ -97,11 +97,15 @@ def ray_cluster() -> Iterator[None]:
 
 
 class Sweep:
-    """A sweep on a running cluster."""
+    """A sweep on a running cluster.
 
-    def __init__(self, plan: Plan):
+    least_passes: full forward passes that it takes at least, where it is no search.
+    """
+
+    def __init__(self, plan: Plan, least_passes: float | None = None):
         self.plan = plan
-        self.console = Console(stderr=True)
+        self.progress = Progress(least_passes or plan.least_and_most()[0], plan.grid_passes)
+        self.counted: set[Need] = set()
         self.extractors = start_extractors(plan)
         self.busy: list[tuple[float, float]] = []
 
@@ -113,7 +117,9 @@ class Sweep:
             needs = [Need(t, "train", num_images, blocks) for t, blocks in race.places.items()]
             title = f"look at {num_images:,}"
             self._ensure(needs, title)
-            looks = self._each("look", [replace(need, blocks=(b,)) for need in needs for b in need.blocks], title)
+            places = [replace(need, blocks=(block,)) for need in needs for block in need.blocks]
+            self.progress.stage(f"{title}, ridge", num_steps=len(places))
+            looks = self._each("look", places)
             race = race.after(looks, None if plan.exhaustive else plan.num_kept(place))
         return race
 
@@ -121,8 +127,9 @@ class Sweep:
         """Every (block, timestep) ranked without labels."""
         needs = self.plan.label_free_needs(num_images)
         for draw in (0, 1):
-            self._ensure([replace(need, draw=draw) for need in needs], "label-free")
-        scores = self._each("label_free", needs, "label-free")
+            self._ensure([replace(need, draw=draw) for need in needs], f"label-free, draw {draw + 1}")
+        self.progress.stage("label-free, scores", num_steps=len(needs))
+        scores = self._each("label_free", needs)
         return LabelFree.of(self.plan, list(scores.values()))
 
     def _ensure(self, needs: list[Need], title: str) -> None:
@@ -132,21 +139,37 @@ class Sweep:
             ("ensure", needs, "forward"),
         ):
             if its_needs:
-                self._each(method, its_needs, f"{title}, {note}", self.extractors)
+                self.progress.stage(f"{title}, {note}", num_images=sum(need.num_images for need in its_needs))
+                self._each(method, its_needs, self.extractors)
 
-    def _each(self, method: str, needs: list[Need], title: str, workers: list | None = None) -> dict[Need, Any]:
+    def _each(self, method: str, needs: list[Need], workers: list | None = None) -> dict[Need, Any]:
         """The extractors' method of every need: by one of them in turn, or by all (the last one's answer is kept)."""
         turns = itertools.cycle(self.extractors)
         pending = {getattr(worker, method).remote(need): need for need in needs for worker in workers or [next(turns)]}
+        awaited = Counter(pending.values())
         results = dict.fromkeys(needs)
-        with self._progress() as progress:
-            bar = progress.add_task(f"{title:<22}", total=len(pending), note="")
+        with self.progress:
             while pending:
-                ready, _ = ray.wait(list(pending))
-                results[pending.pop(ready[0])] = ray.get(ready[0])
-                progress.advance(bar)
+                [ready], _ = ray.wait(list(pending))
+                need = pending.pop(ready)
+                results[need] = ray.get(ready)
+                awaited[need] -= 1
+                if awaited[need]:
+                    continue
+                if workers:
+                    self.progress.extracted(need.num_images, self._passes([need]) if method == "ensure" else 0)
+                else:
+                    self.progress.step()
         self._warn()
         return results
+
+    def _passes(self, needs: list[Need]) -> float:
+        """Full forward passes that these needs cost beside those that were counted before."""
+        if self.counted.issuperset(needs):
+            return 0
+        before = self.plan.space.forward_passes(self.counted)
+        self.counted.update(needs)
+        return self.plan.space.forward_passes(self.counted) - before
 
     def _warn(self) -> None:
         for messages in ray.get([extractor.warnings.remote() for extractor in self.extractors]):
@@ -172,8 +195,14 @@ class Sweep:
             search.round_size if optuna else None,
         )
         searcher = TuneSearcher(halving, self._known)
-        with self._logging(halving, race.places, tracker) as log, self._progress() as progress:
-            watch = _Watch(progress, halving, log)
+
+        def passes(one: Tried) -> float:
+            num_images = self.plan.rungs[len(one.accuracies) - 1]
+            return self._passes(self.plan.trial_needs(one.candidate, num_images, race.places))
+
+        self.progress.stage("search")
+        with self.progress, self._logging(halving, race.places, tracker) as log:
+            watch = Watch(self.progress, halving, log, passes)
             watch.update()
             if not halving.ended:
                 self._tune(searcher, race.places, watch)
@@ -184,7 +213,9 @@ class Sweep:
 
     def baseline(self, head: str) -> ProbeResult:
         """Raw pixels under a head."""
-        return ray.get(self.extractors[0].raw_pixels.remote(head))
+        self.progress.stage("raw pixels")
+        with self.progress:
+            return ray.get(self.extractors[0].raw_pixels.remote(head))
 
     def cost(self, race: Race, trials: list[FinishedTrial], started: float) -> Cost:
         """Of the sweep, which began at `started` (seconds since the epoch)."""
@@ -206,7 +237,7 @@ class Sweep:
             ray_share=share_outside(intervals, started, now),
         )
 
-    def _tune(self, searcher: TuneSearcher, places: Places, watch: "_Watch") -> None:
+    def _tune(self, searcher: TuneSearcher, places: Places, watch: "Watch") -> None:
         trainable = tune.with_parameters(ProbeTrial, plan=self.plan, places=places, extractors=self.extractors)
         tune_fits(trainable, searcher, watch)
 
@@ -255,20 +286,17 @@ class Sweep:
                 writer.join()
         log_all()
 
-    def _progress(self) -> Progress:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        return Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console)
 
+class Watch(tune.Callback):
+    """What a person sees of the trials, and when they worked."""
 
-class _Watch(tune.Callback):
-    """Progress a person sees, and when the trials worked."""
-
-    def __init__(self, progress: Progress, search: HalvingSearch, log: Callable[[], None]):
-        self.progress, self.search, self.log = progress, search, log
-        self.bar = progress.add_task(f"{'search':<22}", total=search.num_trials, note="")
+    def __init__(
+        self, progress: Progress, search: HalvingSearch, log: Callable[[], None], passes: Callable[[Tried], float]
+    ):
+        self.progress, self.search, self.log, self.passes = progress, search, log, passes
         self.busy: list[tuple[float, float]] = []
         self.num_settled = self.num_stopped = 0
-        self.best = 0.0
+        self.best: Tried | None = None
 
     def __getstate__(self) -> dict:
         """Nothing: Tune pickles its callbacks for a restore that a rerun makes needless."""
@@ -278,9 +306,10 @@ class _Watch(tune.Callback):
         for one in self.search.settled[self.num_settled :]:
             self.num_settled += 1
             self.num_stopped += one.stopped_early
-            self.best = max(self.best, one.accuracies[-1])
-        note = f"best {self.best:.1%}, {self.num_stopped} stopped early"
-        self.progress.update(self.bar, completed=self.num_settled, note=note)
+            self.progress.extracted(0, self.passes(one))
+            self.best = max(self.best or one, one, key=lambda one: (not one.stopped_early, one.accuracies[-1]))
+        best = f"{100 * self.best.accuracies[-1]:.1f} % {self.best.candidate.name}" if self.best else ""
+        self.progress.trials(self.num_settled, self.search.num_trials, self.num_stopped, best)
         self.log()
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
