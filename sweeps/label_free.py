@@ -30,14 +30,14 @@ def main(config: LabelFreeRanking) -> None:
     if config.num_images < 2:
         raise ValueError(f"num_images={config.num_images} must be 2 or more, because uniformity is of pairs")
     needs = plan.label_free_needs(config.num_images)
+    passes = 2 * plan.space.forward_passes(needs)
     if config.dry_run:
-        passes = 2 * plan.space.forward_passes(needs)
         print(estimate(plan, backbone, dataset, passes, passes))
         return
     check_cluster()
     folder = config.out / f"label-free-{plan.folder().rpartition('/')[2]}"
     cli.check_writable(folder, plan.store)
-    with ray_cluster(), Sweep(plan) as sweep:
+    with ray_cluster(), Sweep(plan, passes) as sweep:
         scores = sweep.label_free(config.num_images)
     names = [block.name for block in plan.space.blocks]
     order = best_cells(plan, scores.ranking, scores.ranking.size)

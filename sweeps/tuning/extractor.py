@@ -36,10 +36,8 @@ class Work:
     started_seconds: float
     """Since the epoch, as ended_seconds."""
     ended_seconds: float
-    num_images: int
-    """That passed the network."""
     passes: float
-    """Full forward passes that this was."""
+    """Full forward passes of one image that this took."""
     warnings: list[str]
     """Of the store; an actor's own lines reach nobody."""
 
@@ -65,32 +63,31 @@ class Extractor:
             self.store.describe(plan.folder(draw), made_by)
             for split, rows in self.dataset.splits.items():
                 self.store.describe_rows(plan.folder(draw), split, {"image": rows, "label": self.dataset.labels(split)})
-        self.num_images, self.passes, self.num_encoded = 0, 0.0, 0
+        self.passes, self.num_encoded = 0.0, 0
         self._warned = Warnings()
 
     def work(self, method: str, *args: Any) -> Work:
         """A call to one of the methods below."""
-        started, num_images, passes = time.time(), self.num_images, self.passes
+        started, passes = time.time(), self.passes
         result = getattr(self, method)(*args)
-        done = self.num_images - num_images, self.passes - passes
-        return Work(method, result, started, time.time(), *done, self._warned.drain())
+        return Work(method, result, started, time.time(), self.passes - passes, self._warned.drain())
 
     def encode(self, need: Need, shard: int) -> None:
         """Fill a shard of the latents of a need's images, which serve every timestep."""
         start, stop = rows_of(need, shard)
         self._latents(need, start, stop)
 
-    def extract(self, need: Need, shard: int) -> None:
+    def extract(self, need: Need, shard: int) -> int:
         """Fill a shard of a need, passing no image again whose features stand in the store: its missing rows, each once
         for all blocks that miss it, cut where a gap begins or ends. Of several sweeps that want them one extracts, and
-        the others wait."""
+        the others wait. Returns how many images the shard has."""
         start, stop = rows_of(need, shard)
 
         def gaps() -> dict[str, list[tuple[int, int]]]:
             return {block: self.store.missing(self._column(need, block), stop, start) for block in need.blocks}
 
         if not any(gaps().values()):
-            return
+            return stop - start
         folder = f"{self.plan.folder(need.draw)}/t={need.timestep}/split={need.split}"
         with self.store.claimed(folder, start, start + SHARD_ROWS):
             left = gaps()
@@ -99,6 +96,7 @@ class Extractor:
                 blocks = [block for block in need.blocks if any(a <= first and last <= b for a, b in left[block])]
                 if blocks:
                     self._extract(need, first, last, blocks)
+        return stop - start
 
     def ensure(self, need: Need) -> None:
         """All shards of a need."""
@@ -141,7 +139,6 @@ class Extractor:
         key = replace(self.plan.key, draw=need.draw)
         encoded = self._latents(need, start, stop) if self.plan.encoder else None
         features = extract(self.backbone, self.dataset, rows, need.timestep, blocks, key, encoded=encoded)
-        self.num_images += len(rows)
         self.passes += len(rows) * self.plan.space.pass_share(blocks)
         for block, values in features.items():
             self.store.write(self._column(need, block), start, values)

@@ -10,13 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray import tune
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ddae.probe import Candidate, ProbeResult
 from storage.results import Ledger
@@ -26,6 +24,7 @@ from sweeps.tuning.extraction import Extraction
 from sweeps.tuning.extractor import Work
 from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree, share_outside
 from sweeps.tuning.plan import NUM_LABEL_FREE, Plan
+from sweeps.tuning.progress import Progress
 from sweeps.tuning.race import Race
 from sweeps.tuning.searcher import Fit, HalvingSearch, Tried, TuneSearcher
 from sweeps.tuning.space import Need, Places
@@ -34,6 +33,9 @@ from sweeps.tuning.trial import ProbeTrial
 PATIENCE_SECONDS = 10
 """So long an interrupted sweep waits for the trials that are being logged, and another one before it says that it
 waits."""
+
+FITS_A_SLOT = 250
+"""Of one call of Tune, which keeps 30 KB a fit and takes two seconds to start."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,18 @@ def num_slots() -> int:
 
 
 class Sweep:
-    """A sweep on a running cluster, until the block ends."""
+    """A sweep on a running cluster, until the block ends.
 
-    def __init__(self, plan: Plan):
+    least_passes: full forward passes that it takes at least, where it is no search.
+    """
+
+    def __init__(self, plan: Plan, least_passes: float | None = None):
         self.plan = plan
-        self.console = Console(stderr=True)
-        self.extraction = Extraction(plan, self._heard)
+        self.progress = Progress(least_passes or plan.least_and_most()[0], plan.grid_passes)
         self.busy: list[tuple[float, float]] = []
         """Wall-clock intervals in which a process worked."""
         self.passes = self.head_seconds = 0.0
+        self.extraction = Extraction(plan, self._heard)
 
     def __enter__(self) -> "Sweep":
         return self
@@ -118,8 +123,15 @@ class Sweep:
     def _heard(self, work: Work) -> None:
         self.busy.append((work.started_seconds, work.ended_seconds))
         self.passes += work.passes
+        if work.method == "extract":
+            self.progress.extracted(work.result, work.passes)
+        else:
+            self.progress.step()
         if work.method == "look":
             self.head_seconds += work.ended_seconds - work.started_seconds
+
+    def _begin(self, title: str, needs: list[Need], num_steps: int) -> None:
+        self.progress.stage(title, num_steps, sum(need.num_images for need in needs))
 
     def look(self) -> Race:
         """Closed-form ridge at every place in the race, on growing numbers of images, until few timesteps are left."""
@@ -127,14 +139,19 @@ class Sweep:
         race = Race([], plan.space.places)
         for place, num_images in enumerate(plan.looks):
             needs = [Need(t, "train", num_images, blocks) for t, blocks in race.places.items()]
-            looks = self.extraction.run(self.extraction.looks(needs)).result()
+            title = f"look at {num_images:,} images"
+            self._begin(title, needs, sum(len(need.blocks) for need in needs))
+            with self.progress:
+                looks = self.extraction.run(self.extraction.looks(needs)).result()
             race = race.after(looks, None if plan.exhaustive else plan.num_kept(place))
         return race
 
     def label_free(self, num_images: int = NUM_LABEL_FREE) -> LabelFree:
         """Every (block, timestep) ranked without labels."""
         needs = self.plan.label_free_needs(num_images)
-        return LabelFree.of(self.plan, self.extraction.run(self.extraction.label_free(needs)).result())
+        self._begin("label-free", [*needs, *(replace(need, draw=0) for need in needs)], len(needs))
+        with self.progress:
+            return LabelFree.of(self.plan, self.extraction.run(self.extraction.label_free(needs)).result())
 
     def search(self, search: Search, race: Race, first: list[Candidate], tracker: Tracker) -> list[FinishedTrial]:
         """Run trials of what the race has left until num_trials have finished or nothing is left.
@@ -160,9 +177,10 @@ class Sweep:
                 self.extraction.forget(needs)
             return self.extraction.run(self.extraction.fill(needs))
 
+        self.progress.stage("search")
         searcher = TuneSearcher(halving, self._known, features, num_slots)
-        with self._logging(halving, race.places, tracker) as log, self._progress() as progress:
-            watch = _Watch(progress, halving, log)
+        with self.progress, self._logging(halving, race.places, tracker) as log:
+            watch = Watch(self.progress, halving, log)
             watch.update()
             if not halving.ended:
                 self._tune(searcher, watch)
@@ -172,7 +190,9 @@ class Sweep:
 
     def baseline(self, head: str) -> ProbeResult:
         """Raw pixels under a head."""
-        return self.extraction.run(self.extraction.call("raw_pixels", head)).result()
+        self.progress.stage("raw pixels")
+        with self.progress:
+            return self.extraction.run(self.extraction.call("raw_pixels", head)).result()
 
     def cost(self, race: Race, trials: list[FinishedTrial], started: float) -> Cost:
         """Of the sweep, which began at `started` (seconds since the epoch)."""
@@ -191,21 +211,9 @@ class Sweep:
             ray_share=share_outside(self.busy, started, now),
         )
 
-    def _tune(self, searcher: TuneSearcher, watch: "_Watch") -> None:
+    def _tune(self, searcher: TuneSearcher, watch: "Watch") -> None:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it tells of every process that dies
-        trainable = tune.with_parameters(ProbeTrial, plan=self.plan)
-        with tempfile.TemporaryDirectory() as unread:  # Tune's own state; the ledger is what a rerun goes on from
-            tune.Tuner(
-                tune.with_resources(trainable, {"cpu": 1}),
-                tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
-                run_config=tune.RunConfig(
-                    name="tune",
-                    storage_path=unread,
-                    verbose=0,
-                    callbacks=[watch],
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                ),
-            ).fit()
+        tune_fits(tune.with_parameters(ProbeTrial, plan=self.plan), searcher, watch)
 
     def _known(self, fit: Fit) -> float | None:
         record = Ledger(f"{self.plan.store}/results").get(self.plan.result_key(*fit))
@@ -226,13 +234,13 @@ class Sweep:
         """A function that has every settled trial that MLflow lacks logged in the background. What cannot be logged is
         tried again with the next one, and at the end, which alone waits for it."""
         settled, ended = threading.Event(), threading.Event()
-        logged: set[Candidate] = set()
+        num_logged = 0
 
         def log_all() -> None:
-            for one in search.settled:
-                if one.candidate not in logged:
-                    tracker.log_trial(_tracked(self.plan, self._finished(one, places)))
-                    logged.add(one.candidate)
+            nonlocal num_logged
+            for one in search.settled[num_logged:]:
+                tracker.log_trial(_tracked(self.plan, self._finished(one, places)))
+                num_logged += 1
 
         def log_on() -> None:
             while settled.wait() and not ended.is_set():
@@ -253,28 +261,27 @@ class Sweep:
                 writer.join()
         log_all()
 
-    def _progress(self) -> Progress:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        return Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console)
 
-
-class _Watch(tune.Callback):
-    """Progress a person sees, and when the trials worked."""
+class Watch(tune.Callback):
+    """What a person sees of the trials, and when they worked."""
 
     def __init__(self, progress: Progress, search: HalvingSearch, log: Callable[[], None]):
         self.progress, self.search, self.log = progress, search, log
-        self.bar = progress.add_task(f"{'search':<22}", total=search.num_trials, note="")
         self.busy: list[tuple[float, float]] = []
+        self.num_settled = self.num_stopped = 0
+        self.best: Tried | None = None
 
     def __getstate__(self) -> dict:
         """Nothing: Tune pickles its callbacks for a restore that a rerun makes needless."""
         return {}
 
     def update(self) -> None:
-        settled = self.search.settled
-        best = max((one.accuracies[-1] for one in settled), default=0.0)
-        note = f"best {best:.1%}, {sum(one.stopped_early for one in settled)} stopped early"
-        self.progress.update(self.bar, completed=len(settled), note=note)
+        for one in self.search.settled[self.num_settled :]:
+            self.num_settled += 1
+            self.num_stopped += one.stopped_early
+            self.best = max(self.best or one, one, key=lambda one: (not one.stopped_early, one.accuracies[-1]))
+        best = f"{100 * self.best.accuracies[-1]:.1f} % {self.best.candidate.name}" if self.best else ""
+        self.progress.trials(self.num_settled, self.search.num_trials, self.num_stopped, best)
         self.log()
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
@@ -292,6 +299,26 @@ class _Watch(tune.Callback):
         error = trial.get_error()
         if isinstance(error, RayTaskError):
             raise ValueError(f"{trial.config}: {str(error.cause).strip().splitlines()[-1]}")
+
+
+def tune_fits(trainable: type[tune.Trainable], searcher: TuneSearcher, watch: tune.Callback) -> None:
+    """Have Tune run what the searcher asks for, until its search has ended. Tune keeps all that it knows of every fit
+    until it returns, so it is called again and again."""
+    while not searcher.search.ended:
+        with tempfile.TemporaryDirectory() as unread:  # Tune's own state; the ledger is what a rerun goes on from
+            tune.Tuner(
+                tune.with_resources(trainable, {"cpu": 1}),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher, num_samples=FITS_A_SLOT * num_slots(), reuse_actors=True
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=unread,
+                    verbose=0,
+                    callbacks=[watch],
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                ),
+            ).fit()
 
 
 def _tracked(plan: Plan, trial: FinishedTrial) -> Trial:

@@ -1,11 +1,13 @@
 """Which cell to fit next, on how many images: Optuna proposes, ASHA stops, and the seed alone decides."""
 
 import warnings
+from bisect import insort
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
 import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
@@ -19,13 +21,17 @@ from sweeps.tuning.space import Space
 Fit = tuple[Candidate, int]
 """A candidate, to be fitted on so many training images."""
 
+NUM_REMEMBERED = 250
+"""Trials that Optuna proposes from, at most twice as many: its time and memory grow with them."""
+NUM_GOOD = 25
+"""Of the best, which it remembers for good; TPE never takes more for good ones."""
+
 
 @dataclass
 class Tried:
     """A candidate with the val accuracy of every rung that it reached, fewest images first."""
 
     candidate: Candidate
-    trial: optuna.Trial
     accuracies: list[float] = field(default_factory=list)
     stopped_early: bool = False
 
@@ -55,85 +61,120 @@ class HalvingSearch:
         round_size: int | None = None,
     ):
         self.axes, self.rungs = Axes(space), rungs
-        self.study = make_study(sampler, seed)
+        self.study = make_study(make_sampler(sampler, seed))
         self.num_trials = min(num_trials, len(candidates))
         self.round_size = round_size or self.num_trials
         self.tried: list[Tried] = []
         """Of the rounds that have ended, in the order of proposal."""
-        self._untried = dict.fromkeys(candidates)
-        self._ahead = deque(
-            candidates if sampler == "grid" else (c for c in dict.fromkeys(first) if c in self._untried)
-        )
-        self._round: list[Tried] = []
-        self._reached: list[list[Tried]] = []
-        self._num_judged: list[int] = []
+        self.settled: list[Tried] = []
+        """All that were stopped or reached the last rung, in the order in which that was known."""
+        self._candidates = candidates
+        self._rows = {candidate: row for row, candidate in enumerate(candidates)}
+        self._points = np.array([self.axes.point(candidate) for candidate in candidates])
+        self._is_tried = np.zeros(len(candidates), dtype=bool)
+        self._ahead = deque(candidates if sampler == "grid" else (c for c in dict.fromkeys(first) if c in self._rows))
+        self._learns = sampler == "optuna"
+        self._asked: list[optuna.Trial] = []
+        """Optuna's, of the round, where it learns from them."""
+        self._accuracies: list[list[float]] = [[] for _ in rungs]
         self._waiting: deque[Fit] = deque()
         self._results: dict[Fit, float] = {}
+        self._new_round()
 
     @property
     def ended(self) -> bool:
         return len(self.tried) >= self.num_trials
 
-    @property
-    def settled(self) -> list[Tried]:
-        """All that were stopped or reached the last rung."""
-        last = len(self.rungs)
-        return [*self.tried, *(one for one in self._round if one.stopped_early or len(one.accuracies) == last)]
-
     def ask(self) -> Fit | None:
         """The next fit; None where it depends on results that are not told yet, and at the end."""
-        if not self._round and not self.ended:
-            size = min(self.round_size, self.num_trials - len(self.tried))
-            self._round = [self._propose() for _ in range(size)]
-            self._reached = [self._round, *([] for _ in self.rungs[1:])]
-            self._num_judged = [0] * len(self.rungs)
-            self._waiting.extend((one.candidate, self.rungs[0]) for one in self._round)
+        if not self._waiting and len(self._reached[0]) < self._size:
+            self._go_on(Tried(self._propose()), 0)
         return self._waiting.popleft() if self._waiting else None
 
     def tell(self, fit: Fit, accuracy: float) -> None:
         """The val accuracy of a fit that was asked for."""
         self._results[fit] = accuracy
         for rung, reached in enumerate(self._reached):
-            for one in reached[self._num_judged[rung] :]:
-                result = self._results.get((one.candidate, self.rungs[rung]))
+            while self._num_judged[rung] < len(reached):
+                one = reached[self._num_judged[rung]]
+                result = self._results.pop((one.candidate, self.rungs[rung]), None)
                 if result is None:
                     break
                 self._num_judged[rung] += 1
                 self._judge(one, rung, result)
-        if self._num_judged == [len(reached) for reached in self._reached]:
-            for one in self._round:
-                state = TrialState.PRUNED if one.stopped_early else TrialState.COMPLETE
-                self.study.tell(one.trial, None if one.stopped_early else one.accuracies[-1], state)
-            self.tried += self._round
-            self._round = []
+        if self._num_judged == [self._size, *(len(reached) for reached in self._reached[1:])]:
+            self._end_round()
+
+    def _new_round(self) -> None:
+        self._size = min(self.round_size, self.num_trials - len(self.tried))
+        self._reached: list[list[Tried]] = [[] for _ in self.rungs]
+        self._num_judged = [0] * len(self.rungs)
+
+    def _go_on(self, one: Tried, rung: int) -> None:
+        self._reached[rung].append(one)
+        self._waiting.append((one.candidate, self.rungs[rung]))
 
     def _judge(self, one: Tried, rung: int, accuracy: float) -> None:
         one.accuracies.append(accuracy)
-        one.trial.report(accuracy, REDUCTION**rung)
-        if rung + 1 == len(self.rungs):
-            return
-        one.stopped_early = one.trial.should_prune()
-        if not one.stopped_early:
-            self._reached[rung + 1].append(one)
-            self._waiting.append((one.candidate, self.rungs[rung + 1]))
+        so_far = self._accuracies[rung]
+        insort(so_far, accuracy)
+        is_last = rung + 1 == len(self.rungs)
+        one.stopped_early = not is_last and accuracy < so_far[-max(1, len(so_far) // REDUCTION)]
+        if is_last or one.stopped_early:
+            self.settled.append(one)
+        else:
+            self._go_on(one, rung + 1)
 
-    def _propose(self) -> Tried:
+    def _end_round(self) -> None:
+        for one, trial in zip(self._reached[0], self._asked, strict=self._learns):
+            for rung, accuracy in enumerate(one.accuracies):
+                trial.report(accuracy, REDUCTION**rung)
+            if one.stopped_early:
+                self.study.tell(trial, state=TrialState.PRUNED)
+            else:
+                self.study.tell(trial, one.accuracies[-1])
+        self._asked = []
+        self.tried += self._reached[0]
+        self._new_round()
+
+    def _propose(self) -> Candidate:
+        if not self._asked and len(self.study.get_trials(deepcopy=False)) >= 2 * NUM_REMEMBERED:
+            self._forget()
         if self._ahead:
             candidate = self._ahead.popleft()
             trial = self._ask_for(candidate)
         else:
             trial = self.axes.ask(self.study)
-            proposed = candidate = self.axes.candidate(trial.params)
-            if proposed not in self._untried:
+            proposed = self.axes.candidate(trial.params)
+            candidate = self._nearest(proposed)
+            if candidate != proposed:
                 self.study.tell(trial, state=TrialState.FAIL)
-                candidate = min(self._untried, key=lambda c: self.axes.distance(proposed, c))
                 trial = self._ask_for(candidate)
-        del self._untried[candidate]
-        return Tried(candidate, trial)
+        self._is_tried[self._rows[candidate]] = True
+        if self._learns:
+            self._asked.append(trial)
+        return candidate
 
     def _ask_for(self, candidate: Candidate) -> optuna.Trial:
         self.study.enqueue_trial(self.axes.params(candidate))
         return self.axes.ask(self.study)
+
+    def _nearest(self, candidate: Candidate) -> Candidate:
+        """Of those that were not tried: itself, or places apart, each axis as a share of its length; another head
+        counts as the whole of one."""
+        apart = np.abs(self._points - self.axes.point(candidate))
+        distance = apart[:, :-1].sum(axis=1) + (apart[:, -1] > 0)
+        distance[self._is_tried] = np.inf
+        return self._candidates[distance.argmin()]
+
+    def _forget(self) -> None:
+        """Leave Optuna the newest trials, and the best ones."""
+        told = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
+        complete = [trial for trial in told if trial.state == TrialState.COMPLETE]
+        good = sorted(complete, key=lambda trial: -trial.value)[:NUM_GOOD]
+        kept = {trial.number for trial in [*good, *told[-NUM_REMEMBERED:]]}
+        self.study = make_study(self.study.sampler)
+        self.study.add_trials([trial for trial in told if trial.number in kept])
 
 
 class TuneSearcher(Searcher):
@@ -220,6 +261,7 @@ class Axes:
             "timestep": space.timesteps,
             "pooling": space.poolings,
         }
+        self.numbers = {head: number for number, head in enumerate(space.heads)}
         names = {head: family for family, head in HEADS.items()}
         self.heads: dict[str, list[str]] = {}
         for head in space.heads:
@@ -247,24 +289,21 @@ class Axes:
         family = params["head"]
         return Candidate(**chosen, head=self.heads[family][params.get(f"{family} size", 0)])
 
-    def distance(self, a: Candidate, b: Candidate) -> float:
-        """Places apart, each axis as a share of its length; another head counts as the whole of one."""
-
-        def place(axis: str, candidate: Candidate) -> float:
-            return self.values[axis].index(getattr(candidate, axis)) / len(self.values[axis])
-
-        apart = sum(abs(place(axis, a) - place(axis, b)) for axis in self.values)
-        return apart + (a.head != b.head)
+    def point(self, candidate: Candidate) -> list[float]:
+        """Its place on every axis, as a share of its length, and the number of its head."""
+        places = [values.index(getattr(candidate, axis)) / len(values) for axis, values in self.values.items()]
+        return [*places, self.numbers[candidate.head]]
 
 
-def make_study(sampler: str, seed: int) -> optuna.Study:
-    """In memory. sampler: optuna (TPE); any other draws at random."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    """name: optuna (TPE); any other draws at random."""
+    if name != "optuna":
+        return optuna.samplers.RandomSampler(seed=seed)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # TPESampler(group=True)
-    return optuna.create_study(
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True, group=True)
-        if sampler == "optuna"
-        else optuna.samplers.RandomSampler(seed=seed),
-        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
-    )
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True, group=True)
+
+
+def make_study(sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+    """In memory."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(direction="maximize", sampler=sampler)

@@ -3,9 +3,11 @@ from concurrent.futures import Future
 
 import pytest
 from optuna.trial import TrialState
+from ray import tune
 
 from ddae.backbones import Block
 from ddae.probe import Candidate
+from sweeps.tuning import run, searcher
 from sweeps.tuning.extraction import MAX_DEATHS
 from sweeps.tuning.searcher import Axes, HalvingSearch, TuneSearcher
 from sweeps.tuning.space import Space
@@ -83,6 +85,19 @@ def test_a_cell_goes_on_where_it_is_among_the_best_quarter_so_far(rungs):
     assert 0 < len(reached[-1]) < len(reached[0]) == 30
 
 
+def test_optuna_remembers_the_newest_trials_and_the_best(monkeypatch):
+    monkeypatch.setattr(searcher, "NUM_REMEMBERED", 6)
+    monkeypatch.setattr(searcher, "NUM_GOOD", 2)
+    search = search_of(rungs=(1200,))
+    tried = play(search)
+    assert len(set(cells(tried))) == len(SPACE.candidates)
+    remembered = {tuple(trial.params.values()) for trial in search.study.get_trials()}
+    assert len(remembered) <= 2 * 6 + 2 + search.round_size
+    best = sorted(tried[:-6], key=lambda one: -one[1][0])[:2]
+    assert remembered >= {tuple(search.axes.params(one[0]).values()) for one in [*best, *tried[-6:]]}
+    assert play(search_of(30, rungs=(1200,)), 5, random.Random(0)) == tried[:30]
+
+
 def test_optuna_knows_what_was_stopped():
     search = search_of(20)
     played = play(search)
@@ -109,9 +124,10 @@ def test_only_what_the_race_left_is_tried(sampler):
 def test_a_size_is_an_axis_of_its_own_head_alone():
     search, axes = search_of(), Axes(SPACE)
     play(search)
-    for one in search.tried:
-        assert ("attention size" in one.trial.params) == (one.trial.params["head"] == "attention")
-        assert axes.params(one.candidate) == one.trial.params
+    trials = search.study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+    for one, trial in zip(search.tried, trials, strict=True):
+        assert ("attention size" in trial.params) == (trial.params["head"] == "attention")
+        assert axes.params(one.candidate) == trial.params
 
 
 def test_the_seed_decides():
@@ -223,3 +239,31 @@ def test_a_fit_whose_process_dies_is_tried_again():
         assert fit_of(searcher.suggest(str(number))) == fit
     with pytest.raises(ValueError, match="its process died 20 times"):
         searcher.on_trial_complete(str(number), error=True)
+
+
+class Fitted(tune.Trainable):
+    """What accuracy() gives."""
+
+    def setup(self, config):
+        self.reset_config(config)
+
+    def reset_config(self, new_config):
+        *cell, num_images = new_config.values()
+        self.value = accuracy((Candidate(*cell), num_images))
+        return True
+
+    def step(self):
+        return {"val_accuracy": self.value, "lost": "", "done": True}
+
+    def save_checkpoint(self, checkpoint_dir):
+        """Nothing, as a sweep's trial."""
+
+
+def test_calling_tune_again_and_again_changes_nothing(monkeypatch):
+    monkeypatch.setattr(run, "FITS_A_SLOT", 4)
+    search, there = search_of(10), Future()
+    there.set_result(None)
+    with run.ray_cluster():
+        asked = TuneSearcher(search, lambda fit: None, lambda fit, lost: there, run.num_slots)
+        run.tune_fits(Fitted, asked, tune.Callback())
+    assert [(one.candidate, tuple(one.accuracies), one.stopped_early) for one in search.tried] == play(search_of(10))
