@@ -3,8 +3,10 @@
 import logging
 import socket
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, repeat
 from logging.handlers import BufferingHandler
 from typing import Any
 
@@ -83,17 +85,18 @@ class Extractor:
         the others wait. Returns how many images the shard has."""
         start, stop = rows_of(need, shard)
 
-        def gaps() -> dict[str, list[tuple[int, int]]]:
-            return {block: self.store.missing(self._column(need, block), stop, start) for block in need.blocks}
+        def gaps(blocks: Iterable[str]) -> dict[str, list[tuple[int, int]]]:
+            found = {block: self.store.missing(self._column(need, block), stop, start) for block in blocks}
+            return {block: its_gaps for block, its_gaps in found.items() if its_gaps}
 
-        if not any(gaps().values()):
+        if not (lacking := gaps(need.blocks)):
             return stop - start
         folder = f"{self.plan.folder(need.draw)}/t={need.timestep}/split={need.split}"
         with self.store.claimed(folder, start, start + SHARD_ROWS):
-            left = gaps()
-            edges = {edge for block_gaps in left.values() for gap in block_gaps for edge in gap}
+            lacking = gaps(lacking)
+            edges = {edge for its_gaps in lacking.values() for gap in its_gaps for edge in gap}
             for first, last in pairwise(sorted(edges)):
-                blocks = [block for block in need.blocks if any(a <= first and last <= b for a, b in left[block])]
+                blocks = [b for b, its_gaps in lacking.items() if any(i <= first and last <= j for i, j in its_gaps)]
                 if blocks:
                     self._extract(need, first, last, blocks)
         return stop - start
@@ -140,8 +143,9 @@ class Extractor:
         encoded = self._latents(need, start, stop) if self.plan.encoder else None
         features = extract(self.backbone, self.dataset, rows, need.timestep, blocks, key, encoded=encoded)
         self.passes += len(rows) * self.plan.space.pass_share(blocks)
-        for block, values in features.items():
-            self.store.write(self._column(need, block), start, values)
+        columns = [self._column(need, block) for block in features]
+        with ThreadPoolExecutor(len(columns)) as together:  # a store at an address answers late
+            list(together.map(self.store.write, columns, repeat(start), features.values()))
 
     def _latents(self, need: Need, start: int, stop: int) -> np.ndarray:
         """float16 [stop - start, C * S * S], from the store; what it lacks is encoded first."""
