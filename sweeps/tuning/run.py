@@ -26,7 +26,7 @@ from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree, share_outside
 from sweeps.tuning.plan import NUM_LABEL_FREE, Plan
 from sweeps.tuning.progress import Progress
 from sweeps.tuning.race import Race
-from sweeps.tuning.searcher import Fit, HalvingSearch, Tried, TuneSearcher
+from sweeps.tuning.searcher import SHARED, Fit, HalvingSearch, Tried, TuneSearcher
 from sweeps.tuning.space import Need, Places
 from sweeps.tuning.trial import ProbeTrial
 
@@ -88,7 +88,8 @@ def ray_cluster() -> Iterator[None]:
     except RayTaskError as error:
         if isinstance(error.cause, OSError):
             raise error.cause from error
-        raise ValueError(str(error.cause)) from error
+        advice = f"; {SHARED}" if type(error.cause) is LookupError else ""
+        raise ValueError(f"{error.cause}{advice}") from error
     except RayActorError as error:  # what an actor's start raised is in its text alone
         raise ValueError(str(error).strip().splitlines()[-1]) from error
     finally:

@@ -18,6 +18,7 @@ from sweeps.tuning.extraction import MAX_DEATHS
 from sweeps.tuning.plan import REDUCTION
 from sweeps.tuning.space import Space
 
+SHARED = "--store must name a place that all machines see"
 Fit = tuple[Candidate, int]
 """A candidate, to be fitted on so many training images."""
 
@@ -234,7 +235,7 @@ class TuneSearcher(Searcher):
             return
         if result["lost"]:
             if fit in self._lost:
-                raise ValueError(f"{result['lost']}, again; --store must name a place that all machines see")
+                raise ValueError(f"{result['lost']}, again; {SHARED}")
             self._lost.add(fit)
             self._waiting[fit] = self.features(fit, True)
         else:

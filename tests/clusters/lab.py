@@ -93,7 +93,7 @@ class Machine:
             env=self.env | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
-    def run(self, *command: str, seconds: float = 120, **env: str) -> str:
+    def run(self, *command: str, seconds: float = 240, **env: str) -> str:
         process = self.start(*command, **env)
         printed, _ = process.communicate(timeout=seconds)
         assert process.returncode == 0, f"{' '.join(command)}: {printed}"

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from tests.clusters.lab import HOME, HOST, NETWORK, SWITCH, Machine, why_not
-from tests.faults.conftest import children, finish, start_sweep, table
+from tests.commands import start
+from tests.faults.sweeps import children, finish, table
 
 ROOT = Path(__file__).parents[2]
 ARGS = ["--dataset", "digits", "--timesteps", "0", "100", "--poolings", "1", "2", "--heads", "linear"]
@@ -33,7 +34,7 @@ def shared(tmp_path) -> Path:
 def machines(shared, tiny_model):
     links = os.listdir("/sys/class/net")
     seen = {ROOT, Path(sys.prefix), Path(sys.base_prefix), Path(tiny_model), shared}
-    soon = "RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=3000"  # a lost machine is missed
+    soon = "RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=3"
     env = {"KEY": str(shared / "key"), "SET_ENV": f"PYTHONPATH={HOME}/ddae-sweeps {soon}"}
     laptop = Machine("laptop", 1, seen, SWITCH)
     hosts = [Machine(name, number, seen, HOST, **env) for number, name in enumerate(("head", "one", "two", "new"), 10)]
@@ -48,7 +49,7 @@ def machines(shared, tiny_model):
 @pytest.fixture
 def alone(tiny_model, tmp_path):
     """The same command on this machine alone, in tmp_path, meanwhile."""
-    process = start_sweep(tiny_model, tmp_path, ARGS)
+    process = start("layer_noise", "--backbone", tiny_model, *ARGS, cwd=tmp_path)
     yield process
     if process.poll() is None:
         process.kill()
@@ -86,7 +87,7 @@ def test_sweep_on_a_cluster(alone, machines, config, shared, tiny_model, tmp_pat
     laptop.run(*start_new)
     wait_for(lambda: new.address in head.run("ss", "-Htn", "sport = :6379"), sweep)
     head.run("sh", "-c", "kill -CONT $(pgrep -f '[l]ayer_noise.py' | sort -rn)")
-    wait_for(lambda: new.processes("ray::ProbeTrial"), sweep)
+    wait_for(lambda: new.processes("ray::Extractor", "ray::ProbeTrial"), sweep)
     printed, _ = sweep.communicate(timeout=200)
     assert sweep.returncode == 0, printed
 
