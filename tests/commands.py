@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,8 @@ class Fork:
     def __init__(self, command: str, *args: str, cwd: Path, **env: str):
         forkserver = multiprocessing.get_context("forkserver")
         forkserver.set_forkserver_preload(PRELOADED)
-        self._printed = [cwd / f".{name}-{os.urandom(4).hex()}" for name in ("out", "err")]
+        self._folder = tempfile.TemporaryDirectory()
+        self._printed = [Path(self._folder.name) / name for name in ("out", "err")]
         self._process = forkserver.Process(
             target=_run, args=(SWEEPS / f"{command}.py", args, cwd, own_environment(**env), self._printed), daemon=True
         )
@@ -47,7 +49,8 @@ class Fork:
     def returncode(self) -> int | None:
         return self._process.exitcode
 
-    poll = lambda self: self.returncode  # noqa: E731
+    def poll(self) -> int | None:
+        return self.returncode
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)

@@ -216,18 +216,24 @@ class Sweep:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it tells of every process that dies
         tune_fits(tune.with_parameters(ProbeTrial, plan=self.plan), searcher, watch)
 
+    def _recorded(self, candidate: Candidate, num_images: int) -> ProbeResult | None:
+        record = Ledger(f"{self.plan.store}/results").get(self.plan.result_key(candidate, num_images))
+        return None if record is None else from_record(record)
+
     def _known(self, fit: Fit) -> float | None:
-        record = Ledger(f"{self.plan.store}/results").get(self.plan.result_key(*fit))
-        return None if record is None else from_record(record).val_accuracy
+        result = self._recorded(*fit)
+        return None if result is None else result.val_accuracy
 
     def _finished(self, one: Tried, places: Places) -> FinishedTrial:
         """Its results from the ledger; one that is gone since is made again."""
         rungs = []
         for num_images in self.plan.rungs[: len(one.accuracies)]:
-            if self._known((one.candidate, num_images)) is None:
+            result = self._recorded(one.candidate, num_images)
+            if result is None:
                 needs = self.plan.trial_needs(one.candidate, num_images, places)
                 self.extraction.run(self.extraction.fill(needs)).result()
-            rungs.append(evaluate(self.plan, one.candidate, num_images))
+                result = evaluate(self.plan, one.candidate, num_images)
+            rungs.append(result)
         return FinishedTrial(one.candidate, rungs, one.stopped_early)
 
     @contextmanager
