@@ -59,6 +59,11 @@ class Extraction:
         self._growth.cancel()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
+    @property
+    def num_ready(self) -> int:
+        """Extractors that have loaded the model and have nothing to do."""
+        return self._free.qsize() // CALLS_EACH
+
     def run(self, work: Coroutine) -> Future:
         """Of one of the coroutines below, for threads."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
