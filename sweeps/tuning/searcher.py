@@ -18,6 +18,8 @@ from sweeps.tuning.extraction import MAX_DEATHS
 from sweeps.tuning.plan import REDUCTION
 from sweeps.tuning.space import Space
 
+NUM_AHEAD = 1000
+"""Fits whose features are asked for before they can start."""
 SHARED = "--store must name a place that all machines see"
 Fit = tuple[Candidate, int]
 """A candidate, to be fitted on so many training images."""
@@ -203,7 +205,7 @@ class TuneSearcher(Searcher):
 
     def go_on(self) -> None:
         """To the fits whose results are not known."""
-        while (fit := self.search.ask()) is not None:
+        while len(self._waiting) < NUM_AHEAD and (fit := self.search.ask()) is not None:
             accuracy = self.known(fit)
             if accuracy is None:
                 self._waiting[fit] = self.features(fit, False)
