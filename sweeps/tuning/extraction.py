@@ -44,6 +44,7 @@ class Extraction:
 
     def __init__(self, plan: Plan, told: Callable[[Work], None] = lambda work: None):
         self.plan, self.told = plan, told
+        self._plan = ray.put(plan)  # its labels are millions of bytes
         self._device = "GPU" if plan.settings.device.startswith("cuda") else "CPU"
         self._nodes: dict[ray.actor.ActorHandle, str] = {}
         self._free: asyncio.Queue[ray.actor.ActorHandle | Exception] = asyncio.Queue()
@@ -178,7 +179,9 @@ class Extraction:
     async def _start(self, node: str) -> None:
         options = {"num_gpus": self._share} if self._device == "GPU" else {}
         there = NodeAffinitySchedulingStrategy(node, soft=False)
-        extractor = ray.remote(Extractor).options(num_cpus=0, scheduling_strategy=there, **options).remote(self.plan, 1)
+        extractor = (
+            ray.remote(Extractor).options(num_cpus=0, scheduling_strategy=there, **options).remote(self._plan, 1)
+        )
         self._nodes[extractor] = node
         try:
             await extractor.__ray_ready__.remote()
