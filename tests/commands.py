@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -60,6 +61,23 @@ class Fork:
         if self.returncode is None:
             raise subprocess.TimeoutExpired(str(SWEEPS), timeout or 0)
         return [path.read_text() for path in self._printed]
+
+
+@contextmanager
+def ray_of_one_cpu(**env: str) -> Iterator[Callable[..., Fork]]:
+    """A Ray with this environment, for as long as the block lasts, and a function that starts a command on it."""
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 2**28}
+    before = dict(os.environ)
+    os.environ.update(env)
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    os.environ.clear()
+    os.environ.update(before)
+    try:
+        yield partial(Fork, RAY_ADDRESS=cluster.address, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", **env)
+    finally:
+        cluster.shutdown()
 
 
 def _run(script: Path, args: Sequence[str], cwd: Path, env: dict[str, str], printed: Sequence[Path]) -> None:

@@ -32,19 +32,10 @@ def environment():
 @pytest.fixture(scope="session")
 def fork():
     """A function that starts a command, soon there, on a Ray of one CPU that all of them share."""
-    from ray.cluster_utils import Cluster
+    from tests.commands import ray_of_one_cpu
 
-    from tests.commands import Fork
-
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 2**28}
-    )
-
-    def start(command, *args, cwd, **env):
-        return Fork(command, *args, cwd=cwd, RAY_ADDRESS=cluster.address, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", **env)
-
-    yield start
-    cluster.shutdown()
+    with ray_of_one_cpu() as start:
+        yield start
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -54,10 +55,12 @@ class Extraction:
         self._starting: set[asyncio.Task] = set()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._growth = self.run(self._grow())
+        self.run(self._grow())
 
     def close(self) -> None:
-        self._growth.cancel()
+        """Whatever is under way is given up."""
+        with suppress(TimeoutError):
+            self.run(self._give_up()).result(GROW_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     @property
@@ -148,6 +151,12 @@ class Extraction:
     async def _fill_shard(self, place: tuple, method: str, need: Need, shard: int) -> None:
         async with self._shards[*place, shard]:
             await self.call(method, need, shard)
+
+    async def _give_up(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     async def _grow(self) -> None:
         began, warned, requested = time.monotonic(), False, 0

@@ -1,36 +1,34 @@
 """A sweep whose store is a bucket of a real S3 server, which goes away in the middle."""
 
-from tests.commands import start
+from tests.commands import ray_of_one_cpu
 from tests.faults.sweeps import SMALL, finish, table, wait_for
 
 
 def test_a_sweep_from_a_bucket(bucket, begin, tiny_model, tmp_path):
-    for node in ("folder", "one", "two"):
-        (tmp_path / node).mkdir()
+    flags = "--backbone", tiny_model, *SMALL, "--store", bucket.address
+    folder, one, two = (tmp_path / name for name in ("folder", "one", "two"))
+    for node in (folder, one, two):
+        node.mkdir()
+    process = begin(cwd=folder)
+    with ray_of_one_cpu(XDG_CACHE_HOME=str(one / "cache")) as start:
+        finish(process)
+        process = start("layer_noise", *flags, cwd=one)
+        assert wait_for(lambda: bucket.asked("PUT", ".arrow"), process)
+        bucket.close()
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 2 and out == "" and "Traceback" not in err, err
+        last = err.splitlines()[-1]
+        assert last.startswith(f"error: store='{bucket.address}") and last.endswith("and the same command goes on")
 
-    def run(node):
-        flags = "--backbone", tiny_model, *SMALL, "--store", bucket.address
-        return start("layer_noise", *flags, cwd=tmp_path / node, XDG_CACHE_HOME=str(tmp_path / node / "cache"))
-
-    folder, process = begin(cwd=tmp_path / "folder"), run("one")
-    assert wait_for(lambda: bucket.asked("PUT", ".arrow"), process)
-    bucket.close()
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 2 and out == "" and "Traceback" not in err, err
-    finish(folder)
-    last = err.splitlines()[-1]
-    assert last.startswith(f"error: store='{bucket.address}") and last.endswith("and the same command goes on")
-
-    bucket.open()
-    before = len(bucket.asked("PUT", ".arrow"))
-    finish(run("one"))
-    written = bucket.asked("PUT", ".arrow")
-    assert len(written) > before
-    assert table(tmp_path / "one") == table(tmp_path / "folder")
+        bucket.open()
+        before = len(bucket.asked("PUT", ".arrow"))
+        finish(start("layer_noise", *flags, cwd=one))
+        assert len(bucket.asked("PUT", ".arrow")) > before
+        assert table(one) == table(folder)
 
     bucket.seen.clear()
-    report = finish(run("two"))
-    assert "all of it was in the store" in report
-    assert table(tmp_path / "two") == table(tmp_path / "folder")
+    with ray_of_one_cpu(XDG_CACHE_HOME=str(two / "cache")) as start:
+        assert "all of it was in the store" in finish(start("layer_noise", *flags, cwd=two))
+    assert table(two) == table(folder)
     assert bucket.asked("PUT", ".arrow") == []
     assert len(set(bucket.asked("GET", ".arrow"))) == len(bucket.asked("GET", ".arrow"))
