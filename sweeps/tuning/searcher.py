@@ -4,7 +4,7 @@ import warnings
 from bisect import insort
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -217,6 +217,8 @@ class TuneSearcher(Searcher):
             return Searcher.FINISHED
         if len(self._running) >= self.num_slots():
             return None
+        if not self._running:  # where nothing runs, Tune sleeps for a second after it is told to wait
+            wait(self._waiting.values(), return_when=FIRST_COMPLETED)
         for fit, features in self._waiting.items():
             if features.done():
                 features.result()

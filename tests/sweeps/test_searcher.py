@@ -1,5 +1,6 @@
 import random
 from concurrent.futures import Future
+from threading import Timer
 
 import pytest
 from optuna.trial import TrialState
@@ -175,13 +176,12 @@ def test_tune_is_asked_for_no_fit_whose_result_is_known():
     search, features = search_of(20), Features()
     searcher = TuneSearcher(search, {fit: known[fit] for fit in known if fit not in asked}.get, features, lambda: 3)
     running, number = {}, 0
+    features.arrive()
     while (config := searcher.suggest(str(number))) != searcher.FINISHED:
         if config is None:
-            if len(running) < 3:
-                features.arrive()
-            if running:
-                trial_id, fit = running.popitem()
-                searcher.on_trial_complete(trial_id, {"val_accuracy": known[fit], "lost": ""})
+            trial_id, fit = running.popitem()
+            searcher.on_trial_complete(trial_id, {"val_accuracy": known[fit], "lost": ""})
+            features.arrive()
             continue
         fit = fit_of(config)
         asked.remove(fit)
@@ -194,12 +194,12 @@ def test_tune_is_asked_for_no_fit_whose_result_is_known():
 def test_a_fit_waits_for_its_features_and_a_slot():
     features = Features()
     searcher = TuneSearcher(search_of(20), lambda fit: None, features, lambda: 2)
-    assert searcher.suggest("0") is None
     assert len(features.asked) == 4  # a round
     last, lost, future = features.asked[3]
     assert not lost
-    future.set_result(None)
+    Timer(0.1, future.set_result, [None]).start()
     assert fit_of(searcher.suggest("0")) == last
+    assert searcher.suggest("1") is None
     features.arrive()
     assert fit_of(searcher.suggest("1")) == features.asked[0][0]
     assert searcher.suggest("2") is None
