@@ -24,7 +24,7 @@ from ddae.heads.linear import PENALTIES, fit_linear
 from ddae.screening import leave_one_out
 from sweeps.layer_noise import LayerNoise
 from sweeps.tuning.evaluation import LOOK_FEATURES
-from sweeps.tuning.extraction import SHARD_ROWS
+from sweeps.tuning.extractor import SHARD_ROWS
 from sweeps.tuning.plan import VAL_FRACTION, Plan, choose_rungs
 from sweeps.tuning.space import Need, Space
 

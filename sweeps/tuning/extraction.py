@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.tuning.extractor import Extractor, Work, num_shards
@@ -43,7 +43,7 @@ class Extraction:
     told: hears of every call that has ended.
     """
 
-    def __init__(self, plan: Plan, told: Callable[[Work], None] = lambda work: None):
+    def __init__(self, plan: Plan, told: Callable[[Work], None]):
         self.plan, self.told = plan, told
         self._plan = ray.put(plan)  # its labels are millions of bytes
         self._device = "GPU" if plan.settings.device.startswith("cuda") else "CPU"
@@ -51,7 +51,7 @@ class Extraction:
         self._free: asyncio.Queue[ray.actor.ActorHandle | Exception] = asyncio.Queue()
         self._num_calls = self._num_failed = 0
         self._filling: dict[Need, asyncio.Task] = {}
-        self._shards: dict[tuple, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._shards: dict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._starting: set[asyncio.Task] = set()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -141,16 +141,16 @@ class Extraction:
                     self._free.put_nowait(extractor)
 
     async def _fill(self, need: Need) -> None:
-        latents = [("encode", encoded) for encoded in encodings(self.plan, [need])]
-        for method, its_need in [*latents, ("extract", need)]:
-            place = method, need.split, need.draw, need.timestep if method == "extract" else None
-            await asyncio.gather(
-                *(self._fill_shard(place, method, its_need, shard) for shard in range(num_shards(its_need)))
-            )
+        if self.plan.encoder:
+            await self._fill_shards("encode", self.plan.latents(need.split, need.draw), need)
+        await self._fill_shards("extract", self.plan.column(need.timestep, need.split, "", need.draw), need)
 
-    async def _fill_shard(self, place: tuple, method: str, need: Need, shard: int) -> None:
-        async with self._shards[*place, shard]:
-            await self.call(method, need, shard)
+    async def _fill_shards(self, method: str, place: str, need: Need) -> None:
+        async def fill(shard: int) -> None:
+            async with self._shards[place, shard]:
+                await self.call(method, need, shard)
+
+        await asyncio.gather(*map(fill, range(num_shards(need))))
 
     async def _give_up(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -159,6 +159,12 @@ class Extraction:
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _grow(self) -> None:
+        try:
+            await self._follow()
+        except Exception as error:  # nobody awaits this; the calls that wait shall hear of it
+            self._free.put_nowait(error)
+
+    async def _follow(self) -> None:
         began, warned, requested = time.monotonic(), False, 0
         while True:
             self._place()
@@ -194,10 +200,11 @@ class Extraction:
         self._nodes[extractor] = node
         try:
             await extractor.__ray_ready__.remote()
-        except RayActorError as error:
+        except RayError as error:
             self._drop(extractor)
             self._num_failed += 1
-            if error.actor_init_failed or self._num_failed == MAX_DEATHS:  # what __init__ raised is in the text alone
+            mistaken = isinstance(error, RayActorError) and error.actor_init_failed
+            if mistaken or self._num_failed == MAX_DEATHS:  # what __init__ raised is in the text alone
                 self._free.put_nowait(ValueError(str(error).strip().splitlines()[-1]))
         else:
             self._num_failed = 0
@@ -207,9 +214,3 @@ class Extraction:
     def _drop(self, extractor: ray.actor.ActorHandle) -> None:
         if self._nodes.pop(extractor, None):
             ray.kill(extractor)
-
-
-def encodings(plan: Plan, needs: list[Need]) -> list[Need]:
-    """The needs whose latents are those of all: the longest of every view of a split. None of a model of pixels."""
-    by_length = sorted(needs, key=lambda need: need.num_images) if plan.encoder else []
-    return list({plan.latents(need.split, need.draw): need for need in by_length}.values())

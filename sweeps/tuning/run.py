@@ -126,7 +126,7 @@ class Sweep:
         self.passes += work.passes
         if work.method == "extract":
             self.progress.extracted(work.result, work.passes)
-        else:
+        elif work.method != "encode":
             self.progress.step()
         if work.method == "look":
             self.head_seconds += work.ended_seconds - work.started_seconds
@@ -302,10 +302,11 @@ class Watch(tune.Callback):
         self.update()
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        """What a fit raised ends the sweep; one whose process died is tried again."""
+        """What a fit, or its start, raised ends the sweep; one whose process died is tried again."""
         error = trial.get_error()
-        if isinstance(error, RayTaskError):
-            raise ValueError(f"{trial.config}: {str(error.cause).strip().splitlines()[-1]}")
+        if isinstance(error, RayTaskError) or (isinstance(error, RayActorError) and error.actor_init_failed):
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            raise ValueError(f"{trial.config}: {str(cause).strip().splitlines()[-1]}")
 
 
 def tune_fits(trainable: type[tune.Trainable], searcher: TuneSearcher, watch: tune.Callback) -> None:

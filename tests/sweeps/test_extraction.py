@@ -6,7 +6,6 @@ import pytest
 from ddae.features import extract
 from storage.feature_store import FeatureStore
 from sweeps.cli import ModelAndData
-from sweeps.tuning.extraction import encodings
 from sweeps.tuning.extractor import SHARD_ROWS, Extractor, num_shards
 from sweeps.tuning.plan import make_plan
 from sweeps.tuning.space import Need
@@ -79,11 +78,9 @@ def test_an_image_is_encoded_once_for_all_timesteps_and_noise(latent_plan):
         for timestep in (10, 500)
         for split, draw in (("train", 0), ("train", 1), ("val", 0))
     ]
-    encoded = encodings(latent_plan, needs)
-    assert len(encoded) == 2
-    for method, its_needs in (("encode", encoded), ("extract", needs)):
+    for method in ("encode", "extract"):
         for extractor in extractors:
-            for need in its_needs:
+            for need in needs:
                 for shard in range(num_shards(need)):
                     getattr(extractor, method)(need, shard)
     assert sum(one.num_encoded for one in extractors) == 650
@@ -105,4 +102,6 @@ def test_features_of_kept_latents_are_those_of_the_images(latent_plan):
 
 
 def test_a_model_of_pixels_has_no_latents(plan):
-    assert encodings(plan, [Need(30, "train", 10, EVERY)]) == []
+    extractor = Extractor(plan, 1)
+    extractor.ensure(Need(30, "train", 10, EVERY))
+    assert extractor.num_encoded == 0 and not any(extractor.store.root.rglob("*latents*"))
