@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from shlex import split
 
@@ -172,7 +173,7 @@ def test_commands_in_the_head_name_files_that_are_there(file):
 
 @pytest.mark.parametrize("file", ["clusters/slurm.sh", "clusters/aws-role.sh"])
 def test_scripts_are_sound(file):
-    subprocess.run(["shellcheck", ROOT / file], check=True)
+    subprocess.run([Path(sys.executable).with_name("shellcheck"), ROOT / file], check=True)
 
 
 def test_ray_takes_the_slurm_line():
