@@ -23,8 +23,6 @@ from sweeps.tuning.space import Need
 
 MAX_DEATHS = 20
 """Of the processes or machines that work on one thing, before it is thought to kill them."""
-CALLS_EACH = 2
-"""That an extractor is given at once, so that it need not wait for the next."""
 GROW_SECONDS = 5
 """Between two looks at what the cluster has."""
 MAX_REQUESTED = 1000
@@ -66,7 +64,7 @@ class Extraction:
     @property
     def num_ready(self) -> int:
         """Extractors that have loaded the model and have nothing to do."""
-        return self._free.qsize() // CALLS_EACH
+        return self._free.qsize()
 
     def run(self, work: Coroutine) -> Future:
         """Of one of the coroutines below, for threads."""
@@ -208,8 +206,7 @@ class Extraction:
                 self._free.put_nowait(ValueError(str(error).strip().splitlines()[-1]))
         else:
             self._num_failed = 0
-            for _ in range(CALLS_EACH):
-                self._free.put_nowait(extractor)
+            self._free.put_nowait(extractor)
 
     def _drop(self, extractor: ray.actor.ActorHandle) -> None:
         if self._nodes.pop(extractor, None):
