@@ -83,9 +83,13 @@ def tied_with_best(correct: np.ndarray, level: float = 0.95, num_resamples: int 
     best = correct[correct.mean(1).argmax()]
     deficit = best.astype(np.float32) - correct.astype(np.float32)
     num_images = correct.shape[1]
-    weights = np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), num_resamples)
-    means = weights.astype(np.float32) @ deficit.T / num_images
-    return np.quantile(means, (1 - level) / 2, axis=0) <= 0
+    rng, equal = np.random.default_rng(seed), np.full(num_images, 1 / num_images)
+    at_once = max(1, 2**23 // num_images)
+    sums = [
+        rng.multinomial(num_images, equal, min(at_once, num_resamples - start)).astype(np.float32) @ deficit.T
+        for start in range(0, num_resamples, at_once)
+    ]
+    return np.quantile(np.concatenate(sums), (1 - level) / 2, axis=0) <= 0
 
 
 def to_maps(views: list[np.ndarray], channels: int, device: str | torch.device = "cpu") -> Tensor:
