@@ -123,10 +123,10 @@ def test_final_test_without_a_sweep(monkeypatch, capsys, tmp_path):
     assert "run `python sweeps/layer_noise.py` first" in line
 
 
-def test_label_free_wants_pairs(monkeypatch, capsys, tmp_path, tiny_model):
+def test_label_free_wants_images(monkeypatch, capsys, tmp_path, tiny_model):
     args = ["--backbone", tiny_model, "--dataset", "digits", "--num-images", "1"]
     line = fail(monkeypatch, capsys, tmp_path, label_free, label_free.LabelFreeRanking, args)
-    assert "num_images=1 must be 2 or more" in line
+    assert "num_images=1 must be 8 or more" in line
 
 
 @pytest.mark.parametrize(
