@@ -197,13 +197,13 @@ def without_labels(plan: Plan, winner: Candidate, race: Race, label_free: LabelF
     look = race.looks[0]
     trusted = label_free.trust(race.accuracy(plan))["consensus"]
     where = "all places" if len(look) == len(plan.space.timesteps) else f"the places at t = {', '.join(map(str, look))}"
-    cost = "no ridge looked there"
+    cost = "ridge did not look there"
     if timestep in look:
         lost, stderr = paired_loss(look[timestep][block], look[winner.timestep][winner.block])
         cost = f"{lost:.1f} +- {stderr:.1f} points lost under ridge on {plan.looks[0]:,} images"
     return (
-        f"{block}/{timestep} would have been chosen: {cost}; Spearman with ridge over {where} {trusted.spearman:.2f}, "
-        f"over the blocks at one timestep {trusted.spearman_within_timestep:.2f}"
+        f"{block}/{timestep} would have been chosen: {cost}; Spearman with it {trusted.spearman:.2f} over {where}, "
+        f"{trusted.spearman_within_timestep:.2f} over the blocks at one timestep"
     )
 
 

@@ -115,10 +115,10 @@ def test_what_the_ranking_would_have_chosen_is_told_with_and_without_a_look_ther
     winner = Candidate("mid", 10, 1, "linear")
     told = outcome.without_labels(plan, winner, Race([look], plan.space.places), label_free)
     assert told.startswith("up.0.0/0 would have been chosen: 20.0 +- 5.7 points lost under ridge on 50 images; ")
-    assert "over all places -0.45, over the blocks at one timestep 0.00" in told
+    assert "-0.45 over all places, 0.00 over the blocks at one timestep" in told
     told = outcome.without_labels(plan, winner, Race([{10: look[10]}], {10: ("mid", "up.0.0")}), label_free)
-    assert told.startswith("up.0.0/0 would have been chosen: no ridge looked there; ")
-    assert "over the places at t = 10 1.00" in told
+    assert told.startswith("up.0.0/0 would have been chosen: ridge did not look there; ")
+    assert "1.00 over the places at t = 10, 1.00 over" in told
     trusted = label_free.trust(Race([look], plan.space.places).accuracy(plan))
     assert list(trusted) == ["consensus", "alignment", "uniformity"]
     assert trusted["alignment"].regret == pytest.approx(20)
