@@ -39,8 +39,8 @@ class Similarity(cli.ModelAndData):
     """Of theirs; all of them if not given."""
     against_timesteps: tuple[int, ...] = ()
     """In their own counting; by default up to nine of them."""
-    poolings: tuple[int, ...] = (1,)
-    """Average-pool each map to p x p numbers a channel; several are compared as well."""
+    poolings: tuple[int, ...] = (4,)
+    """Average-pool each map to p x p numbers a channel, but for smaller maps; several are compared as well."""
     num_images: int = 512
     """So many training images, or all if there are fewer."""
 
@@ -86,13 +86,15 @@ def main(config: Similarity) -> None:
         for plan, each, cost in zip(plans, needs, passes, strict=True):
             with Sweep(plan, cost) as sweep:
                 sweep.fill(each)
-    every = cka(read(rows if columns is rows else rows + columns, num_images)).numpy()
+    axes = [rows] if columns is rows else [rows, columns]
+    every = cka(read([one for axis in axes for one in axis], num_images)).numpy()
     values = every[: len(rows), -len(columns) :]
     similarity_map(
         values,
-        *([(group(one), one.block.name) for one in axis] for axis in (rows, columns)),
+        grouped(rows),
+        grouped(columns),
         "linear CKA",
-        f"{num_images} images of {plans[0].name}",
+        f"{' against '.join(' '.join(networks_of(axis)) for axis in axes)}, {num_images} images of {plans[0].name}",
         folder / "similarity.png",
     )
     write_table(values, rows, columns, folder / "similarity.csv")
@@ -122,21 +124,30 @@ def make_plans(config: Similarity) -> list[tuple["Plan", "Backbone", "Dataset"]]
 
 
 def features_of(plan: "Plan") -> list[Feature]:
-    """In the network's order inside a timestep, without the poolings that a map is too small for."""
+    """In the network's order inside a timestep; of a map that is too small for several poolings the first alone."""
     network = plan.backbone.rstrip("/").rpartition("/")[2]
     return [
         Feature(network, plan, block, timestep, pooling)
         for pooling in plan.space.poolings
         for timestep in plan.space.timesteps
         for block in plan.space.blocks
-        if pooling <= block.size
+        if pooling <= block.size or pooling == min(plan.space.poolings)
     ]
 
 
-def group(feature: Feature) -> str:
-    """What it shares with its neighbours in the heat map."""
-    sigma = feature.plan.sigmas[feature.timestep]
-    return f"{feature.network}\nt = {feature.timestep}, sigma {sigma:.2g}\n{feature.pooling} x {feature.pooling}"
+def networks_of(axis: Sequence[Feature]) -> list[str]:
+    return list(dict.fromkeys(one.network for one in axis))
+
+
+def grouped(axis: Sequence[Feature]) -> list[tuple[str, str]]:
+    """Of each what it shares with its neighbours in the heat map, and its block."""
+    several = len(networks_of(axis)) > 1, len({one.pooling for one in axis}) > 1
+    groups = []
+    for network, plan, block, timestep, pooling in axis:
+        noise = f"t = {timestep}, sigma {plan.sigmas[timestep]:.2g}"
+        lines = network * several[0], noise, f"{pooling} x {pooling}" * several[1]
+        groups.append(("\n".join(filter(None, lines)), block.name))
+    return groups
 
 
 def read(features: Sequence[Feature], num_images: int) -> Iterator[list["Tensor"]]:
@@ -149,10 +160,10 @@ def read(features: Sequence[Feature], num_images: int) -> Iterator[list["Tensor"
     num_batches = -(-num_images // BATCH_SIZE)
     for start, stop in pairwise(num_images * i // num_batches for i in range(num_batches + 1)):
         yield [
-            pool(to_maps(store.read(plan.column(timestep, "train", block.name), stop, start), block.channels), pooling)
-            .flatten(1)
+            pool(to_maps(shards, block.channels), min(pooling, block.size)).flatten(1)
             for _, plan, block, timestep, pooling in features
-        ]  # fmt: skip
+            for shards in [store.read(plan.column(timestep, "train", block.name), stop, start)]
+        ]
 
 
 def write_table(values: np.ndarray, rows: Sequence[Feature], columns: Sequence[Feature], path: Path) -> None:
@@ -178,7 +189,7 @@ def summary(values: np.ndarray, rows: Sequence[Feature], columns: Sequence[Featu
         masks = {"all pairs": differ.any(-1), **dict(zip(titles, np.moveaxis(alone, -1, 0), strict=True))}
         return "\n".join(f"{title:23} {np.nanmean(values[at]):.3f}" for title, at in masks.items() if at.any())
     lines = []
-    for network in dict.fromkeys(one.network for one in columns):
+    for network in networks_of(columns):
         at = [i for i, one in enumerate(columns) if one.network == network]
         row, column = np.unravel_index(np.nanargmax(values[:, at]), (len(rows), len(at)))
         pair = f"{rows[row].name} and {columns[at[column]].name}"

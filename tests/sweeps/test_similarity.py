@@ -56,7 +56,7 @@ def test_a_network_with_itself(fork, tiny_model, place):
 
 
 def test_with_a_classifier_on_the_same_images(fork, tiny_model, place):
-    args = ["--backbone", tiny_model, "--timesteps", "600", "--blocks", "mid", "--num-images", "40"]
+    args = ["--backbone", tiny_model, "--timesteps", "600", "--blocks", "mid", "--num-images", "40", "--poolings", "1"]
     out = run(fork, place, *args, "--against", CLASSIFIER, "--against-blocks", "layer2.0", "layer1.0")
     assert "and test_resnet@random: mean" in out.replace("timm:", "")
     _, rows = table(place)
