@@ -114,6 +114,20 @@ class Flow:
         return (1 - s) * x0 + s * noise
 
 
+@dataclass(frozen=True)
+class Clean:
+    """No noise, for networks that never saw any: timestep 0 alone."""
+
+    timesteps: range = range(1)
+    defaults: tuple[int, ...] = (0,)
+
+    def sigma(self, timestep: int) -> float:
+        return 0.0
+
+    def diffuse(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        return x0
+
+
 def image_noise(indices: np.ndarray, shape: tuple[int, ...], timestep: int, seed: int, draw: int = 0) -> Tensor:
     """Standard normal noise [N, *shape], float32; row i depends on (seed, timestep, indices[i], draw) alone.
 

@@ -112,3 +112,33 @@ def _axes(width: float, height: float):
 def _save(figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def similarity_map(
+    values: np.ndarray,
+    rows: Sequence[tuple[str, str]],
+    columns: Sequence[tuple[str, str]],
+    label: str,
+    title: str,
+    path: Path,
+) -> None:
+    """values: [rows, columns] in 0 to 1; rows, columns: of each its group and its name in it, groups one after the
+    other. Names stand left and below, groups right and above, with lines between them."""
+    figure, axes = _axes(2.6 + max(2.4, 0.13 * len(columns)), 1.9 + max(1.2, 0.13 * len(rows)))
+    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_yticks(range(len(rows)), [name for _, name in rows], size=6)
+    axes.set_xticks(range(len(columns)), [name for _, name in columns], size=6, rotation=90)
+    for names, line, beside in (
+        (rows, axes.axhline, axes.secondary_yaxis("right").yaxis),
+        (columns, axes.axvline, axes.secondary_xaxis("top").xaxis),
+    ):
+        starts = [i for i, (group, _) in enumerate(names) if i == 0 or names[i - 1][0] != group]
+        ends = [*starts[1:], len(names)]
+        for start in starts[1:]:
+            line(start - 0.5, color="white", linewidth=1)
+        middles = [(start + end - 1) / 2 for start, end in zip(starts, ends, strict=True)]
+        beside.set_ticks(middles, [names[start][0] for start in starts], size=7)
+        beside.set_tick_params(length=0)
+    axes.set_title(title, size=10, loc="left")
+    figure.colorbar(image, label=label, shrink=0.6)
+    _save(figure, path)

@@ -36,7 +36,8 @@ class ModelAndData:
 
     backbone: str = "ddpm-fashion-mnist"
     """A diffusers folder, a hub id `owner/model[@revision]`, or an official checkpoint file (.pt, .pth, .pkl,
-    .safetensors) of DDAE, EDM, DiT or guided diffusion; the default ships with the package."""
+    .safetensors) of DDAE, EDM, DiT or guided diffusion; the default ships with the package. Also classifiers:
+    torchvision:name[@weights], timm:name, timm:folder, with @random for random weights."""
     dataset: str = "fashion-mnist-8k"
     """A name (fashion-mnist-8k ships with the package; README lists the others), a folder with one sub-folder of images
     a class, a folder that Hugging Face datasets reads, or a hub id `owner/name[@revision]`."""

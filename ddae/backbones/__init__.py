@@ -1,4 +1,4 @@
-"""Diffusion networks by hub id, local folder or official checkpoint file."""
+"""Diffusion networks by hub id, local folder or official checkpoint file, and classifiers by library and name."""
 
 import hashlib
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddae.backbones import adm, ddpm, dit, edm, generic, stable_diffusion
+from ddae.backbones import adm, classifier, ddpm, dit, edm, generic, stable_diffusion
 from ddae.backbones.base import Backbone, Block, Settings, check_finite
 from ddae.backbones.checkpoints import read_checkpoint, sidecars
 from ddae.backbones.files import SHIPPED, file_digest, first_line, local_path, model_class, model_files
@@ -35,16 +35,20 @@ DEFAULT = Settings()
 
 
 def load_backbone(name: str, settings: Settings = DEFAULT) -> Backbone:
-    """name: in SHIPPED, a local diffusers folder, an official checkpoint file, or a hub id, `owner/model` or
-    `owner/model@revision`.
+    """name: in SHIPPED, a local diffusers folder, an official checkpoint file, a hub id, `owner/model` or
+    `owner/model@revision`, or a classifier, `torchvision:name[@weights]` or `timm:name`.
 
     Raises ValueError where there is none, where it is of no kind that is known, or where the settings do not suit it.
     """
     if settings.text_embedding and not Path(settings.text_embedding).is_file():
         raise ValueError(f"text_embedding={settings.text_embedding!r} is no file; sweeps/learn_text.py makes one")
-    path = local_path(name)
+    named = classifier.is_name(name)
+    path = Path(name) if named else local_path(name)
     try:
-        backbone = load_official(path, settings) if path.is_file() else load_folder(path, settings)
+        if named:
+            backbone = classifier.load(name, settings)
+        else:
+            backbone = load_official(path, settings) if path.is_file() else load_folder(path, settings)
         check_finite(backbone.network)
     except ValueError as error:
         if str(path) in str(error):
@@ -82,9 +86,7 @@ def fingerprint(path: Path, settings: Settings) -> str:
     for file in [path, *sidecars(path)] if path.is_file() else model_files(path):
         digest.update((file.relative_to(path).as_posix() if path.is_dir() else file.suffix).encode())
         digest.update(file_digest(file))
-    changed = settings.precision, settings.image_size, settings.num_steps
-    if changed != (Settings.precision, Settings.image_size, Settings.num_steps):
-        digest.update(repr(changed).encode())
+    digest.update(settings.stamp)
     if settings.text_embedding:
         digest.update(file_digest(Path(settings.text_embedding)))
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What every diffusion network looks like to the rest of the project: one class, which the families fill in."""
+"""What every network looks like to the rest of the project: one class, which the families fill in."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -69,6 +69,13 @@ class Settings:
     """Of the EDM schedule that timesteps count: 18 or 50 in the DDAE paper."""
     text_embedding: str = ""
     """File of a learned text embedding for Stable Diffusion; the null text without."""
+
+    @property
+    def stamp(self) -> bytes:
+        """Of the numbers in it that change features beyond rounding; empty at their defaults."""
+        numbers = self.precision, self.image_size, self.num_steps
+        default = Settings.precision, Settings.image_size, Settings.num_steps
+        return repr(numbers).encode() if numbers != default else b""
 
 
 class Encoder(Protocol):

@@ -157,6 +157,8 @@ class Extraction:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        for extractor in list(self._nodes):  # another sweep may want their devices
+            self._drop(extractor)
 
     async def _grow(self) -> None:
         try:

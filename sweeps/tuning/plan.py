@@ -315,6 +315,8 @@ def choose_blocks(backbone: Backbone, names: Sequence[str]) -> tuple[Block, ...]
 
 def absolute(name: str) -> str:
     """A folder's or file's absolute path, because workers run elsewhere; any other name as it is."""
+    if name.startswith("timm:"):
+        return f"timm:{absolute(name.removeprefix('timm:'))}"
     return str(Path(name).absolute()) if Path(name).exists() and name not in SHIPPED and name not in DATASETS else name
 
 

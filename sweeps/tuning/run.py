@@ -134,6 +134,12 @@ class Sweep:
     def _begin(self, title: str, needs: list[Need], num_steps: int) -> None:
         self.progress.stage(title, num_steps, sum(need.num_images for need in needs))
 
+    def fill(self, needs: list[Need]) -> None:
+        """Wait until they stand in the store."""
+        self._begin("extract", needs, 0)
+        with self.progress:
+            self.extraction.run(self.extraction.fill(needs)).result()
+
     def look(self, places: Places | None = None) -> Race:
         """Closed-form ridge at every place in the race, on growing numbers of images, until few timesteps are left.
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save, save_file
 
 from ddae.backbones import load_backbone
-from sweeps import cli, final_test, label_free, layer_noise, pretrain
+from sweeps import cli, final_test, label_free, layer_noise, pretrain, similarity
 from sweeps.tuning.extractor import Extractor
 from sweeps.tuning.space import Need
 
@@ -139,6 +139,37 @@ LABEL_FREE = [
 def test_label_free(monkeypatch, capsys, tmp_path, tiny_model, args, expected):
     given = ["--backbone", tiny_model, "--dataset", "digits", *args]
     assert expected in fail(monkeypatch, capsys, tmp_path, label_free, label_free.LabelFreeRanking, given)
+
+
+AGAINST = ["--against", "timm:test_resnet@random"]
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--num-images", "3"], "num_images=3 must be 4 or more"),
+        (["--against-blocks", "mid"], "--against-blocks and --against-timesteps are of the networks of --against"),
+        (["--blocks", "layer1.0"], "block='layer1.0' is not known; allowed: down.0.0,"),
+        (
+            [*AGAINST, "--against-blocks", "mid"],
+            "timm:test_resnet@random: block='mid' is not known; allowed: layer1.0,",
+        ),
+        (
+            [*AGAINST, "--against-timesteps", "1"],
+            "timm:test_resnet@random: timestep=1 is outside this model's schedule;",
+        ),
+        ([*AGAINST, "--poolings", "16"], "pooling=16 does not follow exactly"),
+        (["--against", "timm:test_resent@random"], "is none of timm's"),
+        (
+            ["--against", "nowhere"],
+            "backbone='nowhere' is neither a folder or file here nor a model that the hub gives",
+        ),
+    ],
+    ids=lambda case: " ".join(case) if isinstance(case, list) else "",
+)
+def test_similarity(monkeypatch, capsys, tmp_path, tiny_model, args, expected):
+    given = ["--backbone", tiny_model, "--dataset", "digits", *args]
+    assert expected in fail(monkeypatch, capsys, tmp_path, similarity, similarity.Similarity, given)
 
 
 @pytest.mark.parametrize(

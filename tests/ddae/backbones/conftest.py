@@ -469,6 +469,8 @@ TINY: dict[str, Callable[[Path, str], str] | str] = {
     "generic-pixart": generic_folder("PixArtTransformer2DModel"),
     "generic-sd3": generic_folder("SD3Transformer2DModel"),
     "generic-unet": generic_folder("UNet2DConditionModel"),
+    "torchvision": lambda folder, tiny_model: "torchvision:squeezenet1_1@random",
+    "timm": lambda folder, tiny_model: "timm:test_vit@random",
 }
 """Family -> (an empty folder, the tiny DDPM of all tests) -> a name that load_backbone takes; or a fixture that
 is such a name."""

@@ -13,7 +13,7 @@ def batch(tiny_backbone):
 
 @pytest.fixture(scope="module")
 def timestep(tiny_backbone):
-    return tiny_backbone.schedule.defaults[1]
+    return tiny_backbone.schedule.defaults[:2][-1]
 
 
 def test_blocks_lie_in_the_order_the_data_meets_them(tiny_backbone):
@@ -60,12 +60,14 @@ def test_the_timestep_and_the_noise_reach_the_features(tiny_backbone, batch, tim
         )
     )
     assert torch.equal(first, again)
-    assert not torch.allclose(first, later) and not torch.allclose(first, other)
+    noiseless = tiny_backbone.sigma(timestep) == 0
+    assert torch.equal(first, later) is torch.equal(first, other) is noiseless
+    assert noiseless or not (torch.allclose(first, later) or torch.allclose(first, other))
 
 
 def test_sigma_grows_with_the_timestep(tiny_backbone):
     sigmas = [tiny_backbone.sigma(t) for t in tiny_backbone.schedule.timesteps]
-    assert sigmas == sorted(sigmas) and sigmas[0] > 0
+    assert sigmas == sorted(sigmas) and (sigmas[0] > 0 or sigmas == [0])
 
 
 def test_encoding_gives_what_the_network_takes(tiny_backbone):
