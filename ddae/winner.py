@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
@@ -80,11 +81,11 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
         hashes."""
         return self._maps(images, indices).flatten(1).numpy()
 
-    def fit(self, images: Images, labels: Sequence | None = None) -> "Winner":
+    def fit(self, images: Images, labels: Sequence | np.ndarray | None = None) -> "Winner":
         self._fit(self._maps(images), labels)
         return self
 
-    def fit_transform(self, images: Images, labels: Sequence | None = None) -> np.ndarray:
+    def fit_transform(self, images: Images, labels: Sequence | np.ndarray | None = None) -> np.ndarray:
         """In one pass of the network."""
         maps = self._maps(images)
         self._fit(maps, labels)
@@ -100,7 +101,9 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self, "head_")
         return self.head_.probabilities(self.head_(self._maps(images)))[0].numpy()
 
-    def take(self, head: StackedHead, num_images: int, classes: Sequence, class_names: Sequence[str]) -> "Winner":
+    def take(
+        self, head: StackedHead, num_images: int, classes: Sequence | np.ndarray, class_names: Sequence[str]
+    ) -> "Winner":
         """A head of one setting that was fitted on so many features of this kind."""
         self.head_, self.num_images_ = head, num_images
         self.classes_, self.class_names_ = np.asarray(classes), tuple(class_names)
@@ -142,10 +145,10 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _maps(self, images: Images, indices: np.ndarray | None = None) -> Tensor:
         """float32 [N, C, p, p], on the CPU."""
         network, block = self._network(), self._block()
-        images, views = listed(images), []
+        found, views = listed(images), list[np.ndarray]()
         batch = fitting_batch(network)
-        for start in range(0, len(images), batch):
-            pixels = read_images(images[start : start + batch], network.image_size, start)
+        for start in range(0, len(found), batch):
+            pixels = read_images(found[start : start + batch], network.image_size, start)
             numbers = hashes(pixels) if indices is None else indices[start : start + batch]
             noise = image_noise(numbers, network.encoder.shape, self.timestep, self.noise_seed)
             with one_pass:
@@ -155,7 +158,7 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
                 views += pass_once(network, x0, noise, self.timestep, [block.name], grid).values()
         return pool(to_maps(views, block.channels), self.pooling)
 
-    def _fit(self, maps: Tensor, labels: Sequence | None) -> None:
+    def _fit(self, maps: Tensor, labels: Sequence | np.ndarray | None) -> None:
         if labels is None:  # for the transform alone
             return
         classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
@@ -222,18 +225,18 @@ def load(folder: Path, device: str) -> Winner:
             parameters["backbone"] = str(folder / parameters["backbone"])
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         winner = Winner(**parameters, settings=Settings(device=device, **kept))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        names = "fingerprint", "setting", "num_images", "classes", "class_names", "measured"
+        fingerprint, setting, num_images, classes, class_names, winner.measured_ = map(record.__getitem__, names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ValueError(f"{folder} is damaged ({error}); run sweeps/hand_over.py again") from error
     network = winner._network()
-    if network.fingerprint != record["fingerprint"]:
+    if network.fingerprint != fingerprint:
         raise ValueError(
             f"backbone={winner.backbone!r} is not the network that {folder} was made with: its fingerprint was "
-            f"{record['fingerprint'][:12]}, and is {network.fingerprint[:12]}; bring its files back, or hand over again"
+            f"{fingerprint[:12]}, and is {network.fingerprint[:12]}; bring its files back, or hand over again"
         )
-    shape = record["num_images"], winner._block().channels, winner.pooling, winner.pooling
-    head = restore(winner.head, shape, len(record["classes"]), tensors, record["setting"])
-    winner.measured_ = record["measured"]
-    return winner.take(head, record["num_images"], record["classes"], record["class_names"])
+    shape = num_images, winner._block().channels, winner.pooling, winner.pooling
+    return winner.take(restore(winner.head, shape, len(classes), tensors, setting), num_images, classes, class_names)
 
 
 @lru_cache(maxsize=1)
@@ -256,31 +259,31 @@ def copy_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def listed(images: Images) -> Images:
-    """What can be cut into batches."""
-    if isinstance(images, Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind not in "OU"):
-        images = torch.as_tensor(images).cpu()
-        square = images[:, None] if images.ndim == 3 else images
-        square = square.movedim(-1, 1) if square.shape[-1] in (1, 3) else square
-        if images.dtype != torch.uint8 or square.ndim != 4 or square.shape[1] not in (1, 3):
+def listed(images: Images) -> np.ndarray | list:
+    """uint8 [N, 1 or 3, H, W], or files: what can be cut into batches."""
+    if isinstance(images, str | bytes | Path):
+        raise ValueError("images is a single one; give a list")
+    images = images.cpu().numpy() if isinstance(images, Tensor) else images
+    if not isinstance(images, np.ndarray) or images.dtype.kind in "OU":
+        images = list(images)
+    else:
+        pixels = images[:, None] if images.ndim == 3 else images
+        pixels = np.moveaxis(pixels, -1, 1) if pixels.shape[-1] in (1, 3) else pixels
+        if images.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
             raise ValueError(
                 f"images are {images.dtype} {list(images.shape)}; give uint8 [N, H, W, 3], [N, 3, H, W] or [N, H, W], "
                 "or a list of paths, bytes or PIL images"
             )
-        images = square.expand(-1, 3, -1, -1)
-    elif isinstance(images, str | bytes | Path):
-        raise ValueError("images is a single one; give a list")
-    else:
-        images = list(images)
+        images = pixels
     if not len(images):
         raise ValueError("images is empty; give one or more")
     return images
 
 
-def read_images(images: Images, size: int, first: int) -> Tensor:
+def read_images(images: np.ndarray | list, size: int, first: int) -> Tensor:
     """uint8 [N, 3, H, W] of a batch of listed() images, the first of which has this number."""
-    if isinstance(images, Tensor):
-        return images.contiguous()
+    if isinstance(images, np.ndarray):
+        return torch.tensor(images).expand(-1, 3, -1, -1).contiguous()
     sources = [BytesIO(image) if isinstance(image, bytes) else image for image in images]
     named = [str(s) if isinstance(s, str | Path) else f"image {first + i}" for i, s in enumerate(sources)]
     return decode(zip(named, sources, strict=True), size)

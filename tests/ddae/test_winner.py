@@ -231,7 +231,7 @@ def test_bad_images_are_one_line(winner):
         (good, "images is a single one; give a list"),
         ("a.png", "images is a single one; give a list"),
         ([], "images is empty"),
-        (np.zeros((2, 8, 8, 3), np.float32), r"images are torch.float32 \[2, 8, 8, 3\]; give uint8"),
+        (np.zeros((2, 8, 8, 3), np.float32), r"images are float32 \[2, 8, 8, 3\]; give uint8"),
         (np.zeros((2, 8, 8, 2), np.uint8), r"\[2, 8, 8, 2\]; give uint8"),
         (np.zeros((8, 8), np.uint8), r"\[8, 8\]; give uint8"),
     ):

@@ -86,6 +86,26 @@ def test_what_is_loaded_is_the_answer_of_the_sweep(winner, folder, dataset):
     assert winner.score(images, labels) == pytest.approx(answer["val_accuracy"], abs=4 * answer["stderr"])
 
 
+def test_mlflow_has_the_model_once(printed, fork, place):
+    tracker = tracked(place)
+    [model] = tracker.client.search_logged_models([tracker.experiment_id])
+    assert f"models:/{model.model_id} " in printed
+    assert (
+        run(fork, "hand_over", "--register", "digits", cwd=place) + "" == printed[: printed.index("\nfeatures")] + "\n"
+    )
+    assert [same.model_id for same in tracker.client.search_logged_models([tracker.experiment_id])] == [model.model_id]
+    [version] = tracker.client.search_model_versions("name = 'digits'")
+    parent = tracker.client.get_run(model.source_run_id)
+    assert version.model_id == model.model_id
+    assert parent.info.status == "FINISHED" and parent.info.run_name.startswith("layer-noise-")
+    assert [output.model_id for output in parent.outputs.model_outputs] == [model.model_id]
+    assert model.params["dataset"] == "digits"
+    files = [path for path in Path(model.artifact_location.removeprefix("file://")).rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
+    [pinned] = [path for path in files if path.name == "requirements.txt"]
+    assert "torch==" in pinned.read_text()
+
+
 def test_features_come_back_as_tables(printed, winner, folder, dataset, fork, place):
     files = {split: str(folder / "features" / f"{split}.parquet") for split in ("train", "val")}
     check_features(load_table("parquet", data_files=files, cache_dir=str(place / "cache")), winner, dataset)
@@ -108,26 +128,6 @@ def check_features(tables, winner, dataset):
         assert table["class"][:5].tolist() == list(map(str, dataset.labels(split)[:5]))
         features = winner.transform(dataset.images.read(rows[:20]), rows[:20])
         np.testing.assert_allclose(np.stack(table["features"][:20]), features, atol=2e-3)
-
-
-def test_mlflow_has_the_model_once(printed, fork, place):
-    tracker = tracked(place)
-    [model] = tracker.client.search_logged_models([tracker.experiment_id])
-    assert f"models:/{model.model_id} " in printed
-    assert (
-        run(fork, "hand_over", "--register", "digits", cwd=place) + "" == printed[: printed.index("\nfeatures")] + "\n"
-    )
-    assert [same.model_id for same in tracker.client.search_logged_models([tracker.experiment_id])] == [model.model_id]
-    [version] = tracker.client.search_model_versions("name = 'digits'")
-    parent = tracker.client.get_run(model.source_run_id)
-    assert version.model_id == model.model_id
-    assert parent.info.status == "FINISHED" and parent.info.run_name.startswith("layer-noise-")
-    assert [output.model_id for output in parent.outputs.model_outputs] == [model.model_id]
-    assert model.params["dataset"] == "digits"
-    files = [path for path in Path(model.artifact_location.removeprefix("file://")).rglob("*") if path.is_file()]
-    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
-    [pinned] = [path for path in files if path.name == "requirements.txt"]
-    assert "torch==" in pinned.read_text()
 
 
 @pytest.fixture(scope="module")
