@@ -85,16 +85,23 @@ def extract(
 
     features: dict[str, np.ndarray] = {}
     for start, (x0, noise) in zip(starts, ahead(prepare, starts, backbone.settings.device), strict=True):
-        maps = backbone.activations(x0, noise, timestep, blocks, pooled(key.pooling))
-        half = torch.cat([map.half() for map in maps.values()], dim=1)
-        if not torch.isfinite(half.sum(dtype=torch.float32)):
-            raise ValueError(_beyond_half(maps, timestep))
-        widths = [map.shape[1] for map in maps.values()]
-        for name, columns in zip(maps, np.split(half.cpu().numpy(), np.cumsum(widths)[:-1], axis=1), strict=True):
+        for name, columns in pass_once(backbone, x0, noise, timestep, blocks, key.pooling).items():
             if name not in features:
                 features[name] = np.empty((len(rows), columns.shape[1]), dtype=np.float16)
             features[name][start : start + len(columns)] = columns
     return features
+
+
+def pass_once(
+    backbone: Backbone, x0: Tensor, noise: Tensor, timestep: int, blocks: Sequence[str], pooling: int
+) -> dict[str, np.ndarray]:
+    """As extract, of one batch that is encoded."""
+    maps = backbone.activations(x0, noise, timestep, blocks, pooled(pooling))
+    half = torch.cat([map.half() for map in maps.values()], dim=1)
+    if not torch.isfinite(half.sum(dtype=torch.float32)):
+        raise ValueError(_beyond_half(maps, timestep))
+    widths = [map.shape[1] for map in maps.values()]
+    return dict(zip(maps, np.split(half.cpu().numpy(), np.cumsum(widths)[:-1], axis=1), strict=True))
 
 
 def read_view(dataset: Dataset, rows: np.ndarray, key: FeatureKey) -> Tensor:

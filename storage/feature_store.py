@@ -120,10 +120,8 @@ class FeatureStore:
 
     def export_parquet(self, column: str, num_rows: int, destination: Path, extra: dict[str, np.ndarray]) -> None:
         """The first num_rows rows as Parquet, with extra columns (row numbers, labels, ...) beside the features."""
-        features = np.concatenate(self.read(column, num_rows))
-        table = pa.table({name: values[:num_rows] for name, values in extra.items()})
-        values = pa.array(features.astype(np.float32).ravel())
-        pq.write_table(table.append_column(FIELD, pa.ListArray.from_arrays(_offsets(features), values)), destination)
+        extra = {name: values[:num_rows] for name, values in extra.items()}
+        write_parquet(np.concatenate(self.read(column, num_rows)), destination, extra)
 
     def _sound_shards(self, column: str, num_rows: int, first: int) -> list[Shard]:
         """Those of this machine, in order, each with rows in [first, num_rows) that none before it has."""
@@ -209,6 +207,14 @@ class FeatureStore:
                 write(part)
                 if self.remote:
                     self.remote.put(name, part)
+
+
+def write_parquet(features: np.ndarray, destination: Path, extra: dict[str, np.ndarray]) -> None:
+    """[N, D] as a column of float32 lists, which DuckDB reads too, behind the extra columns."""
+    values = pa.array(features.astype(np.float32).ravel())
+    table = pa.table(extra).append_column(FIELD, pa.ListArray.from_arrays(_offsets(features), values))
+    with published(destination) as part:
+        pq.write_table(table, part)
 
 
 @contextmanager

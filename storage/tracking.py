@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from filelock import FileLock
 
@@ -41,6 +42,24 @@ class Trial:
     stopped_early: bool
     started_seconds: float
     ended_seconds: float
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A folder that MLflow can serve: rows of one table in, of another out."""
+
+    name: str
+    folder: Path
+    loader: str
+    """The module whose _load_pyfunc(folder) makes the object that predicts."""
+    code: Sequence[Path]
+    """Packages that it needs beside its requirements, copied with it."""
+    requirements: Sequence[str]
+    inputs: Mapping[str, str]
+    """column -> MLflow's type"""
+    outputs: Mapping[str, str]
+    example: Mapping[str, object]
+    """A row of the inputs."""
 
 
 def tracking_uri() -> str:
@@ -81,6 +100,13 @@ def create_database(uri: str) -> None:
         if not path.exists():
             with published(path) as part:
                 MlflowClient(f"sqlite:///{part}").search_experiments(max_results=1)
+
+
+def refusal(message: str) -> Exception:
+    """What a served model raises for bad input: the server answers 400 with this message."""
+    from mlflow.exceptions import MlflowException
+
+    return MlflowException.invalid_parameter_value(message)
 
 
 class Tracker:
@@ -149,6 +175,27 @@ class Tracker:
                 self.client.log_artifact(self.parent_id, str(path))
             self.client.set_terminated(self.parent_id, "FINISHED")
 
+    def log_model(self, model: ServedModel, key: str, register: str = "") -> str:
+        """models:/<id>, the address of the parent's model of this key, which is logged once. register: a name in
+        MLflow's registry that gets it as a version, once."""
+        from mlflow.exceptions import MlflowException
+
+        with self._one_line():
+            found = self.client.search_logged_models([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'")
+            whole = [logged for logged in found if logged.status == "READY"]
+            if not whole:
+                for broken in found:
+                    self.client.delete_logged_model(broken.model_id)
+                whole = [self._write_model(model, key)]
+            address = f"models:/{whole[0].model_id}"
+            if register:
+                with suppress(MlflowException):  # it exists
+                    self.client.create_registered_model(register)
+                versions = self.client.search_model_versions(f"name = '{register}'")
+                if whole[0].model_id not in [version.model_id for version in versions]:
+                    self.client.create_model_version(register, address, self.parent_id, model_id=whole[0].model_id)
+        return address
+
     def __enter__(self) -> "Tracker":
         with self._one_line():
             self.client.update_run(self.parent_id, "RUNNING")
@@ -200,6 +247,32 @@ class Tracker:
         for run in found[1:]:
             self.client.delete_run(run.info.run_id)
         return found[0].info.run_id
+
+    def _write_model(self, model: ServedModel, key: str):
+        from mlflow import pyfunc
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model, ModelSignature
+        from mlflow.types import ColSpec, Schema
+        from pandas import DataFrame
+
+        params = self.client.get_run(self.parent_id).data.params
+        logged = self.client.create_logged_model(self.experiment_id, model.name, self.parent_id, {KEY_TAG: key}, params)
+        ids = {"model_id": logged.model_id, "model_uuid": logged.model_id, "run_id": self.parent_id}
+        inputs, outputs = (Schema([ColSpec(t, name) for name, t in s.items()]) for s in (model.inputs, model.outputs))
+        with TemporaryDirectory() as scratch:
+            pyfunc.save_model(
+                f"{scratch}/model",
+                loader_module=model.loader,
+                data_path=str(model.folder),
+                code_paths=list(map(str, model.code)),
+                mlflow_model=Model(artifact_path=logged.artifact_location, **ids),
+                signature=ModelSignature(inputs, outputs),
+                input_example=DataFrame([model.example]),
+                pip_requirements=list(model.requirements),
+            )
+            self.client.log_model_artifacts(logged.model_id, f"{scratch}/model")
+        self.client.log_outputs(self.parent_id, [LoggedModelOutput(logged.model_id, step=0)])
+        return self.client.finalize_logged_model(logged.model_id, "READY")
 
     def _finished_children(self) -> set[str]:
         """Keys of the children that are whole; one that is RUNNING, left by a killed process or by a lost answer, is

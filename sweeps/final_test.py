@@ -9,13 +9,15 @@ twice is a second val set.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ddae.probe import Candidate
 from sweeps import cli
-from sweeps.layer_noise import LayerNoise
+
+if TYPE_CHECKING:
+    from ddae.probe import Candidate
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,10 @@ class FinalTest:
 
 
 def main(config: FinalTest) -> None:
+    from sweeps.tuning.refit import newest_sweep, read_winner
+
     folder = config.sweep or newest_sweep(config.out)
-    record = folder / "final_test.json"
-    if not (folder / "results.json").exists():
-        raise ValueError(f"--sweep {folder} holds no finished sweep; give a folder that holds results.json")
-    try:
-        winner = Candidate(**json.loads((folder / "results.json").read_text())["winner"]["candidate"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'results.json'} is damaged; run its sweep again, which takes seconds") from error
+    record, winner = folder / "final_test.json", read_winner(folder)
     if not record.exists():
         measure(folder, winner, record)
     result = json.loads(record.read_text())
@@ -51,55 +49,32 @@ def main(config: FinalTest) -> None:
     )
 
 
-def measure(folder: Path, cell: Candidate, record: Path) -> None:
+def measure(folder: Path, cell: "Candidate", record: Path) -> None:
     """Fit the cell again on all training images and score it on the test images."""
-    import torch
-
-    from ddae.probe import fit_probe, standard_error
+    from ddae.probe import standard_error
     from storage.feature_store import published
     from storage.tracking import Tracker, check_server, tracking_uri
-    from sweeps.tuning.evaluation import read_features
-    from sweeps.tuning.extractor import Extractor
-    from sweeps.tuning.plan import sweep_folder
-    from sweeps.tuning.space import Need, Places
+    from sweeps.tuning.refit import refit
 
     check_server(tracking_uri())
-    flags = cli.parse(LayerNoise, ["--config", str(folder / "config.yaml")], None)
-    plan, _, dataset = flags.plan()
-    if sweep_folder(flags.out, plan, flags.search, flags.round_size).name != folder.name:
-        raise ValueError(f"{flags.backbone} or {flags.dataset} has changed since {folder} was made; sweep again")
-    plan = replace(plan, labels={**plan.labels, "test": dataset.labels("test")})
-    extractor = Extractor(plan, torch.get_num_threads())
-    places: Places = {cell.timestep: (cell.block,)}
-    labels = plan.labels
-    for need in plan.trial_needs(cell, len(labels["train"]), places):
-        extractor.ensure(need)
-    extractor.ensure(Need(cell.timestep, "test", len(labels["test"]), (cell.block,)))
-    train, val, test = (read_features(plan, cell, split, len(labels[split])) for split in ("train", "val", "test"))
-    head, result = fit_probe(cell, train, val, plan.num_classes, plan.seed)
-    predicted = head(test[0])[head.settings.index(result.setting)].argmax(-1)
-    accuracy = float((predicted == test[1]).float().mean())
+    fitted = refit(folder, cell, with_test=True)
+    features, labels = fitted.features("test")
+    accuracy = float((fitted.head(features)[0].argmax(-1) == labels).float().mean())
+    stderr = standard_error(accuracy, len(labels))
     final = {
         "cell": cell.name,
-        "setting": result.setting,
-        "num_train": len(labels["train"]),
-        "num_test": len(test[1]),
+        "setting": fitted.result.setting,
+        "num_train": len(fitted.plan.labels["train"]),
+        "num_test": len(labels),
         "test_accuracy": accuracy,
-        "test_stderr": standard_error(accuracy, len(test[1])),
-        "val_accuracy": result.val_accuracy,
+        "test_stderr": stderr,
+        "val_accuracy": fitted.result.val_accuracy,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    tracker = Tracker(tracking_uri(), plan.name, folder.name, folder.name)
-    tracker.finish({"test_accuracy": accuracy, "test_stderr": standard_error(accuracy, len(test[1]))}, [])
+    tracker = Tracker(tracking_uri(), fitted.plan.name, folder.name, folder.name)
+    tracker.finish({"test_accuracy": accuracy, "test_stderr": stderr}, [])
     with published(record) as part:
         part.write_text(json.dumps(final, indent=1))
-
-
-def newest_sweep(out: Path) -> Path:
-    finished = sorted(out.glob("layer-noise-*/results.json"), key=lambda path: path.stat().st_mtime)
-    if not finished:
-        raise ValueError(f"no finished sweep in --out {out}; run `python sweeps/layer_noise.py` first")
-    return finished[-1].parent
 
 
 if __name__ == "__main__":

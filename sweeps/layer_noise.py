@@ -195,6 +195,7 @@ def where_to_look(folder: Path, tracker: "Tracker") -> str:
             f"heat map       {folder / 'figures' / 'block_timestep.png'}",
             f"trials         {tracker.where}",
             f"test it, once  python sweeps/final_test.py --sweep {folder}",
+            f"use it         python sweeps/hand_over.py --sweep {folder}",
         ]
     )
 

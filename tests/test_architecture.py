@@ -35,3 +35,9 @@ def test_import_ddae_is_light():
     code = "import ddae.probe, ddae.features, ddae.datasets, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"diffusers", "ray", "mlflow", "optuna", "torchvision"} & set(loaded)
+
+
+def test_import_ddae_alone_waits_for_nothing():
+    code = "import ddae, sys; print(ddae.load, *sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "numpy", "sklearn"} & set(loaded)

@@ -3,15 +3,19 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import xxhash
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 HELD_OUT = ("test", "val", "valid", "validation")
@@ -142,17 +146,17 @@ def class_folders(root: Path, only: Iterable[str] | None = None) -> dict[str, li
     return found
 
 
-def decode(sources: Iterable[tuple[str, str | BytesIO]], size: int) -> Tensor:
-    """(what an error calls it, path or bytes) of each image -> uint8 [N, 3, size, size]."""
+def decode(sources: Iterable[tuple[str, "str | BytesIO | Image.Image"]], size: int) -> Tensor:
+    """(what an error calls it, path, bytes or PIL image) of each image -> uint8 [N, 3, size, size]."""
     with ThreadPoolExecutor(DECODERS) as threads:
         return torch.stack(list(threads.map(lambda source: _decode(source[0], source[1], size), sources)))
 
 
-def _decode(name: str, source: str | BytesIO, size: int) -> Tensor:
+def _decode(name: str, source: "str | BytesIO | Image.Image", size: int) -> Tensor:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(source) as image:
+        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as image:
             upright: Image.Image = image
             with suppress(SyntaxError):  # damaged EXIF does not damage the pixels
                 upright = ImageOps.exif_transpose(image)

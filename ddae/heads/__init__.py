@@ -3,25 +3,28 @@
 import re
 from collections.abc import Iterable
 
-from ddae.heads.attention import fit_attention
-from ddae.heads.base import Fit, Head, StackedHead
-from ddae.heads.cnn import fit_cnn
-from ddae.heads.knn import fit_knn
-from ddae.heads.linear import fit_linear, fit_logistic, fit_ridge
-from ddae.heads.mlp import fit_mlp
-from ddae.heads.recipes import fit_bn_linear, fit_ddae
+import torch
+from torch import Tensor
+
+from ddae.heads.attention import empty_attention, fit_attention
+from ddae.heads.base import Empty, Fit, Head, StackedHead
+from ddae.heads.cnn import empty_cnn, fit_cnn
+from ddae.heads.knn import empty_knn, fit_knn
+from ddae.heads.linear import empty_linear, fit_linear, fit_logistic, fit_ridge
+from ddae.heads.mlp import empty_mlp, fit_mlp
+from ddae.heads.recipes import empty_bn_linear, empty_ddae, fit_bn_linear, fit_ddae
 from ddae.nearest import did_you_mean
 
 HEADS: dict[str, Head] = {
-    "ridge": Head(fit_ridge),
-    "linear": Head(fit_linear),
-    "logistic": Head(fit_logistic),
-    "knn": Head(fit_knn),
-    "ddae": Head(fit_ddae),
-    "bn-linear": Head(fit_bn_linear),
-    "mlp": Head(fit_mlp, sizes=((256,),), more_sizes=True),
-    "cnn": Head(fit_cnn, sizes=((64, 64),), min_grid=4),
-    "attention": Head(fit_attention, sizes=((1,), (2,)), min_grid=2),
+    "ridge": Head(fit_ridge, empty_linear),
+    "linear": Head(fit_linear, empty_linear),
+    "logistic": Head(fit_logistic, empty_linear),
+    "knn": Head(fit_knn, empty_knn),
+    "ddae": Head(fit_ddae, empty_ddae),
+    "bn-linear": Head(fit_bn_linear, empty_bn_linear),
+    "mlp": Head(fit_mlp, empty_mlp, sizes=((256,),), more_sizes=True),
+    "cnn": Head(fit_cnn, empty_cnn, sizes=((64, 64),), min_grid=4),
+    "attention": Head(fit_attention, empty_attention, sizes=((1,), (2,)), min_grid=2),
 }
 
 
@@ -29,6 +32,23 @@ def find_head(name: str) -> tuple[Head, tuple[int, ...]]:
     """`cnn-64-64` -> (HEADS["cnn"], (64, 64)); a family alone means its first default sizes."""
     family, sizes = _parse(name)
     return HEADS[family], sizes or HEADS[family].sizes[0]
+
+
+def restore(
+    name: str, shape: tuple[int, ...], num_classes: int, tensors: dict[str, Tensor], setting: str
+) -> StackedHead:
+    """A fit of one setting from its state_dict. shape: [N, C, g, g] of the features it was fitted on.
+
+    Raises ValueError where the tensors are not those of such a head.
+    """
+    family, sizes = find_head(name)
+    head = family.empty(torch.empty(shape, device="meta"), num_classes, *sizes)
+    try:
+        head.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"head={name!r} has other tensors: {' '.join(str(error).split())}") from error
+    head.settings = (setting,)
+    return head
 
 
 def expand(names: Iterable[str]) -> tuple[str, ...]:
@@ -64,4 +84,4 @@ def _join(family: str, sizes: tuple[int, ...]) -> str:
     return "-".join([family, *map(str, sizes)])
 
 
-__all__ = ["HEADS", "Fit", "Head", "StackedHead", "expand", "find_head"]
+__all__ = ["HEADS", "Empty", "Fit", "Head", "StackedHead", "expand", "find_head", "restore"]

@@ -1,20 +1,27 @@
 """Transformer blocks over the pooled map (Mukhopadhyay et al. 2023, appendix A and Table 9)."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ddae.heads.base import Standardise
-from ddae.heads.training import Recipe, StackedNetworks, train
+from ddae.heads.training import Parts, Recipe, StackedNetworks, train, untrained
 
 RECIPE = Recipe(settings=((1e-3, 1.0), (3e-3, 0.1)), batch_size=128)
 
 
 def fit_attention(features: Tensor, labels: Tensor, num_classes: int, seed: int, num_blocks: int) -> StackedNetworks:
     """Size: number of Transformer blocks, on features standardised channel by channel."""
-    build = lambda: Attention(features.shape[1], num_blocks, num_classes)  # noqa: E731
-    return train(build, Standardise(features, dims=(0, 2, 3)), features, labels, seed, RECIPE)
+    return train(*parts(features, num_classes, num_blocks), features, labels, seed, RECIPE)
+
+
+def parts(features: Tensor, num_classes: int, num_blocks: int) -> Parts:
+    return Standardise(features, dims=(0, 2, 3)), lambda: Attention(features.shape[1], num_blocks, num_classes)
+
+
+empty_attention = partial(untrained, parts)
 
 
 class Attention(nn.Module):

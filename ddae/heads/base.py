@@ -17,17 +17,29 @@ class StackedHead(nn.Module):
         super().__init__()
         self.settings = settings
 
+    def only(self, setting: str) -> "StackedHead":
+        """The fit of one setting alone: scores [1, N, K]."""
+        raise NotImplementedError
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Of the classes, from what forward returns."""
+        return scores.softmax(-1)
+
 
 Fit = Callable[..., StackedHead]
 """fit(features float32 [N, C, g, g], labels int64 [N], num_classes, seed, *sizes) fits a head close to convergence, for
 its whole grid of settings at once; `sizes` are the structural sizes, where the head has any."""
+Empty = Callable[..., StackedHead]
+"""empty(features [N, C, g, g], num_classes, *sizes) is what a fit on features of this shape leaves of one setting, but
+for the numbers, which load_state_dict brings; called with features on the meta device."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """A family of heads: one fit, and the sizes it comes in."""
+    """A family of heads: one fit, its shape for numbers that were saved, and the sizes it comes in."""
 
     fit: Fit
+    empty: Empty
     sizes: tuple[tuple[int, ...], ...] = ((),)
     """What a search tries by default, in the papers' notation after the name: (64, 64) is cnn-64-64."""
     min_grid: int = 1

@@ -1,17 +1,25 @@
 """A convolutional head (Mukhopadhyay et al. 2023, appendix A and Table 8)."""
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from ddae.heads.base import Standardise
-from ddae.heads.training import Recipe, StackedNetworks, train
+from ddae.heads.training import Parts, Recipe, StackedNetworks, train, untrained
 
 RECIPE = Recipe(settings=((3e-3, 0.1), (1e-2, 0.1)), batch_size=128)
 
 
 def fit_cnn(features: Tensor, labels: Tensor, num_classes: int, seed: int, first: int, second: int) -> StackedNetworks:
     """Sizes: output channels of the two convolutions, on features standardised channel by channel."""
-    build = lambda: cnn(features.shape[1], first, second, num_classes)  # noqa: E731
-    return train(build, Standardise(features, dims=(0, 2, 3)), features, labels, seed, RECIPE)
+    return train(*parts(features, num_classes, first, second), features, labels, seed, RECIPE)
+
+
+def parts(features: Tensor, num_classes: int, first: int, second: int) -> Parts:
+    return Standardise(features, dims=(0, 2, 3)), lambda: cnn(features.shape[1], first, second, num_classes)
+
+
+empty_cnn = partial(untrained, parts)
 
 
 def cnn(channels: int, first: int, second: int, num_classes: int) -> nn.Sequential:

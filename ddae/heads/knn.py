@@ -26,6 +26,12 @@ class NearestNeighbours(StackedHead):
         rows_at_once = max(1, SIMILARITIES_AT_ONCE // len(self.known))
         return torch.cat([self.vote(rows) for rows in normalise(features).split(rows_at_once)])[None]
 
+    def only(self, setting: str) -> "NearestNeighbours":
+        return self
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        return scores
+
     def vote(self, x: Tensor) -> Tensor:
         similarity, nearest = (x @ self.known.T).topk(min(NUM_NEIGHBOURS, len(self.known)))
         weights = (similarity / TEMPERATURE).softmax(-1)
@@ -35,6 +41,10 @@ class NearestNeighbours(StackedHead):
 def fit_knn(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> NearestNeighbours:
     """Votes of the 20 nearest by cosine, weighted by softmax(cosine / 0.07), as DINOv2 reports it (Wu et al. 2018)."""
     return NearestNeighbours(normalise(features), functional.one_hot(labels, num_classes).float())
+
+
+def empty_knn(features: Tensor, num_classes: int) -> NearestNeighbours:
+    return NearestNeighbours(features.flatten(1), features.new_empty(len(features), num_classes))
 
 
 def normalise(features: Tensor) -> Tensor:

@@ -34,6 +34,15 @@ class StackedLinear(StackedHead):
         scores = self.standardise(features).flatten(1) @ self.weight.flatten(1)
         return (scores.view(-1, *self.bias.shape) + self.bias).transpose(0, 1)
 
+    def only(self, setting: str) -> "StackedLinear":
+        place = slice(number := self.settings.index(setting), number + 1)
+        return StackedLinear((setting,), self.standardise, self.weight[:, place], self.bias[place])
+
+
+def empty_linear(features: Tensor, num_classes: int) -> StackedLinear:
+    weight = features.new_empty(features[0].numel(), 1, num_classes)
+    return StackedLinear(("",), Standardise(features), weight, weight[0])
+
 
 def fit_ridge(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> StackedLinear:
     """Least squares on one-hot labels with an L2 penalty, closed form: w = (X'X / N + penalty I)^-1 X'Y / N."""

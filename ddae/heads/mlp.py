@@ -1,19 +1,26 @@
 """A multi-layer perceptron (Mukhopadhyay et al. 2023, Table 7)."""
 
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor, nn
 
 from ddae.heads.base import Standardise
-from ddae.heads.training import Recipe, StackedNetworks, train
+from ddae.heads.training import Parts, Recipe, StackedNetworks, train, untrained
 
 RECIPE = Recipe(settings=((3e-3, 0.1), (1e-2, 1.0)), min_steps=50)
 
 
 def fit_mlp(features: Tensor, labels: Tensor, num_classes: int, seed: int, *hidden: int) -> StackedNetworks:
     """Sizes: of the hidden layers, on features standardised dimension by dimension."""
-    build = lambda: mlp(features[0].numel(), hidden, num_classes)  # noqa: E731
-    return train(build, Standardise(features), features, labels, seed, RECIPE)
+    return train(*parts(features, num_classes, *hidden), features, labels, seed, RECIPE)
+
+
+def parts(features: Tensor, num_classes: int, *hidden: int) -> Parts:
+    return Standardise(features), lambda: mlp(features[0].numel(), hidden, num_classes)
+
+
+empty_mlp = partial(untrained, parts)
 
 
 def mlp(num_inputs: int, hidden: tuple[int, ...], num_classes: int) -> nn.Sequential:

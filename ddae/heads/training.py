@@ -13,6 +13,8 @@ from torch.optim import AdamW, Optimizer
 
 from ddae.heads.base import StackedHead
 
+Parts = tuple[nn.Module, Callable[[], nn.Module]]
+"""What the features pass first, and what builds the network behind it."""
 ADAM = partial(AdamW, fused=True)
 ROWS_AT_ONCE = 1024
 """Of a forward pass outside training, so that memory does not grow with the number of images."""
@@ -34,8 +36,8 @@ class Recipe:
 class StackedNetworks(StackedHead):
     """Copies of one network, one a setting, on the same `inputs(features)`."""
 
-    def __init__(self, settings: tuple[tuple[float, float], ...], inputs: nn.Module, network: nn.Module):
-        super().__init__(tuple(f"lr={rate:g} weight_decay={decay:g}" for rate, decay in settings))
+    def __init__(self, settings: tuple[str, ...], inputs: nn.Module, network: nn.Module):
+        super().__init__(settings)
         self.inputs = inputs
         self.networks = nn.ModuleList(copy.deepcopy(network) for _ in settings)
 
@@ -46,14 +48,24 @@ class StackedNetworks(StackedHead):
         x = self.inputs(features)
         return torch.stack([network(x) for network in self.networks])
 
+    def only(self, setting: str) -> "StackedNetworks":
+        return StackedNetworks((setting,), self.inputs, self.networks[self.settings.index(setting)]).eval()
+
+
+def untrained(parts: Callable[..., Parts], features: Tensor, num_classes: int, *sizes: int) -> StackedNetworks:
+    with features.device:
+        inputs, build = parts(features, num_classes, *sizes)
+        return StackedNetworks(("",), inputs, build()).eval().requires_grad_(False)
+
 
 def train(
-    build: Callable[[], nn.Module], inputs: nn.Module, features: Tensor, labels: Tensor, seed: int, recipe: Recipe
+    inputs: nn.Module, build: Callable[[], nn.Module], features: Tensor, labels: Tensor, seed: int, recipe: Recipe
 ) -> StackedNetworks:
     """Cross-entropy; one loss is the sum over the settings, whose gradients do not mix."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        head = StackedNetworks(recipe.settings, inputs, build()).to(features.device)
+        names = tuple(f"lr={rate:g} weight_decay={decay:g}" for rate, decay in recipe.settings)
+        head = StackedNetworks(names, inputs, build()).to(features.device)
     groups = [
         {"params": network.parameters(), "lr": rate, "weight_decay": decay}
         for network, (rate, decay) in zip(head.networks, recipe.settings, strict=True)

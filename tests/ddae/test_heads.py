@@ -4,10 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
-from ddae.heads import HEADS, attention, cnn, expand, find_head, mlp, recipes
+from ddae.heads import HEADS, attention, cnn, expand, find_head, mlp, recipes, restore
 from ddae.heads.attention import Attention
 from ddae.heads.linear import COSTS, PENALTIES, RIDGE_PENALTIES
 from ddae.heads.training import batches
@@ -72,6 +73,23 @@ def test_a_fit_is_its_seed_and_leaves_the_global_random_state_alone(name):
     assert torch.equal(before, torch.get_rng_state())
     torch.rand(1)
     assert torch.equal(first, fit(name, *data)(other))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "mlp-16-8"])
+def test_every_setting_survives_as_tensors(name):
+    (maps, labels), (asked, _) = planted(60, grid=grid_of(name)), planted(20, seed=1, grid=grid_of(name))
+    fitted, before = fit(name, maps, labels), torch.get_rng_state()
+    for scores, setting in zip(fitted(asked), fitted.settings, strict=True):
+        tensors = {key: value.clone().contiguous() for key, value in fitted.only(setting).state_dict().items()}
+        head = restore(name, maps.shape, 3, load(save(tensors)), setting)
+        torch.testing.assert_close(head(asked), scores[None], rtol=1e-5, atol=1e-5)
+        assert head.settings == (setting,)
+        shares = head.probabilities(scores[None])
+        torch.testing.assert_close(shares.sum(-1), torch.ones(1, 20))
+        assert torch.equal(shares[0].argmax(-1), scores.argmax(-1))
+    assert torch.equal(before, torch.get_rng_state())
+    with pytest.raises(ValueError, match=f"head='{name}' has other tensors"):
+        restore(name, maps.shape, 4, tensors, setting)
 
 
 @pytest.mark.parametrize("name", NAMES)

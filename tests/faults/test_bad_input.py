@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save, save_file
 
 from ddae.backbones import load_backbone
-from sweeps import cli, final_test, label_free, layer_noise, pretrain, similarity
+from sweeps import cli, final_test, hand_over, label_free, layer_noise, pretrain, similarity
 from sweeps.tuning.extractor import Extractor
 from sweeps.tuning.space import Need
 
@@ -122,8 +122,14 @@ def test_unreachable_cluster(monkeypatch, capsys, tmp_path, tiny_model):
         assert "RAY_ADDRESS=127.0.0.1:9 does not answer" in line
 
 
-def test_final_test_without_a_sweep(monkeypatch, capsys, tmp_path):
-    line = fail(monkeypatch, capsys, tmp_path, final_test, final_test.FinalTest, [])
+AFTERWARDS = pytest.mark.parametrize(
+    ("command", "config"), [(final_test, final_test.FinalTest), (hand_over, hand_over.HandOver)]
+)
+
+
+@AFTERWARDS
+def test_without_a_sweep(monkeypatch, capsys, tmp_path, command, config):
+    line = fail(monkeypatch, capsys, tmp_path, command, config, [])
     assert "run `python sweeps/layer_noise.py` first" in line
 
 
@@ -442,9 +448,10 @@ def test_pretrain(monkeypatch, capsys, tmp_path, args, expected):
     assert expected in fail(monkeypatch, capsys, tmp_path, pretrain, pretrain.Pretrain, ["--dataset", "digits", *args])
 
 
+@AFTERWARDS
 @pytest.mark.parametrize("content", ["{", "[]", '{"winner": {}}'])
-def test_final_test_of_a_damaged_sweep(monkeypatch, capsys, tmp_path, content):
+def test_a_damaged_sweep(monkeypatch, capsys, tmp_path, command, config, content):
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "results.json").write_text(content)
-    line = fail(monkeypatch, capsys, tmp_path, final_test, final_test.FinalTest, ["--sweep", "given"])
+    line = fail(monkeypatch, capsys, tmp_path, command, config, ["--sweep", "given"])
     assert "given/results.json is damaged; run its sweep again" in line
