@@ -56,11 +56,13 @@ def measure(folder: Path, cell: Candidate, record: Path) -> None:
     import torch
 
     from ddae.probe import fit_probe, standard_error
+    from ddae.report import with_test
     from storage.feature_store import published
     from storage.tracking import Tracker, check_server, tracking_uri
     from sweeps.tuning.evaluation import read_features
     from sweeps.tuning.extractor import Extractor
     from sweeps.tuning.plan import sweep_folder
+    from sweeps.tuning.reporting import test_text
     from sweeps.tuning.space import Need, Places
 
     check_server(tracking_uri())
@@ -89,8 +91,14 @@ def measure(folder: Path, cell: Candidate, record: Path) -> None:
         "val_accuracy": result.val_accuracy,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+    page = folder / "report.html"
+    if page.exists():
+        html = with_test(page.read_text(encoding="utf-8"), test_text(final, folder, cell.name))
+        with published(page) as part:
+            part.write_text(html, encoding="utf-8")
     tracker = Tracker(tracking_uri(), plan.name, folder.name, folder.name)
-    tracker.finish({"test_accuracy": accuracy, "test_stderr": standard_error(accuracy, len(test[1]))}, [])
+    measured = {"test_accuracy": accuracy, "test_stderr": standard_error(accuracy, len(test[1]))}
+    tracker.finish(measured, [page] if page.exists() else [])
     with published(record) as part:
         part.write_text(json.dumps(final, indent=1))
 

@@ -1,5 +1,6 @@
 """The answer of a sweep, read off its records."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -134,24 +135,33 @@ def paired_loss(chosen: np.ndarray, winner: np.ndarray) -> tuple[float, float]:
     return float(100 * deficit.mean()), float(100 * deficit.std() / len(deficit) ** 0.5)
 
 
-def answer_text(
-    plan: Plan,
-    answer: Answer,
-    trials: list[FinishedTrial],
-    baseline: ProbeResult,
-    race: Race,
-    label_free: LabelFree,
-    cost: Cost,
-) -> str:
+def answer_text(plan: Plan, answer: Answer, facts: Mapping[str, str]) -> str:
     """What a person reads at the end."""
-    winner, space = answer.winner, plan.space
+    rows = tied_rows(plan, answer)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    table = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    more = len(answer.tied) - len(rows) + 1
+    return "\n".join(
+        [
+            f"{len(answer.tied)} of {answer.num_full} fully fitted cells cannot be told from the best (^) on val "
+            f"({plan.num_val:,} images,\npaired bootstrap, 95 %); the cheapest of them is the answer (*)",
+            "",
+            *table,
+            *([f"    and {more} more"] if more else []),
+            "",
+            *(f"{name:<15}{fact}" for name, fact in facts.items()),
+        ]
+    )
+
+
+def tied_rows(plan: Plan, answer: Answer) -> list[tuple[str, ...]]:
+    """A header, and the cells that cannot be told from the best, cheapest first; ten, and the best."""
     rows = [("", "block", "t", "sigma", "pooling", "head", "val accuracy", "forward", "features")]
-    shown = [r for place, r in enumerate(answer.tied) if place < 10 or r is answer.best]
-    for result in shown:
-        cell, block = result.candidate, space.block(result.candidate.block)
+    for result in [r for place, r in enumerate(answer.tied) if place < 10 or r is answer.best]:
+        cell, block = result.candidate, plan.space.block(result.candidate.block)
         rows.append(
             (
-                "*" * (result is winner) + "^" * (result is answer.best),
+                "*" * (result is answer.winner) + "^" * (result is answer.best),
                 cell.block,
                 str(cell.timestep),
                 f"{plan.sigmas[cell.timestep]:.3g}",
@@ -162,38 +172,45 @@ def answer_text(
                 f"{block.channels * cell.pooling**2:,}",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    more = [f"    and {len(answer.tied) - len(shown)} more"] if len(shown) < len(answer.tied) else []
+    return rows
+
+
+def answer_facts(
+    plan: Plan,
+    answer: Answer,
+    trials: list[FinishedTrial],
+    baseline: ProbeResult,
+    race: Race,
+    label_free: LabelFree,
+    cost: Cost,
+) -> dict[str, str]:
+    """What is to be known of it, in a line each."""
+    winner, space = answer.winner, plan.space
     stopped = sum(trial.stopped_early for trial in trials)
-    [(unlabelled, timestep)] = best_cells(plan, label_free.ranking)
-    first = race.looks[0]
-    lost, lost_stderr = paired_loss(
-        first[timestep][unlabelled], first[winner.candidate.timestep][winner.candidate.block]
-    )
+    (unlabelled, timestep), lost, lost_stderr = first_choice(plan, race, label_free.ranking, winner.candidate)
     correlation = spearman(label_free.ranking, race.accuracy(plan))
     left = len(space.candidates_at(race.places))
     timesteps = ", ".join(map(str, race.places))
     new = "" if cost.new_passes else "; all of it was in the store"
-    return "\n".join(
-        [
-            f"{len(answer.tied)} of {answer.num_full} fully fitted cells cannot be told from the best (^) on val "
-            f"({plan.num_val:,} images,\npaired bootstrap, 95 %); the cheapest of them is the answer (*)",
-            "",
-            *table,
-            *more,
-            "",
-            f"answer         {winner.candidate.name} ({winner.setting}): {accuracy_text(winner)} % on val",
-            f"raw pixels     {accuracy_text(baseline)} % under the same head",
-            f"without labels {unlabelled}/{timestep} would have been chosen: {lost:.1f} +- {lost_stderr:.1f} points "
-            f"lost under ridge on {plan.looks[0]:,} images; Spearman with it over all places {correlation:.2f}",
-            f"cells          {len(space.candidates):,}; the looks left {left}, at t = {timesteps}; {len(trials)} "
-            f"tried, {stopped} stopped early",
-            f"cost           {cost.passes:,.0f} forward passes, {cost.passes / cost.num_train:.2f} times the training "
-            f"images and {cost.passes / cost.grid_passes:.2f} of the grid{new}; {cost.head_seconds:.0f} s of heads",
-            f"time           {cost.wall_seconds:.0f} s, of which Ray {cost.ray_share:.0%} (no process at work)",
-        ]
-    )
+    return {
+        "answer": f"{winner.candidate.name} ({winner.setting}): {accuracy_text(winner)} % on val",
+        "raw pixels": f"{accuracy_text(baseline)} % under the same head",
+        "without labels": f"{unlabelled}/{timestep} would have been chosen: {lost:.1f} +- {lost_stderr:.1f} points "
+        f"lost under ridge on {plan.looks[0]:,} images; Spearman with it over all places {correlation:.2f}",
+        "cells": f"{len(space.candidates):,}; the looks left {left}, at t = {timesteps}; {len(trials)} "
+        f"tried, {stopped} stopped early",
+        "cost": f"{cost.passes:,.0f} forward passes, {cost.passes / cost.num_train:.2f} times the training "
+        f"images and {cost.passes / cost.grid_passes:.2f} of the grid{new}; {cost.head_seconds:.0f} s of heads",
+        "time": f"{cost.wall_seconds:.0f} s, of which Ray {cost.ray_share:.0%} (no process at work)",
+    }
+
+
+def first_choice(plan: Plan, race: Race, table: np.ndarray, winner: Candidate) -> tuple[tuple[str, int], float, float]:
+    """(block, timestep) of the highest number of a [blocks, timesteps] table, and what it loses against the winner's
+    place under ridge at the first look: points, and their standard error."""
+    [(block, timestep)] = best_cells(plan, table)
+    first = race.looks[0]
+    return (block, timestep), *paired_loss(first[timestep][block], first[winner.timestep][winner.block])
 
 
 def to_json(result: ProbeResult) -> dict:
