@@ -31,17 +31,18 @@ def heat_map(
     rings: Collection[tuple[str, int]] = (),
     star: tuple[str, int] | None = None,
 ) -> "Figure":
-    """values: [blocks, timesteps], blocks in the order the data meets them, top to bottom; sigmas: timestep -> sigma.
+    """values: [blocks, timesteps], blocks in the order the data meets them, top to bottom, NaN where there is none;
+    sigmas: timestep -> sigma.
 
     rings and star mark (block, timestep) cells.
     """
-    figure, axes = _axes(1.9 + 0.52 * len(sigmas), 1.5 + 0.28 * len(blocks))
+    figure, axes = _axes(max(4.5, 1.9 + 0.52 * len(sigmas)), 1.5 + 0.28 * len(blocks))
     image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="none")
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for row, block in enumerate(blocks):
         for column, timestep in enumerate(sigmas):
             ink = "white" if values[row, column] < middle else INK
-            if values.size <= MANY:
+            if values.size <= MANY and np.isfinite(values[row, column]):
                 axes.text(column, row, f"{values[row, column]:.1f}", ha="center", va="center", color=ink, size=8)
             if (block, timestep) in rings:
                 axes.plot(column - 0.39, row, "o", mfc="none", mec=ink, ms=4)
@@ -82,8 +83,8 @@ def score_scatter(
             face = "none" if mark == "o" else "black"
             axes.plot(ranking[at], 100 * accuracy[at], mark, ms=size, mfc=face, mec="black", ls="", label=label)
     axes.set(xlabel="label-free ranking (higher is better)", ylabel="accuracy of leave-one-out ridge (%)")
-    axes.set_title(f"Spearman {correlation:.2f} over {accuracy.size} cells", size=10, loc="left")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    axes.set_title(f"Spearman {correlation:.2f} over {np.isfinite(accuracy).sum()} cells", size=10, loc="left")
+    figure.legend(loc="outside upper left", frameon=False, fontsize=8, ncols=5, columnspacing=1)
     return _save(_open(figure), path)
 
 
@@ -115,15 +116,16 @@ def alignment_uniformity(
     [blocks, timesteps] each, accuracy in [0, 1]; star: where the answer is.
     """
     figure, axes = _axes(5.5, 4)
-    percent = 100 * accuracy
+    known = np.isfinite(accuracy)
+    percent = 100 * accuracy[known]
     options = {"s": 34, "cmap": "viridis", "edgecolors": FAINT, "linewidths": 0.5, "rasterized": percent.size > MANY}
-    points = axes.scatter(alignment, uniformity, c=percent, **options)
+    points = axes.scatter(alignment[known], uniformity[known], c=percent, **options)
     axes.plot(alignment[star], uniformity[star], "*", color="black", mec="white", mew=1, ms=16, label="the answer")
-    terms = np.stack([np.ones(percent.size), alignment.ravel(), uniformity.ravel()], axis=1)
-    fitted, *_ = np.linalg.lstsq(terms, percent.ravel(), rcond=None)
-    explained = 1 - np.var(percent.ravel() - terms @ fitted) / max(np.var(percent), 1e-12)
+    terms = np.stack([np.ones(percent.size), alignment[known], uniformity[known]], axis=1)
+    fitted, *_ = np.linalg.lstsq(terms, percent, rcond=None)
+    explained = 1 - np.var(percent - terms @ fitted) / max(np.var(percent), 1e-12)
     if explained > 0.01:
-        x, y = np.meshgrid(np.linspace(*axes.get_xlim(), 2), np.linspace(*axes.get_ylim(), 2))
+        x, y = np.meshgrid(*(np.linspace(low, high, 30) for low, high in (axes.get_xlim(), axes.get_ylim())))
         trend = fitted[0] + fitted[1] * x + fitted[2] * y
         lines = axes.contour(x, y, trend, 5, colors=FAINT, linestyles="dashed", linewidths=1)
         axes.clabel(lines, fmt="%.0f %%", fontsize=8)
@@ -171,7 +173,7 @@ def cost_scatter(
 ) -> "Figure":
     """Accuracy in [0, 1] of N cells against each of their costs, and the Pareto front: no cell is both cheaper and
     better. kinds: what shapes tell apart; star: number of the answer."""
-    figure, panels = _axes(5.5, 2.9 * len(costs), rows=len(costs))
+    figure, panels = _axes(5.5, 0.4 + 2.4 * len(costs), rows=len(costs))
     for axes, (label, cost) in zip(np.atleast_1d(panels), costs.items(), strict=True):
         for marker, kind in zip(np.resize(list(MARKERS), len(set(kinds))), dict.fromkeys(kinds), strict=True):
             of_kind = np.array([one == kind for one in kinds])
@@ -183,10 +185,10 @@ def cost_scatter(
                       capsize=2, label="Pareto front, +- s.e.")  # fmt: skip
         axes.plot(cost[star], 100 * accuracy[star], "*", color="black", ms=14, mec="white", ls="", label="the answer")
         axes.set(xlabel=label, ylabel="val accuracy (%)")
-        if cost.max() > 10 * cost.min():
+        if cost.max() > 10 * cost.min() >= 10:
             _log_axis(axes, [2.0**power for power in range(31) if cost.min() <= 2**power <= cost.max()])
     handles, labels = np.atleast_1d(panels)[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside upper left", frameon=False, fontsize=8, ncols=4, columnspacing=1)
     return _save(_open(figure), path)
 
 
@@ -237,8 +239,8 @@ def courses(
 
 
 def confusion(shares: np.ndarray, classes: Sequence[str], path: Path) -> "Figure":
-    """shares: [true, predicted] in [0, 1], rows sum to 1, or to 0 where a class has no image."""
-    figure, axes = _axes(1.8 + 0.38 * len(classes), 1.3 + 0.3 * len(classes))
+    """shares: [true, predicted] in [0, 1], shown in percent; rows sum to 1, or to 0 where a class has no image."""
+    figure, axes = _axes(max(3.5, 1.8 + 0.38 * len(classes)), 1.3 + 0.3 * len(classes))
     axes.imshow(shares, aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="none")
     for row, column in np.argwhere(shares >= 0.005):
         ink = "white" if shares[row, column] > 0.5 else INK
@@ -247,7 +249,6 @@ def confusion(shares: np.ndarray, classes: Sequence[str], path: Path) -> "Figure
     axes.set_yticks(range(len(names)), names)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set(xlabel="taken for", ylabel="true class")
-    axes.set_title("% of the val images of each class", size=10, loc="left")
     return _save(figure, path)
 
 
@@ -262,6 +263,8 @@ def pictures(
 
     num_columns = max(map(len, rows))
     figure, axes = _axes(0.9 * num_columns, 1.1 * len(rows))
+    figure.set_layout_engine("none")
+    axes.set_position((0, 0, 1, 1))
     for row, images in enumerate(rows):
         for column, image in enumerate(images):
             x, y = 1.1 * column, -1.35 * row
@@ -308,21 +311,21 @@ def _open(figure: "Figure") -> "Figure":
 
 
 def _axes(width: float, height: float, rows: int = 1, **gridspec):
-    """A figure of width x height inches that needs no screen."""
+    """A figure of width x height inches that needs no screen, in which $ is a letter."""
+    import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    matplotlib.rcParams["text.parse_math"] = False
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     return figure, figure.subplots(rows, gridspec_kw=gridspec)
 
 
 def _save(figure: "Figure", path: Path) -> "Figure":
-    """As a PNG, with $ and whatever else names hold as it is."""
-    from matplotlib.text import Text
+    """As a PNG; drawn once, where savefig would draw twice."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font lacks
-        figure.savefig(path, dpi=150)
+        FigureCanvasAgg(figure).print_png(path)
     figure.set_layout_engine("none")
     return figure

@@ -1,10 +1,11 @@
 """One page of HTML that needs nothing beside itself: figures are inline SVG, and every name is escaped."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -57,33 +58,46 @@ class Page:
 def render(page: Page) -> str:
     """HTML."""
     environment = Environment(
-        loader=PackageLoader("ddae", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("ddae", "report"),
+        autoescape=True,
+        finalize=typeset,
         undefined=StrictUndefined,
-    )  # fmt: skip
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["svg"] = svg
     return environment.get_template("page.html").render(page=page)
 
 
 def with_test(html: str, test: str) -> str:
     """The page with another sentence about the test set."""
-    return re.sub(r'(?<=<p id="test">).*?(?=</p>)', lambda _: str(escape(test)), html, count=1, flags=re.DOTALL)
+    return re.sub(r'(?<=<p id="test">).*?(?=</p>)', lambda _: escape(typeset(test)), html, count=1, flags=re.DOTALL)
+
+
+def typeset(value: Any) -> Any:
+    """As print has it."""
+    return value.replace("+-", "±") if isinstance(value, str) else value
 
 
 def svg(section: Section) -> Markup:
     """The section's figure, as wide as its place, whose black is the colour of the page's text."""
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     assert section.figure is not None
+    for patch in [section.figure.patch, *(axes.patch for axes in section.figure.axes)]:
+        patch.set_visible(False)
     buffer = StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ddae", "image.composite_image": False}):
-        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        section.figure.savefig(buffer, format="svg", transparent=True, dpi=150, metadata=no_metadata)
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ddae", "image.composite_image": False}),
+        warnings.catch_warnings(action="ignore", category=UserWarning),  # of letters that the font lacks
+    ):
+        FigureCanvasSVG(section.figure).print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawing = buffer.getvalue()
-    drawing = drawing[drawing.index("<svg") :].replace("#000000", "currentColor")
-    drawing = re.sub(r' id="[a-z]+(Collection|\.axis|Axis)?_[\d_]+"', "", drawing)  # every figure has the same ones
+    drawing = drawing[drawing.index(">", drawing.index("<svg")) + 1 :].replace("#000000", "currentColor")
+    drawing = re.sub(r' id="[A-Za-z.]+_[\d_]+"', "", drawing)  # the same ones in every figure
     width, height = (72 * inches for inches in section.figure.get_size_inches())
-    opening = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {:.1f} {:.1f}" style="{}" xmlns:xlink="{}">').format(
-        section.alt, width, height, f"min-width:{0.7 * width:.0f}px;max-width:{1.7 * width:.0f}px",
-        "http://www.w3.org/1999/xlink",
-    )  # fmt: skip
-    return opening + Markup(drawing[drawing.index(">") + 1 :])
+    opening = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {:.1f} {:.1f}" style="{}">').format(
+        section.alt, width, height, f"min-width:{0.7 * width:.0f}px;max-width:{1.7 * width:.0f}px"
+    )
+    return opening + Markup(drawing)

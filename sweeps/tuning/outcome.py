@@ -44,6 +44,11 @@ class LabelFree:
         tables = {name: np.array([cell[name] for cell in cells]).reshape(shape) for name in cells[0]}
         return LabelFree(rank(cells).numpy().reshape(shape), tables)
 
+    @property
+    def merits(self) -> dict[str, np.ndarray]:
+        """Of the ranking and of every score alone; higher is better."""
+        return {"ranking": self.ranking, **{name: -table for name, table in self.scores.items()}}
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -82,10 +87,13 @@ def best_accuracies(plan: Plan, trials: list[FinishedTrial]) -> np.ndarray | Non
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation of two tables of the same shape."""
+    """Rank correlation of two tables of the same shape, without the cells where one is NaN; 0 where one is constant."""
     from scipy.stats import spearmanr
 
-    return float(spearmanr(a.ravel(), b.ravel()).statistic)
+    known = np.isfinite(a) & np.isfinite(b)
+    if np.ptp(a[known]) == 0 or np.ptp(b[known]) == 0:
+        return 0.0
+    return float(spearmanr(a[known], b[known]).statistic)
 
 
 def best_cells(plan: Plan, table: np.ndarray, num_cells: int = 1) -> list[tuple[str, int]]:
@@ -156,7 +164,8 @@ def answer_text(plan: Plan, answer: Answer, facts: Mapping[str, str]) -> str:
 
 def tied_rows(plan: Plan, answer: Answer) -> list[tuple[str, ...]]:
     """A header, and the cells that cannot be told from the best, cheapest first; ten, and the best."""
-    rows = [("", "block", "t", "sigma", "pooling", "head", "val accuracy", "forward", "features")]
+    rows: list[tuple[str, ...]] = []
+    rows.append(("", "block", "t", "sigma", "pooling", "head", "val accuracy", "forward", "features"))
     for result in [r for place, r in enumerate(answer.tied) if place < 10 or r is answer.best]:
         cell, block = result.candidate, plan.space.block(result.candidate.block)
         rows.append(

@@ -1,5 +1,6 @@
 """What the answer sees, finds alike and confuses; made where the model and the images are."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,11 +63,10 @@ class Portrait:
 
 def portray(plan: Plan, backbone: Backbone, dataset: Dataset, cell: Candidate, fit_seconds: float) -> Portrait:
     """Nothing is extracted for it."""
-    try:
+    neighbours = predicted = None
+    with suppress(LookupError):
         neighbours = find_neighbours(plan, dataset, cell)
         predicted = predictions(plan, cell) if fit_seconds <= REFIT_SECONDS else None
-    except LookupError:
-        neighbours = predicted = None
     clean, noised = samples(plan, backbone, dataset, cell.timestep)
     return Portrait(dataset.images.classes, clean, noised, neighbours, predicted)
 

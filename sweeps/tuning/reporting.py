@@ -111,14 +111,14 @@ def where(found: Findings, path: Path) -> Section:
     )
     timesteps = [f"t = {t} (sigma {sigma:.2g})" for t, sigma in plan.sigmas.items()]
     says = []
-    for others, one, values in (("blocks", timesteps, table.mean(0)), ("timesteps", names, table.mean(1))):
-        best, worst = values.argmax(), values.argmin()
+    for others, one, values in (("blocks", timesteps, table.mean(0)), ("timesteps", names, np.nanmean(table, 1))):
+        best, worst = np.nanargmax(values), np.nanargmin(values)
         if best != worst:
             says.append(
-                f"averaged over the {others}, {one[best]} is best ({values[best]:.1%}) and {one[worst]} worst "
-                f"({values[worst]:.1%})"
+                f"averaged over the {others}, {one[best]} is best ({percent(values[best], 1)}) and "
+                f"{one[worst]} worst ({percent(values[worst], 1)})"
             )
-    doubt = 100 * standard_error(table.max(), plan.looks[0])
+    doubt = 100 * standard_error(np.nanmax(table), plan.looks[0])
     number = (
         f"the first, coarse look at a place: +- {doubt:.0f} points, and a little too good"
         if measured is None
@@ -136,7 +136,8 @@ def where(found: Findings, path: Path) -> Section:
 def race(found: Findings, path: Path) -> Section | None:
     """Which timesteps left at which look; None where none could."""
     plan, looks, places = found.plan, found.race.looks, found.race.places
-    if plan.exhaustive or len(plan.space.timesteps) == 1:
+    timesteps = list(looks[0])
+    if plan.exhaustive or len(timesteps) == 1:
         return None
     lines = [
         [
@@ -144,12 +145,13 @@ def race(found: Findings, path: Path) -> Section | None:
             for num_images, look in zip(plan.looks, looks, strict=True)
             if t in look
         ]
-        for t in plan.space.timesteps
+        for t in timesteps
     ]
+    after = [set(look) for look in looks[1:]] + [set(places)]
     says = [
         f"after {num_images:,} images t = {', '.join(left)} left"
-        for num_images, look, after in zip(plan.looks, looks, [*looks[1:], places], strict=True)
-        if (left := [str(t) for t in look if t not in after])
+        for num_images, look, stayed in zip(plan.looks, looks, after, strict=True)
+        if (left := [str(t) for t in look if t not in stayed])
     ]
     says.append(
         f"t = {', '.join(map(str, places))} stayed to the end, with {sum(map(len, places.values()))} of their "
@@ -162,8 +164,8 @@ def race(found: Findings, path: Path) -> Section | None:
         "dashed line ends in a cross it left the race, and no more images passed the network at it.",
         report.courses(
             lines,
-            [t not in places for t in plan.space.timesteps],
-            [f"t = {t}" for t in plan.space.timesteps],
+            [t not in places for t in timesteps],
+            [f"t = {t}" for t in timesteps],
             "accuracy of the three best blocks (%)",
             path,
         ),
@@ -288,7 +290,7 @@ def samples(found: Findings, path: Path) -> Section:
     latents = "; these are latents, of which three channels are shown as colours" if plan.encoder else ""
     return Section(
         "What the network saw",
-        f"At t = {t} there is {plan.sigmas[t]:.2g} times as much noise as image{latents}.",
+        f"At t = {t} the noise is {plan.sigmas[t]:.2g} times as strong as the image{latents}.",
         "Above val images as they are, below with the very noise under which their features were read.",
         report.pictures(
             [portrait.clean, portrait.noised],
@@ -317,10 +319,10 @@ def neighbours(found: Findings, path: Path) -> Section:
     by_chance = float(np.prod([each / each.sum() for each in frequency], axis=0).sum())
     return Section(
         title,
-        f"{near.share_alike:.0%} of the {near.labels.shape[1]} nearest training images of {near.num_queries:,} val "
-        f"images are of the same class; by chance it would be {by_chance:.0%}.",
-        "On the left val images, the first of their class; beside each the training images whose features under the "
-        f"answer are nearest, of {near.num_searched:,}; no head is involved. A dashed frame and a cross: another class.",
+        f"{percent(near.share_alike)} of the {near.labels.shape[1]} nearest training images of {near.num_queries:,} "
+        f"val images are of the same class; by chance it would be {percent(by_chance)}.",
+        "On the left val images, the first of their class; beside each the training images whose features are nearest, "
+        f"of {near.num_searched:,}; no head is involved. A cross and a dashed frame mark another class.",
         report.pictures(
             [[query, *nearest] for query, nearest in zip(near.queries, near.nearest, strict=True)],
             captions,
@@ -347,28 +349,29 @@ def confusions(found: Findings, path: Path) -> Section:
     order = np.unravel_index(np.argsort(-wrong, axis=None, kind="stable")[:MAX_PAIRS], wrong.shape)
     pairs = [(classes[a], classes[b], wrong[a, b], of_class[a]) for a, b in zip(*order, strict=True) if wrong[a, b]]
     says = [f"{of} is most often taken for {other}: {n} of {total} times" for of, other, n, total in pairs[:1]]
-    says.append(f"{classes[best]} is known best ({known[best]:.0%}), {classes[worst]} least ({known[worst]:.0%})")
+    says.append(
+        f"{classes[best]} is known best ({percent(known[best])}), {classes[worst]} least ({percent(known[worst])})"
+    )
     if len(classes) > MAX_CLASSES:
-        rows = [(of, other, f"{n} of {total}", f"{n / total:.0%}") for of, other, n, total in pairs]
+        rows = [(of, other, f"{n} of {total}", percent(n / total)) for of, other, n, total in pairs]
         table = Table(("true class", "taken for", "val images", "share"), rows)
         return Section(title, sentence(says), "The most frequent confusions.", table=table)
     figure = report.confusion(shares, classes, path)
-    how = "Rows are true classes; the diagonal is what is right."
+    how = "Rows are true classes, and numbers percent of their val images; the diagonal is what is right."
     return Section(title, sentence(says), how, figure, f"Confusion matrix of {len(classes)} classes.")
 
 
 def scores(found: Findings, path: Path) -> Section | None:
     """Choices without labels against accuracy; None where there are too few places to rank."""
     plan, label_free, looked = found.plan, found.label_free, found.race.accuracy(found.plan)
-    if looked.size < FEW:
+    if np.isfinite(looked).sum() < FEW:
         return None
     rows = []
-    for name, table in {"the ranking": label_free.ranking, **{n: -t for n, t in label_free.scores.items()}}.items():
-        (block, t), lost, error = outcome.first_choice(plan, found.race, table, found.winner)
-        rows.append((name, f"{outcome.spearman(table, looked):.2f}", f"{block}/{t}", f"{lost:.1f} +- {error:.1f}"))
+    for name, merit in label_free.merits.items():
+        (block, t), lost, error = outcome.first_choice(plan, found.race, merit, found.winner)
+        rows.append((name, f"{outcome.spearman(merit, looked):.2f}", f"{block}/{t}", f"{lost:.1f} +- {error:.1f}"))
     correlation = outcome.spearman(label_free.ranking, looked)
-    block, t = np.unravel_index(label_free.ranking.argmax(), looked.shape)
-    first = int(block), int(t)
+    row, column = np.unravel_index(label_free.ranking.argmax(), looked.shape)
     return Section(
         "What would have been chosen without labels",
         f"Without labels {rows[0][2]} would have been chosen, which loses {rows[0][3]} points; over all "
@@ -376,7 +379,7 @@ def scores(found: Findings, path: Path) -> Section | None:
         f"Scores without labels, of every block and timestep, against ridge on {plan.looks[0]:,} images. Points lost "
         "(regret) are those of a score's first choice against the answer's place under that ridge.",
         report.score_scatter(
-            label_free.ranking, looked, plan.space.timesteps, correlation, path, first=first, star=found.star
+            label_free.ranking, looked, plan.space.timesteps, correlation, path, (int(row), int(column)), found.star
         ),
         "Accuracy against the label-free ranking, one mark a block and timestep.",
         Table(("score", "Spearman", "first choice", "points lost"), rows),
@@ -386,7 +389,7 @@ def scores(found: Findings, path: Path) -> Section | None:
 def plane(found: Findings, path: Path) -> Section | None:
     """Alignment and uniformity."""
     looked, tables = found.race.accuracy(found.plan), found.label_free.scores
-    if looked.size < FEW or not {"alignment", "uniformity"} <= set(tables):
+    if np.isfinite(looked).sum() < FEW or not {"alignment", "uniformity"} <= set(tables):
         return None
     says = []
     for name in ("alignment", "uniformity"):
@@ -401,6 +404,10 @@ def plane(found: Findings, path: Path) -> Section | None:
         report.alignment_uniformity(tables["alignment"], tables["uniformity"], looked, found.star, path),
         "Uniformity against alignment, coloured by accuracy, with the fitted trend.",
     )
+
+
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
 
 
 def sentence(says: list[str]) -> str:
