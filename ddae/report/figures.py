@@ -45,9 +45,9 @@ def heat_map(
             if values.size <= MANY and np.isfinite(values[row, column]):
                 axes.text(column, row, f"{values[row, column]:.1f}", ha="center", va="center", color=ink, size=8)
             if (block, timestep) in rings:
-                axes.plot(column - 0.39, row, "o", mfc="none", mec=ink, ms=4)
+                axes.plot(column - 0.38, row, "o", mfc="none", mec=ink, ms=4)
             if (block, timestep) == star:
-                axes.plot(column + 0.39, row, "*", color=INK, mec="white", mew=1, ms=13)
+                axes.plot(column + 0.35, row, "*", color=INK, mec="white", mew=0.7, ms=10)
     axes.set_yticks(range(len(blocks)), blocks)
     axes.set_xticks(range(len(sigmas)), [f"{t}\n{sigma:.2g}" for t, sigma in sigmas.items()])
     axes.set(xlabel="timestep, and below it the noise-to-signal ratio sigma", ylabel="block, input at the top")
@@ -182,7 +182,7 @@ def cost_scatter(
         front = pareto_front(cost, accuracy)
         axes.step(cost[front], 100 * accuracy[front], where="post", color="black", linewidth=1)
         axes.errorbar(cost[front], 100 * accuracy[front], 100 * stderr[front], fmt="o", mfc="none", ms=9, color="black",
-                      capsize=2, label="Pareto front, +- s.e.")  # fmt: skip
+                      capsize=2, label="Pareto front, ± s.e.")  # fmt: skip
         axes.plot(cost[star], 100 * accuracy[star], "*", color="black", ms=14, mec="white", ls="", label="the answer")
         axes.set(xlabel=label, ylabel="val accuracy (%)")
         if cost.max() > 10 * cost.min() >= 10:

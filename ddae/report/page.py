@@ -75,8 +75,9 @@ def with_test(html: str, test: str) -> str:
 
 
 def typeset(value: Any) -> Any:
-    """As print has it."""
-    return value.replace("+-", "±") if isinstance(value, str) else value
+    """As print has it; what is marked up already stays."""
+    typed = isinstance(value, str) and not isinstance(value, Markup)
+    return value.replace("+-", "±").replace(" %", "\N{NO-BREAK SPACE}%") if typed else value
 
 
 def svg(section: Section) -> Markup:
@@ -98,6 +99,6 @@ def svg(section: Section) -> Markup:
     drawing = re.sub(r' id="[A-Za-z.]+_[\d_]+"', "", drawing)  # the same ones in every figure
     width, height = (72 * inches for inches in section.figure.get_size_inches())
     opening = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {:.1f} {:.1f}" style="{}">').format(
-        section.alt, width, height, f"min-width:{0.7 * width:.0f}px;max-width:{1.7 * width:.0f}px"
+        section.alt, width, height, f"min-width:{0.8 * width:.0f}px;max-width:{1.7 * width:.0f}px"
     )
     return opening + Markup(drawing)

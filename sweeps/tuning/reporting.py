@@ -102,9 +102,9 @@ def where(found: Findings, path: Path) -> Section:
         names,
         plan.sigmas,
         "accuracy (%)" if measured is None else "val accuracy (%)",
-        f"first look: ridge on {plan.looks[0]:,} images, one left out\no in the race to its end   * the answer"
+        f"first look: ridge on {plan.looks[0]:,} images, one left out\no: in the race to its end, star: the answer"
         if measured is None
-        else f"best pooling and head on {plan.rungs[-1]:,} images\n* the answer",
+        else f"best pooling and head on {plan.rungs[-1]:,} images\nstar: the answer",
         path,
         rings=set(found.race.ranked()) if measured is None else set(),
         star=(found.winner.block, found.winner.timestep),
@@ -118,7 +118,7 @@ def where(found: Findings, path: Path) -> Section:
                 f"averaged over the {others}, {one[best]} is best ({percent(values[best], 1)}) and "
                 f"{one[worst]} worst ({percent(values[worst], 1)})"
             )
-    doubt = 100 * standard_error(np.nanmax(table), plan.looks[0])
+    doubt = 100 * standard_error(float(np.nanmedian(table)), plan.looks[0])
     number = (
         f"the first, coarse look at a place: +- {doubt:.0f} points, and a little too good"
         if measured is None
