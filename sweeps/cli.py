@@ -181,13 +181,17 @@ def read_config(config_class: type[Config], path: Path) -> list[str]:
         if name not in names:
             hint = did_you_mean(name, names)
             raise ValueError(f"--config {path} has the unknown key {key!r}; keys: {', '.join(names)}{hint}")
-        flag = name.replace("_", "-")
         items = value if isinstance(value, list) else [value]
         for item in items:
             if isinstance(item, dict | list | NoneType) or (isinstance(item, str) and item.startswith("-")):
                 raise ValueError(f"--config {path} has {name}={item!r}; give numbers or words, none with - first")
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            flags += [f"--{flag}", *map(str, items)]
+        flags += as_args(name, value)
     return flags
+
+
+def as_args(name: str, value: object) -> list[str]:
+    """A flag's value as the command line has it."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]

@@ -52,9 +52,11 @@ def main(config: FinalTest) -> None:
 def measure(folder: Path, cell: "Candidate", record: Path) -> None:
     """Fit the cell again on all training images and score it on the test images."""
     from ddae.probe import standard_error
+    from ddae.report import with_test
     from storage.feature_store import published
     from storage.tracking import Tracker, check_server, tracking_uri
     from sweeps.tuning.refit import refit
+    from sweeps.tuning.reporting import test_text
 
     check_server(tracking_uri())
     fitted = refit(folder, cell, with_test=True)
@@ -71,8 +73,13 @@ def measure(folder: Path, cell: "Candidate", record: Path) -> None:
         "val_accuracy": fitted.result.val_accuracy,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+    page = folder / "report.html"
+    if page.exists():
+        html = with_test(page.read_text(encoding="utf-8"), test_text(final, folder, cell.name))
+        with published(page) as part:
+            part.write_text(html, encoding="utf-8")
     tracker = Tracker(tracking_uri(), fitted.plan.name, folder.name, folder.name)
-    tracker.finish({"test_accuracy": accuracy, "test_stderr": stderr}, [])
+    tracker.finish({"test_accuracy": accuracy, "test_stderr": stderr}, [page] if page.exists() else [])
     with published(record) as part:
         part.write_text(json.dumps(final, indent=1))
 

@@ -17,6 +17,7 @@ CUDA_VISIBLE_DEVICES; of a store at an address AWS_ENDPOINT_URL and the like, an
 
 import csv
 import json
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,36 +126,25 @@ def conclude(
     """Choose, draw, write and log; returns the report. results.json is written last: a sweep that has it is done."""
     import numpy as np
 
-    from ddae import report
-    from sweeps.tuning import outcome
+    from ddae.report import render
+    from storage.tracking import hidden
+    from sweeps.tuning import outcome, reporting
 
     plan = sweep.plan
     answer = outcome.choose(plan, trials)
-    winner = answer.winner.candidate
-    baseline = sweep.baseline(winner.head)
+    baseline = sweep.baseline(answer.winner.candidate.head)
+    portrait = sweep.portrait(answer.winner)
+    with sweep.at_work():
+        found = reporting.Findings(plan, answer, trials, race, label_free, portrait)
+        sections = reporting.draw(found, folder / "figures")
     looked = race.accuracy(plan)
-    trusted = label_free.trust(looked)
-
-    figures = folder / "figures"
-    measured = outcome.best_accuracies(plan, trials)
-    report.heat_map(
-        100 * (looked if measured is None else measured),
-        [block.name for block in plan.space.blocks],
-        plan.sigmas,
-        "accuracy (%)" if measured is None else "val accuracy (%)",
-        f"first look: ridge on {plan.looks[0]:,} images, one left out\no in the race to its end   * the answer"
-        + "\nblank: left out by the label-free ranking" * (config.start == "label-free")
-        if measured is None
-        else f"best pooling and head on {plan.rungs[-1]:,} images\n* the answer",
-        figures / "block_timestep.png",
-        rings=set(race.ranked()) if measured is None else set(),
-        star=(winner.block, winner.timestep),
-    )
-    correlation = trusted["consensus"].spearman
-    report.score_scatter(label_free.ranking, looked, plan.space.timesteps, correlation, figures / "label_free.png")
     cost = sweep.cost(race, trials, started)
-    text = outcome.answer_text(plan, answer, trials, baseline, race, label_free, cost) + where_to_look(folder, tracker)
+    facts = outcome.answer_facts(plan, answer, trials, baseline, race, label_free, cost)
+    text = outcome.answer_text(plan, answer, facts) + where_to_look(folder, tracker)
     (folder / "report.txt").write_text(text)
+    test = reporting.test_text(final_test(folder), folder, answer.winner.candidate.name)
+    page = reporting.page(found, sections, facts, config.backbone, hidden(command(config)), test)
+    (folder / "report.html").write_text(render(page), encoding="utf-8")
     write_trials(folder / "trials.csv", trials)
     results = {
         "flags": as_flags(config),
@@ -169,7 +159,7 @@ def conclude(
         "left": race.ranked(),
         "label_free": {name: table.tolist() for name, table in label_free.scores.items()},
         "label_free_ranking": label_free.ranking.tolist(),
-        "label_free_trust": {name: asdict(one) for name, one in trusted.items()},
+        "label_free_trust": {name: asdict(one) for name, one in label_free.trust(looked).items()},
     }
     scratch = folder / "results.part"
     scratch.write_text(json.dumps(results, indent=1))
@@ -182,7 +172,10 @@ def conclude(
             "share_of_grid": cost.passes / cost.grid_passes,
             "wall_seconds": cost.wall_seconds,
         },
-        [*sorted(figures.glob("*.png")), folder / "report.txt", folder / "trials.csv", folder / "config.yaml"],
+        [
+            *sorted((folder / "figures").glob("*.png")),
+            *(folder / name for name in ("report.html", "report.txt", "trials.csv", "config.yaml")),
+        ],
     )
     scratch.replace(folder / "results.json")
     return text
@@ -192,7 +185,7 @@ def where_to_look(folder: Path, tracker: "Tracker") -> str:
     return "\n".join(
         [
             "",
-            f"heat map       {folder / 'figures' / 'block_timestep.png'}",
+            f"report         {folder / 'report.html'}",
             f"trials         {tracker.where}",
             f"test it, once  python sweeps/final_test.py --sweep {folder}",
             f"use it         python sweeps/hand_over.py --sweep {folder}",
@@ -242,6 +235,19 @@ def finished_report(folder: Path, config: LayerNoise) -> str | None:
         return None
     before = json.loads(results.read_text())["flags"]
     return (folder / "report.txt").read_text() if before["num_trials"] == config.num_trials else None
+
+
+def final_test(folder: Path) -> dict | None:
+    """What final_test.py has recorded; an earlier search in this folder may have been tested."""
+    record = folder / "final_test.json"
+    return json.loads(record.read_text()) if record.exists() else None
+
+
+def command(config: LayerNoise) -> str:
+    """That makes the same sweep: the flags that are not as by default."""
+    given, default = as_flags(config), as_flags(LayerNoise())
+    args = [arg for name, value in given.items() if value != default[name] for arg in cli.as_args(name, value)]
+    return shlex.join(["python", "sweeps/layer_noise.py", *args])
 
 
 def as_flags(config: LayerNoise) -> dict:

@@ -41,9 +41,10 @@ def trust(ranking: np.ndarray, accuracy: np.ndarray, k: int = 5) -> Trust:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation of two tables of the same shape; 0 where one is constant."""
+    """Rank correlation of two tables of the same shape, without the cells where one is NaN; 0 where one is constant."""
     from scipy.stats import spearmanr
 
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
+    known = np.isfinite(a) & np.isfinite(b)
+    if np.ptp(a[known]) == 0 or np.ptp(b[known]) == 0:
         return 0.0
-    return float(spearmanr(a.ravel(), b.ravel()).statistic)
+    return float(spearmanr(a[known], b[known]).statistic)

@@ -23,6 +23,7 @@ from ddae.probe import Candidate, ProbeResult, to_maps
 from storage.feature_store import FeatureStore
 from sweeps.tuning.evaluation import Features, evaluate, look
 from sweeps.tuning.plan import Plan
+from sweeps.tuning.portrait import Portrait, portray
 from sweeps.tuning.space import Need
 
 SHARD_ROWS = 512
@@ -140,6 +141,10 @@ class Extractor:
             return torch.cat(pieces), torch.from_numpy(plan.labels[split][:num_images])
 
         return evaluate(plan, candidate, plan.rungs[-1], read)
+
+    def portrait(self, cell: Candidate, fit_seconds: float) -> Portrait:
+        """Of a cell that is fitted on all training images, which took so long."""
+        return portray(self.plan, self.backbone, self.dataset, cell, fit_seconds)
 
     def _extract(self, need: Need, start: int, stop: int, blocks: list[str]) -> None:
         rows = self.dataset.splits[need.split][start:stop]

@@ -1,12 +1,12 @@
 """The answer of a sweep, read off its records."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from ddae.label_free import LABELLED, SCORES, Trust, rank, trust
 from ddae.probe import Candidate, ProbeResult, tied_with_best
-from sweeps.cli import aligned
 from sweeps.tuning.plan import Plan
 from sweeps.tuning.race import Race
 
@@ -138,24 +138,34 @@ def paired_loss(chosen: np.ndarray, winner: np.ndarray) -> tuple[float, float]:
     return float(100 * deficit.mean()), float(100 * deficit.std() / len(deficit) ** 0.5)
 
 
-def answer_text(
-    plan: Plan,
-    answer: Answer,
-    trials: list[FinishedTrial],
-    baseline: ProbeResult,
-    race: Race,
-    label_free: LabelFree,
-    cost: Cost,
-) -> str:
+def answer_text(plan: Plan, answer: Answer, facts: Mapping[str, str]) -> str:
     """What a person reads at the end."""
-    winner, space = answer.winner, plan.space
-    rows = [("", "block", "t", "sigma", "pooling", "head", "val accuracy", "forward", "features")]
-    shown = [r for place, r in enumerate(answer.tied) if place < 10 or r is answer.best]
-    for result in shown:
-        cell, block = result.candidate, space.block(result.candidate.block)
+    rows = tied_rows(plan, answer)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    table = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    more = len(answer.tied) - len(rows) + 1
+    return "\n".join(
+        [
+            f"{len(answer.tied)} of {answer.num_full} fully fitted cells cannot be told from the best (^) on val "
+            f"({plan.num_val:,} images,\npaired bootstrap, 95 %); the cheapest of them is the answer (*)",
+            "",
+            *table,
+            *([f"    and {more} more"] if more else []),
+            "",
+            *(f"{name:<15}{fact}" for name, fact in facts.items()),
+        ]
+    )
+
+
+def tied_rows(plan: Plan, answer: Answer) -> list[tuple[str, ...]]:
+    """A header, and the cells that cannot be told from the best, cheapest first; ten, and the best."""
+    rows: list[tuple[str, ...]] = []
+    rows.append(("", "block", "t", "sigma", "pooling", "head", "val accuracy", "forward", "features"))
+    for result in [r for place, r in enumerate(answer.tied) if place < 10 or r is answer.best]:
+        cell, block = result.candidate, plan.space.block(result.candidate.block)
         rows.append(
             (
-                "*" * (result is winner) + "^" * (result is answer.best),
+                "*" * (result is answer.winner) + "^" * (result is answer.best),
                 cell.block,
                 str(cell.timestep),
                 f"{plan.sigmas[cell.timestep]:.3g}",
@@ -166,45 +176,57 @@ def answer_text(
                 f"{block.channels * cell.pooling**2:,}",
             )
         )
-    more = [f"    and {len(answer.tied) - len(shown)} more"] if len(shown) < len(answer.tied) else []
+    return rows
+
+
+def answer_facts(
+    plan: Plan,
+    answer: Answer,
+    trials: list[FinishedTrial],
+    baseline: ProbeResult,
+    race: Race,
+    label_free: LabelFree,
+    cost: Cost,
+) -> dict[str, str]:
+    """What is to be known of it, in a line each."""
+    winner, space = answer.winner, plan.space
     stopped = sum(trial.stopped_early for trial in trials)
     left = len(space.candidates_at(race.places))
     timesteps = ", ".join(map(str, race.places))
     new = "" if cost.new_passes else "; all of it was in the store"
-    return "\n".join(
-        [
-            f"{len(answer.tied)} of {answer.num_full} fully fitted cells cannot be told from the best (^) on val "
-            f"({plan.num_val:,} images,\npaired bootstrap, 95 %); the cheapest of them is the answer (*)",
-            "",
-            *aligned(rows),
-            *more,
-            "",
-            f"answer         {winner.candidate.name} ({winner.setting}): {accuracy_text(winner)} % on val",
-            f"raw pixels     {accuracy_text(baseline)} % under the same head",
-            f"without labels {without_labels(plan, winner.candidate, race, label_free)}",
-            f"cells          {len(space.candidates):,}; the looks left {left}, at t = {timesteps}; {len(trials)} "
-            f"tried, {stopped} stopped early",
-            f"cost           {cost.passes:,.0f} forward passes, {cost.passes / cost.num_train:.2f} times the training "
-            f"images and {cost.passes / cost.grid_passes:.2f} of the grid{new}; {cost.head_seconds:.0f} s of heads",
-            f"time           {cost.wall_seconds:.0f} s, of which Ray {cost.ray_share:.0%} (no process at work)",
-        ]
-    )
+    return {
+        "answer": f"{winner.candidate.name} ({winner.setting}): {accuracy_text(winner)} % on val",
+        "raw pixels": f"{accuracy_text(baseline)} % under the same head",
+        "without labels": without_labels(plan, winner.candidate, race, label_free),
+        "cells": f"{len(space.candidates):,}; the looks left {left}, at t = {timesteps}; {len(trials)} "
+        f"tried, {stopped} stopped early",
+        "cost": f"{cost.passes:,.0f} forward passes, {cost.passes / cost.num_train:.2f} times the training "
+        f"images and {cost.passes / cost.grid_passes:.2f} of the grid{new}; {cost.head_seconds:.0f} s of heads",
+        "time": f"{cost.wall_seconds:.0f} s, of which Ray {cost.ray_share:.0%} (no process at work)",
+    }
 
 
 def without_labels(plan: Plan, winner: Candidate, race: Race, label_free: LabelFree) -> str:
     """What the ranking would have chosen, and how far it agrees with ridge at the first look."""
-    [(block, timestep)] = best_cells(plan, label_free.ranking)
     look = race.looks[0]
+    chosen, lost = first_choice(plan, race, label_free.ranking, winner)
     trusted = label_free.trust(race.accuracy(plan))["consensus"]
     where = "all places" if len(look) == len(plan.space.timesteps) else f"the places at t = {', '.join(map(str, look))}"
-    cost = "ridge did not look there"
-    if timestep in look:
-        lost, stderr = paired_loss(look[timestep][block], look[winner.timestep][winner.block])
-        cost = f"{lost:.1f} +- {stderr:.1f} points lost under ridge on {plan.looks[0]:,} images"
     return (
-        f"{block}/{timestep} would have been chosen: {cost}; Spearman with it {trusted.spearman:.2f} over {where}, "
-        f"{trusted.spearman_within_timestep:.2f} over the blocks at one timestep"
+        f"{chosen} would have been chosen: {lost} points lost under ridge on {plan.looks[0]:,} images; Spearman with "
+        f"it {trusted.spearman:.2f} over {where}, {trusted.spearman_within_timestep:.2f} over the blocks at one timestep"
     )
+
+
+def first_choice(plan: Plan, race: Race, merit: np.ndarray, winner: Candidate) -> tuple[str, str]:
+    """The place of the highest number of a [blocks, timesteps] table, and the points of accuracy, with their standard
+    error, that it loses against the winner's under ridge at the first look, which a cut may have left out."""
+    [(block, timestep)] = best_cells(plan, merit)
+    look, lost = race.looks[0], "unknown"
+    if timestep in look:
+        points, stderr = paired_loss(look[timestep][block], look[winner.timestep][winner.block])
+        lost = f"{points:.1f} +- {stderr:.1f}"
+    return f"{block}/{timestep}", lost
 
 
 def to_json(result: ProbeResult) -> dict:

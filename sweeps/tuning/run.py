@@ -24,6 +24,7 @@ from sweeps.tuning.extraction import Extraction
 from sweeps.tuning.extractor import Work
 from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree, share_outside
 from sweeps.tuning.plan import NUM_LABEL_FREE, Plan
+from sweeps.tuning.portrait import Portrait
 from sweeps.tuning.progress import Progress
 from sweeps.tuning.race import Race
 from sweeps.tuning.searcher import SHARED, Fit, HalvingSearch, Tried, TuneSearcher
@@ -206,6 +207,20 @@ class Sweep:
         self.progress.stage("raw pixels")
         with self.progress:
             return self.extraction.run(self.extraction.call("raw_pixels", head)).result()
+
+    def portrait(self, winner: ProbeResult) -> Portrait:
+        """A closer look at the answer, for its report."""
+        self.progress.stage("report")
+        with self.progress:
+            call = self.extraction.call("portrait", winner.candidate, winner.fit_seconds)
+            return self.extraction.run(call).result()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """The driver itself works for as long as the block lasts."""
+        began = time.time()
+        yield
+        self.busy.append((began, time.time()))
 
     def cost(self, race: Race, trials: list[FinishedTrial], started: float) -> Cost:
         """Of the sweep, which began at `started` (seconds since the epoch)."""

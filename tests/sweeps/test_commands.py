@@ -90,9 +90,19 @@ def test_results_agree_with_the_trials(folder):
 
 
 def test_figures_are_pictures(folder):
-    for name in ("block_timestep.png", "label_free.png"):
+    for name in ("block_timestep.png", "label_free.png", "samples.png", "neighbours.png", "confusion.png"):
         pixels = np.asarray(Image.open(folder / "figures" / name).convert("L"))
         assert pixels.std() > 10
+
+
+def test_the_page_says_what_the_report_says(folder):
+    html = (folder / "report.html").read_text()
+    winner = json.loads((folder / "results.json").read_text())["winner"]
+    assert f"{100 * winner['val_accuracy']:.1f} ± {100 * winner['stderr']:.1f}" in html
+    assert f"block {winner['candidate']['block']} at timestep {winner['candidate']['timestep']} " in html
+    assert html.count("<section") == 11 and html.count("<svg") == 10
+    assert "--poolings 1 2 --num-trials 8" in html
+    assert "The test images have not been looked at" in html
 
 
 @pytest.mark.usefixtures("report")
@@ -121,6 +131,8 @@ def test_the_test_set_is_measured_once(folder, place):
     assert files(place) == before
     accuracy = json.loads((folder / "final_test.json").read_text())["test_accuracy"]
     assert runs(place)[0][0].data.metrics["test_accuracy"] == pytest.approx(accuracy)
+    html = (folder / "report.html").read_text()
+    assert f"On test {100 * accuracy:.1f} ± " in html and "have not been looked at" not in html
 
 
 def test_more_trials_go_on_and_grid_shares_the_store(folder, fork, tiny_model, place):

@@ -1,0 +1,104 @@
+"""One page of HTML that needs nothing beside itself: figures are inline SVG, and every name is escaped."""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Table:
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question, a picture or a table of it, and what to conclude."""
+
+    title: str
+    conclusion: str
+    how_to_read: str = ""
+    figure: "Figure | None" = None
+    alt: str = ""
+    """What the figure shows, for who cannot see it."""
+    table: Table | None = None
+
+    @property
+    def wide(self) -> bool:
+        """Whether the figure wants both columns."""
+        return self.figure is not None and self.figure.get_figwidth() > 7
+
+
+@dataclass(frozen=True)
+class Page:
+    title: str
+    cell: str
+    """The answer in words."""
+    accuracy: str
+    """In percent, with its standard error."""
+    test: str
+    """Of the test set; with_test() replaces it."""
+    facts: Mapping[str, str]
+    tied: Table
+    sections: Sequence[Section]
+    command: str
+    """That makes the page again."""
+    versions: Mapping[str, str]
+
+
+def render(page: Page) -> str:
+    """HTML."""
+    environment = Environment(
+        loader=PackageLoader("ddae", "report"),
+        autoescape=True,
+        finalize=typeset,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = svg
+    return environment.get_template("page.html").render(page=page)
+
+
+def with_test(html: str, test: str) -> str:
+    """The page with another sentence about the test set."""
+    return re.sub(r'(?<=<p id="test">).*?(?=</p>)', lambda _: escape(typeset(test)), html, count=1, flags=re.DOTALL)
+
+
+def typeset(value: Any) -> Any:
+    """As print has it; what is marked up already stays."""
+    typed = isinstance(value, str) and not isinstance(value, Markup)
+    return value.replace("+-", "±").replace(" %", "\N{NO-BREAK SPACE}%") if typed else value
+
+
+def svg(section: Section) -> Markup:
+    """The section's figure, as wide as its place, whose black is the colour of the page's text."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    assert section.figure is not None
+    for patch in [section.figure.patch, *(axes.patch for axes in section.figure.axes)]:
+        patch.set_visible(False)
+    buffer = StringIO()
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ddae", "image.composite_image": False}),
+        warnings.catch_warnings(action="ignore", category=UserWarning),  # of letters that the font lacks
+    ):
+        FigureCanvasSVG(section.figure).print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index(">", drawing.index("<svg")) + 1 :].replace("#000000", "currentColor")
+    drawing = re.sub(r' id="[A-Za-z.]+_[\d_]+"', "", drawing)  # the same ones in every figure
+    width, height = (72 * inches for inches in section.figure.get_size_inches())
+    opening = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {:.1f} {:.1f}" style="{}">').format(
+        section.alt, width, height, f"min-width:{0.8 * width:.0f}px;max-width:{1.7 * width:.0f}px"
+    )
+    return opening + Markup(drawing)
