@@ -213,8 +213,9 @@ def without_labels(plan: Plan, winner: Candidate, race: Race, label_free: LabelF
     trusted = label_free.trust(race.accuracy(plan))["consensus"]
     where = "all places" if len(look) == len(plan.space.timesteps) else f"the places at t = {', '.join(map(str, look))}"
     return (
-        f"{chosen} would have been chosen: {lost} points lost under ridge on {plan.looks[0]:,} images; Spearman with "
-        f"it {trusted.spearman:.2f} over {where}, {trusted.spearman_within_timestep:.2f} over the blocks at one timestep"
+        f"{chosen} would have been chosen: {lost} points lost under ridge on {plan.looks[0]:,} images; "
+        f"Spearman with it {trusted.spearman:.2f} over {where}, {trusted.spearman_within_timestep:.2f} over the "
+        "blocks at one timestep"
     )
 
 
