@@ -110,8 +110,10 @@ def make_plans(config: Similarity) -> list[tuple["Plan", "Backbone", "Dataset"]]
         raise ValueError(f"num_images={config.num_images} must be 4 or more: CKA without bias compares pairs of pairs")
     if not config.against and (config.against_blocks or config.against_timesteps):
         raise ValueError("--against-blocks and --against-timesteps are of the networks of --against; name one there")
-    theirs = {"blocks": config.against_blocks, "timesteps": config.against_timesteps}
-    others = [replace(config, backbone=name, **theirs, image_size=0, text_embedding="") for name in config.against]
+    theirs = replace(
+        config, blocks=config.against_blocks, timesteps=config.against_timesteps, image_size=0, text_embedding=""
+    )
+    others = [replace(theirs, backbone=name) for name in config.against]
     plans = []
     for one in (config, *others):
         try:
@@ -191,7 +193,7 @@ def summary(values: np.ndarray, rows: Sequence[Feature], columns: Sequence[Featu
     lines = []
     for network in networks_of(columns):
         at = [i for i, one in enumerate(columns) if one.network == network]
-        row, column = np.unravel_index(np.nanargmax(values[:, at]), (len(rows), len(at)))
+        row, column = divmod(int(np.nanargmax(values[:, at])), len(at))
         pair = f"{rows[row].name} and {columns[at[column]].name}"
         lines.append(
             f"{rows[0].network} and {network}: mean {np.nanmean(values[:, at]):.3f}; most alike are {pair}, "

@@ -27,7 +27,7 @@ RANDOM = "random"
 
 
 class Classifier(NamedTuple):
-    network: nn.Module
+    network: Any
     architecture: str
     """By the library's name, which tells what the weights do not."""
     image_size: int
@@ -135,11 +135,9 @@ def from_timm(model: str, image_size: int) -> Classifier:
         if weights_name not in ("", RANDOM):
             raise ValueError(f"timm:{model}: timm names weights behind a dot, as in resnet18.a1_in1k")
     fixed = image_size and not source and timm.get_pretrained_cfg_value(name, "fixed_input_size")
-    options = {"img_size": image_size} if fixed else {}
+    pretrained, size = weights_name != RANDOM, image_size if fixed else None
     network = build(
-        f"timm:{name}",
-        lambda: timm.create_model(source + name, pretrained=weights_name != RANDOM, **options),
-        "HF_HOME",
+        f"timm:{name}", lambda: timm.create_model(source + name, pretrained=pretrained, img_size=size), "HF_HOME"
     )
     config, architecture = resolve_model_data_config(network), network.pretrained_cfg["architecture"]
     return Classifier(network, architecture, config["input_size"][-1], tuple(config["mean"]), tuple(config["std"]))
@@ -155,7 +153,7 @@ def check_known(library: str, name: str, known: Iterable[str]) -> None:
         raise ValueError(f"backbone='{library}:{name}' is none of {library}'s {len(known)}{did_you_mean(name, known)}")
 
 
-def build(name: str, make: Callable[[], nn.Module], home: str) -> nn.Module:
+def build(name: str, make: Callable[[], nn.Module], home: str) -> Any:
     """With random weights always the same. Raises ValueError where the weights cannot be had."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
