@@ -212,8 +212,9 @@ def without_labels(plan: Plan, winner: Candidate, race: Race, label_free: LabelF
     chosen, lost = first_choice(plan, race, label_free.ranking, winner)
     trusted = label_free.trust(race.accuracy(plan))["consensus"]
     where = "all places" if len(look) == len(plan.space.timesteps) else f"the places at t = {', '.join(map(str, look))}"
+    cost = f"{lost} points lost under ridge on {plan.looks[0]:,} images" if lost else "ridge did not look there"
     return (
-        f"{chosen} would have been chosen: {lost} points lost under ridge on {plan.looks[0]:,} images; "
+        f"{chosen} would have been chosen: {cost}; "
         f"Spearman with it {trusted.spearman:.2f} over {where}, {trusted.spearman_within_timestep:.2f} over the "
         "blocks at one timestep"
     )
@@ -221,9 +222,9 @@ def without_labels(plan: Plan, winner: Candidate, race: Race, label_free: LabelF
 
 def first_choice(plan: Plan, race: Race, merit: np.ndarray, winner: Candidate) -> tuple[str, str]:
     """The place of the highest number of a [blocks, timesteps] table, and the points of accuracy, with their standard
-    error, that it loses against the winner's under ridge at the first look, which a cut may have left out."""
+    error, that it loses against the winner's under ridge at the first look; empty where that did not look there."""
     [(block, timestep)] = best_cells(plan, merit)
-    look, lost = race.looks[0], "unknown"
+    look, lost = race.looks[0], ""
     if timestep in look:
         points, stderr = paired_loss(look[timestep][block], look[winner.timestep][winner.block])
         lost = f"{points:.1f} +- {stderr:.1f}"

@@ -374,11 +374,12 @@ def scores(found: Findings, path: Path) -> Section | None:
         within = f"{one.spearman_within_timestep:.2f}"
         rows.append((name, f"{one.spearman:.2f}", within, *outcome.first_choice(plan, found.race, merit, found.winner)))
     correlation = trusted["consensus"].spearman
+    loses = f", which loses {rows[0][4]} points" if rows[0][4] else ""
     row, column = np.unravel_index(label_free.ranking.argmax(), looked.shape)
     return Section(
         "What would have been chosen without labels",
-        f"Without labels {rows[0][3]} would have been chosen, which loses {rows[0][4]} points; over all "
-        f"{looked.size:,} places the ranking agrees with accuracy by a Spearman of {correlation:.2f}.",
+        f"Without labels {rows[0][3]} would have been chosen{loses}; over {np.isfinite(looked).sum():,} "
+        f"places the ranking agrees with accuracy by a Spearman of {correlation:.2f}.",
         f"Scores without labels, of every block and timestep, against ridge on {plan.looks[0]:,} images. Points lost "
         "(regret) are those of a score's first choice against the answer's place under that ridge.",
         report.score_scatter(
