@@ -120,6 +120,7 @@ def conclude(
     """Choose, draw, write and log; returns the report. results.json is written last: a sweep that has it is done."""
     from ddae import report
     from sweeps.tuning import outcome
+    from sweeps.tuning.study import write_study
 
     plan = sweep.plan
     answer = outcome.choose(plan, trials)
@@ -147,6 +148,7 @@ def conclude(
     text = outcome.answer_text(plan, answer, trials, baseline, race, label_free, cost) + where_to_look(folder, tracker)
     (folder / "report.txt").write_text(text)
     write_trials(folder / "trials.csv", trials)
+    write_study(folder / "optuna.log", plan, trials)
     results = {
         "flags": as_flags(config),
         "winner": outcome.to_json(answer.winner),
@@ -173,6 +175,7 @@ def conclude(
             "wall_seconds": cost.wall_seconds,
         },
         [*sorted(figures.glob("*.png")), folder / "report.txt", folder / "trials.csv", folder / "config.yaml"],
+        "\n\n".join(line for line in text.splitlines() if line.startswith(("answer", "cost"))),
     )
     scratch.replace(folder / "results.json")
     return text
