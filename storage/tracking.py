@@ -1,6 +1,7 @@
 """Experiment tracking in MLflow; the only file that imports mlflow."""
 
 import http.client
+import json
 import logging
 import os
 import re
@@ -109,6 +110,31 @@ def refusal(message: str) -> Exception:
     return MlflowException.invalid_parameter_value(message)
 
 
+def trials_view(parent_id: str, metric: str, params: Sequence[str], axes: Sequence[str]) -> dict[str, object]:
+    """What the UI's page of runs shows, written as the UI itself keeps a view that a person shares."""
+    columns = [f"metrics.`{metric}`", *(f"params.`{name}`" for name in params)]
+    return {
+        "searchFilter": f"tags.mlflow.parentRunId = '{parent_id}'",
+        "orderByKey": columns[0],
+        "orderByAsc": False,
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunSections": [{"uuid": "trials", "name": "Trials", "display": True, "columns": 1}],
+        "compareRunCharts": [
+            {
+                "type": "PARALLEL",
+                "uuid": "axes",
+                "metricSectionId": "trials",
+                "selectedParams": axes,
+                "selectedMetrics": [metric],
+                "showAllRuns": True,
+            }
+        ],
+        "isAccordionReordered": True,
+    }
+
+
 class Tracker:
     """A sweep as one parent run with one child a trial. Give it the same sweep again and it goes on."""
 
@@ -122,6 +148,7 @@ class Tracker:
             logging.getLogger(name).setLevel(logging.CRITICAL)  # an error is raised; its traceback is no help
         self.uri = uri
         self._logged: set[str] | None = None
+        self._view = ""
         with self._one_line():
             create_database(uri)
             self.client = MlflowClient(uri)
@@ -138,6 +165,14 @@ class Tracker:
             known = self.client.get_run(self.parent_id).data.params
             fresh = [Param(name, str(value)) for name, value in params.items() if name not in known]
             self.client.log_batch(self.parent_id, params=fresh)
+
+    def show(self, metric: str, params: Sequence[str], axes: Sequence[str]) -> None:
+        """From here on `where` shows the trials of this sweep alone, the highest metric first, with these params as
+        columns, and their parallel coordinates over the axes among its charts."""
+        self._view = self.parent_id[:8]
+        view = json.dumps(trials_view(self.parent_id, metric, params, axes))
+        with self._one_line():
+            self.client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{self._view}", view)
 
     def log_trial(self, trial: Trial) -> None:
         if self._logged is None:
@@ -162,8 +197,8 @@ class Tracker:
             self.client.set_terminated(run_id, status, int(trial.ended_seconds * 1000))
         self._logged.add(trial.key)
 
-    def finish(self, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
-        """Metrics and files of the parent, which is then FINISHED."""
+    def finish(self, metrics: Mapping[str, float], artifacts: Sequence[Path], note: str = "") -> None:
+        """Metrics, files and description (Markdown) of the parent, which is then FINISHED."""
         from mlflow.entities import Metric as MlflowMetric
 
         now = int(time.time() * 1000)
@@ -173,6 +208,8 @@ class Tracker:
             self.client.log_batch(self.parent_id, metrics=values)
             for path in artifacts:
                 self.client.log_artifact(self.parent_id, str(path))
+            if note:
+                self.client.set_tag(self.parent_id, "mlflow.note.content", note)
             self.client.set_terminated(self.parent_id, "FINISHED")
 
     def log_model(self, model: ServedModel, key: str, register: str = "") -> str:
@@ -212,6 +249,8 @@ class Tracker:
     def where(self) -> str:
         """How a person sees the sweep: an address, or the command that starts the UI; no password."""
         page = f"/#/experiments/{self.experiment_id}/runs"
+        if self._view:
+            page += f"?viewStateShareKey={self._view}"
         if self.uri.startswith(("http://", "https://")):
             return hidden(self.uri).rstrip("/") + page
         return f"mlflow ui --backend-store-uri {hidden(self.uri)}, then http://127.0.0.1:5000{page}"

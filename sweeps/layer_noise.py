@@ -129,6 +129,7 @@ def conclude(
     from ddae.report import render
     from storage.tracking import hidden
     from sweeps.tuning import outcome, reporting
+    from sweeps.tuning.study import write_study
 
     plan = sweep.plan
     answer = outcome.choose(plan, trials)
@@ -146,6 +147,7 @@ def conclude(
     page = reporting.page(found, sections, facts, config.backbone, hidden(command(config)), test)
     (folder / "report.html").write_text(render(page), encoding="utf-8")
     write_trials(folder / "trials.csv", trials)
+    write_study(folder / "optuna.log", plan, trials)
     results = {
         "flags": as_flags(config),
         "winner": outcome.to_json(answer.winner),
@@ -176,6 +178,7 @@ def conclude(
             *sorted((folder / "figures").glob("*.png")),
             *(folder / name for name in ("report.html", "report.txt", "trials.csv", "config.yaml")),
         ],
+        "\n\n".join(line for line in text.splitlines() if line.startswith(("answer", "cost"))),
     )
     scratch.replace(folder / "results.json")
     return text

@@ -192,6 +192,8 @@ class Sweep:
             return self.extraction.run(self.extraction.fill(needs))
 
         self.progress.stage("search")
+        columns = "block", "timestep", "sigma", "pooling", "head", "num_images"
+        tracker.show("val_accuracy", columns, ("block", "timestep", "pooling", "head"))
         searcher = TuneSearcher(halving, self._known, features, num_slots)
         with self.progress, self._logging(halving, race.places, tracker) as log:
             watch = Watch(self.progress, halving, log)
@@ -370,6 +372,7 @@ def _tracked(plan: Plan, trial: FinishedTrial) -> Trial:
         "head": candidate.head,
         "setting": last.setting,
         "num_features": block.channels * candidate.pooling**2,
+        "num_images": last.num_images,
     }
     metrics = [
         Metric(name, value, rung.num_images, rung.ended_seconds)
@@ -377,8 +380,7 @@ def _tracked(plan: Plan, trial: FinishedTrial) -> Trial:
         for name, value in (
             ("val_accuracy", rung.val_accuracy),
             ("val_stderr", rung.stderr),
-            ("fit_seconds", rung.fit_seconds),
-            ("num_images", rung.num_images),
+            ("wall_seconds", rung.fit_seconds),
         )
     ]
     key = plan.result_key(candidate, last.num_images)

@@ -4,8 +4,11 @@ import csv
 import json
 
 import numpy as np
+import optuna
 import pytest
 from filelock import FileLock
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import TrialState
 from PIL import Image
 
 from ddae.label_free import LABELLED, SCORES
@@ -14,6 +17,7 @@ from tests.commands import start
 
 SMALL = ["--dataset", "digits", "--timesteps", "0", "100", "600", "--poolings", "1", "2"]
 NUM_TRIALS = 8
+AXES = "block", "timestep", "pooling", "head"
 
 
 def run(command, *args, cwd, start=start):
@@ -114,7 +118,24 @@ def test_mlflow_has_a_parent_and_a_child_a_trial(place):
     child = children[0]
     assert {"block", "timestep", "sigma", "pooling", "head", "setting"} <= set(child.data.params)
     assert 0 < child.data.metrics["val_accuracy"] <= 1
-    assert child.info.run_name == "/".join(child.data.params[axis] for axis in ("block", "timestep", "pooling", "head"))
+    assert child.info.run_name == "/".join(child.data.params[axis] for axis in AXES)
+
+
+def test_optuna_reads_what_was_tried(folder):
+    storage = JournalStorage(JournalFileBackend(str(folder / "optuna.log")))
+    study = optuna.load_study(study_name=folder.name, storage=storage)
+    with (folder / "trials.csv").open() as file:
+        rows = {tuple(row[axis] for axis in AXES): row for row in csv.DictReader(file)}
+    told = {tuple(str(trial.params[axis]) for axis in AXES): trial for trial in study.trials}
+    assert told.keys() == rows.keys()
+    for cell, trial in told.items():
+        assert trial.state == (TrialState.PRUNED if rows[cell]["stopped_early"] == "True" else TrialState.COMPLETE)
+        assert trial.value == pytest.approx(float(rows[cell]["val_accuracy"]), abs=1e-4)
+        assert [*trial.intermediate_values.items()][-1] == (int(rows[cell]["num_images"]), trial.value)
+        assert trial.duration.total_seconds() > 0
+    tried = {block for block, *_ in told}
+    blocks = [block for block in json.loads((folder / "results.json").read_text())["blocks"] if block in tried]
+    assert list(study.trials[0].distributions["block"].choices) == blocks
 
 
 def test_the_same_command_computes_and_logs_nothing_twice(report, tiny_model, place):
@@ -142,7 +163,7 @@ def test_more_trials_go_on_and_grid_shares_the_store(folder, fork, tiny_model, p
         run("layer_noise", *args, "--search", search, "--num-trials", str(num_trials), cwd=place, start=fork)
         newest = max(place.glob("out/layer-noise-*/trials.csv"), key=lambda path: path.stat().st_mtime)
         rows = list(csv.DictReader(newest.open()))
-        assert len(rows) == len({tuple(row[axis] for axis in ("block", "timestep", "pooling", "head")) for row in rows})
+        assert len(rows) == len({tuple(row[axis] for axis in AXES) for row in rows})
         assert len(rows) == expected
         if search == "grid":
             assert {row["stopped_early"] for row in rows} == {"False"}

@@ -1,0 +1,126 @@
+"""MLflow's UI as the report's `trials` line starts it, and a real browser that looks at it."""
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
+
+WITHOUT_BROWSER = "" if shutil.which("chromedriver") else "no Chromium here: apt install chromium-driver"
+SWITCHES = "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--enable-unsafe-swiftshader", "--no-first-run"
+"""As root, in a container, with WebGL on the CPU."""
+
+
+@contextmanager
+def ui(report: str, cwd: Path) -> Iterator[str]:
+    """The address that the report prints, on another port, while the command runs that it prints."""
+    [line] = [line for line in report.splitlines() if line.startswith("trials ")]
+    command, address = line.removeprefix("trials").split(", then ")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    scripts = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"]))
+    with open(cwd / "ui.log", "wb") as log:
+        server = subprocess.Popen(
+            [*shlex.split(command), "--port", str(port), "--workers", "1"],
+            cwd=cwd, stdout=log, stderr=log, start_new_session=True,
+            env=os.environ | {"PATH": scripts, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < deadline, (cwd / "ui.log").read_text()
+                time.sleep(0.2)
+        yield address.replace(":5000", f":{port}")
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+class Browser:
+    """Chromium without a screen. What is asked for is waited for, a minute at most."""
+
+    def __init__(self) -> None:
+        options = ChromeOptions()
+        options.binary_location = shutil.which("chromium") or ""
+        for switch in (*SWITCHES, "--window-size=2000,1200"):
+            options.add_argument(switch)
+        self.driver = Chrome(options, ChromeService(shutil.which("chromedriver")))
+        self.script = self.driver.execute_script
+
+    def wait(self, condition: Callable[[], object]) -> object:
+        """What the condition gives, as soon as that is true."""
+        return WebDriverWait(self.driver, 60, 0.1).until(lambda _: condition())
+
+    def find(self, selector: str, text: str = "") -> WebElement:
+        """The first element that is shown, and whose text is this one if one is given."""
+
+        def shown() -> WebElement | None:
+            found = self.driver.find_elements(By.CSS_SELECTOR, selector)
+            return next((e for e in found if e.is_displayed() and text in ("", e.text)), None)
+
+        return self.wait(shown)
+
+    def click(self, selector: str, text: str = "") -> None:
+        element = self.find(selector, text)
+        self.wait(element.is_enabled)
+        element.click()
+
+    def column(self, name: str) -> list[str]:
+        """Of the table of runs, from its top."""
+        return self.script(
+            """const rows = [...document.querySelectorAll('.ag-center-cols-container [role=row]')]
+            rows.sort((a, b) => a.getAttribute('row-index') - b.getAttribute('row-index'))
+            return rows.map(row => row.querySelector(`[col-id="${arguments[0]}"]`)?.textContent)""",
+            name,
+        )
+
+    def headers(self) -> list[str]:
+        """Of the table of runs, from its left."""
+        cells = self.driver.find_elements(By.CSS_SELECTOR, ".ag-header-cell")
+        return [cell.get_attribute("col-id") for cell in sorted(cells, key=lambda cell: cell.location["x"])]
+
+    def plot(self) -> list[dict]:
+        """What the chart on Compare's open tab draws."""
+        self.find("[role=tabpanel] .js-plotly-plot")
+        return self.script("return document.querySelector('[role=tabpanel] .js-plotly-plot').data")
+
+    def compare_all(self) -> None:
+        """Select every run of the table and press Compare."""
+        self.click('.ag-header-cell[col-id="1"] input')
+        self.click("[data-testid=runs-compare-button]")
+
+    def parallel_coordinates(self, params: Sequence[str], metric: str) -> list[dict]:
+        """The axes of Compare's first chart, once they are these."""
+        self.click("[data-testid=clear-button]")
+        for place, names in enumerate((params, [metric])):
+            self.wait(lambda: len(self.driver.find_elements(By.CSS_SELECTOR, ".du-bois-light-select")) == 2)
+            self.driver.find_elements(By.CSS_SELECTOR, ".du-bois-light-select")[place].click()
+            for name in names:
+                self.click(f".du-bois-light-select-item-option[title={name}]")
+            self.click("h2, h1")  # closes the list
+        self.wait(lambda: [axis["label"] for axis in self.plot()[0]["dimensions"]] == [*params, metric])
+        return self.plot()[0]["dimensions"]
+
+    def choose(self, selector: str, option: str) -> None:
+        self.click(selector)
+        self.click("[role=option]", option)
+        self.find(selector, option)
+
+    def close(self) -> None:
+        self.driver.quit()
