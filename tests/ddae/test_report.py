@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddae import report
+
+
+def test_the_pareto_front_is_what_nothing_beats():
+    cost, value = np.array([1, 2, 2, 3, 4, 5]), np.array([0.5, 0.4, 0.7, 0.7, 0.9, 0.9])
+    assert report.pareto_front(cost, value).tolist() == [0, 2, 4]
+
+
+def test_long_names_are_shortened_to_one_line():
+    assert report.shortened("two\n lines") == "two lines"
+    assert report.shortened("a" * 20, 5) == "aaaa…"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 3)])
+def test_figures_of_few_and_equal_numbers(shape, tmp_path):
+    same = np.full(shape, 0.5)
+    blocks, sigmas = ["a$b$"] * shape[0], {t: float("inf") for t in range(shape[1])}
+    path = tmp_path / "figure.png"
+    for draw in (
+        lambda: report.heat_map(100 * same, blocks, sigmas, "%", "title", path, star=(blocks[0], 0)),
+        lambda: report.score_scatter(same, same, list(sigmas), float("nan"), path, first=(0, 0), star=(0, 0)),
+        lambda: report.alignment_uniformity(same, same, same, (0, 0), path),
+        lambda: report.paired_effects({"pooling": {"1 x 1": np.zeros(0), "2 x 2": np.ones(1)}}, {"pooling": "4"}, path),
+        lambda: report.cost_scatter(same[0], same[0], {"numbers": same[0]}, ["knn"] * shape[1], 0, path),
+        lambda: report.courses([[(64, 0.5)]], [True], ["t = 1"], "%", path),
+        lambda: report.confusion(np.eye(2), ["no", "$"], path),
+        lambda: report.pictures([[np.zeros((1, 1, 3), np.uint8)]], [["$a"]], path, {(0, 0)}),
+    ):
+        path.unlink(missing_ok=True)
+        draw()
+        assert np.asarray(Image.open(path).convert("L")).std() > 5
