@@ -4,13 +4,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ddae.backbones import Backbone
 from ddae.backbones.base import resize
 from ddae.datasets import Dataset
-from ddae.label_free import on_sphere
+from ddae.heads.base import Standardise
 from ddae.noise import image_noise
 from ddae.pooling import pool
 from ddae.probe import Candidate, fit_probe, to_maps
@@ -92,11 +92,10 @@ def find_neighbours(plan: Plan, dataset: Dataset, cell: Candidate) -> Neighbours
     width = plan.space.block(cell.block).channels * cell.pooling**2
     num_train = min(plan.rungs[-1], max(NUM_NEIGHBOURS, MAX_NUMBERS // width))
     num_queries = min(plan.num_val, MAX_QUERIES)
-    train, val = (
-        read_prefix(plan, cell, split, num).flatten(1) for split, num in (("train", num_train), ("val", num_queries))
-    )
-    deviation, mean = torch.std_mean(train, dim=0)
-    cosines = on_sphere(val, mean, deviation) @ on_sphere(train, mean, deviation).T
+    train, val = (read_prefix(plan, cell, split, num) for split, num in (("train", num_train), ("val", num_queries)))
+    standardise = Standardise(train)
+    train, val = (normalize(standardise(features).flatten(1)) for features in (train, val))
+    cosines = val @ train.T
     nearest = cosines.topk(min(NUM_NEIGHBOURS, num_train)).indices.numpy()
     labels, query_labels = plan.labels["train"][nearest], plan.labels["val"][:num_queries]
     _, first = np.unique(query_labels, return_index=True)
