@@ -1,4 +1,7 @@
-"""MLflow's UI as the report's `trials` line starts it, and a real browser that looks at it."""
+"""MLflow's UI as the report's `trials` line starts it, and a real browser that looks at it.
+
+python -m tests.ui.mlflow_ui out/layer-noise-20129128 docs/mlflow_compare.png    # the picture in the README
+"""
 
 import os
 import shlex
@@ -6,11 +9,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import sysconfig
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
@@ -31,34 +36,33 @@ def ui(report: str, cwd: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     scripts = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"]))
-    with open(cwd / "ui.log", "wb") as log:
+    with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
             [*shlex.split(command), "--port", str(port), "--workers", "1"],
             cwd=cwd, stdout=log, stderr=log, start_new_session=True,
             env=os.environ | {"PATH": scripts, "MLFLOW_DISABLE_TELEMETRY": "true"},
         )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < deadline, (cwd / "ui.log").read_text()
+        try:
+            deadline = time.monotonic() + 120
+            while True:
+                with suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                    break
+                assert server.poll() is None and time.monotonic() < deadline, log.seek(0) or log.read().decode()
                 time.sleep(0.2)
-        yield address.replace(":5000", f":{port}")
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+            yield address.replace(":5000", f":{port}")
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(30)
 
 
 class Browser:
     """Chromium without a screen. What is asked for is waited for, a minute at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 2000) -> None:
         options = ChromeOptions()
         options.binary_location = shutil.which("chromium") or ""
-        for switch in (*SWITCHES, "--window-size=2000,1200"):
+        for switch in (*SWITCHES, f"--window-size={width},1200"):
             options.add_argument(switch)
         self.driver = Chrome(options, ChromeService(shutil.which("chromedriver")))
         self.script = self.driver.execute_script
@@ -102,7 +106,7 @@ class Browser:
 
     def compare_all(self) -> None:
         """Select every run of the table and press Compare."""
-        self.click('.ag-header-cell[col-id="1"] input')
+        self.click('.ag-header-cell[col-id="1"] .ag-checkbox')
         self.click("[data-testid=runs-compare-button]")
 
     def parallel_coordinates(self, params: Sequence[str], metric: str) -> list[dict]:
@@ -124,3 +128,21 @@ class Browser:
 
     def close(self) -> None:
         self.driver.quit()
+
+
+def picture(sweep: Path, path: Path) -> None:
+    """Compare, with all trials of a finished sweep; run where the sweep was."""
+    browser = Browser(1400)
+    try:
+        with ui((sweep / "report.txt").read_text(), Path()) as address:
+            browser.driver.get(address)
+            browser.click("button[aria-label=Close]")  # MLflow's assistant
+            browser.compare_all()
+            browser.parallel_coordinates(["block", "timestep", "pooling", "head"], "val_accuracy")
+            browser.find("[data-orientation]:has(> [role=tabpanel])").screenshot(str(path))
+    finally:
+        browser.close()
+
+
+if __name__ == "__main__":
+    picture(*map(Path, sys.argv[1:]))
