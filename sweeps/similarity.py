@@ -94,7 +94,7 @@ def main(config: Similarity) -> None:
         grouped(rows),
         grouped(columns),
         "linear CKA",
-        f"{' against '.join(' '.join(networks_of(axis)) for axis in axes)}, {num_images} images of {plans[0].name}",
+        f"{' against '.join(' '.join(networks_of(axis)) for axis in axes)}\n{num_images} images of {plans[0].name}",
         folder / "similarity.png",
     )
     write_table(values, rows, columns, folder / "similarity.csv")

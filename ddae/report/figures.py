@@ -342,7 +342,8 @@ def similarity_map(
 ) -> "Figure":
     """values: [rows, columns] in 0 to 1; rows, columns: of each its group and its name in it, groups one after the
     other. Names stand left and below, groups right and above, with lines between them."""
-    figure, axes = _axes(2.6 + max(2.4, 0.13 * len(columns)), 1.9 + max(1.2, 0.13 * len(rows)))
+    figure, axes = _axes(2.6 + max(2.8, 0.13 * len(columns)), 1.9 + max(1.2, 0.13 * len(rows)))
+    figure.set_layout_engine("compressed")  # its cells are squares
     image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     axes.set_yticks(range(len(rows)), [name for _, name in rows], size=6)
     axes.set_xticks(range(len(columns)), [name for _, name in columns], size=6, rotation=90)
@@ -357,7 +358,7 @@ def similarity_map(
         middles = [(start + end - 1) / 2 for start, end in zip(starts, ends, strict=True)]
         beside.set_ticks(middles, [names[start][0] for start in starts], size=7)
         beside.set_tick_params(length=0)
-    axes.set_title(title, size=10, loc="left")
+    figure.suptitle(title, size=9, wrap=True)
     figure.colorbar(image, label=label, shrink=0.6)
     return _save(figure, path)
 
