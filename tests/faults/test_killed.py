@@ -8,8 +8,8 @@ from tests.commands import start
 from tests.faults.sweeps import ARGS, children, finish, kill, kill_one, listens_at, progress, table, wait_for
 
 NUM_START_UP = 3
-NUM_LATER = int(os.environ.get("NUM_KILLS", 8)) - NUM_START_UP
-"""NUM_KILLS=20 for twenty moments in all, which is six minutes more."""
+NUM_LATER = int(os.environ.get("NUM_KILLS", 6)) - NUM_START_UP
+"""NUM_KILLS=20 for twenty moments in all, which is eight minutes more."""
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
 
 
