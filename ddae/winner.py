@@ -50,8 +50,8 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     transform needs no fit. fit replaces the head alone, also by one for other classes; with setting="" it first
     chooses the head's setting (learning rate or penalty) on a fifth of the images.
-    An image is noised as in a sweep, but by a seed that is a hash of its pixels and not of its row number: the same
-    image has the same feature wherever it stands, and no two images share a noise.
+    An image is noised as in a sweep, but keyed by a hash of its pixels where a sweep has its row number: the same image
+    has the same feature wherever it stands, and no two share a noise. That costs no accuracy (docs/log.md).
     """
 
     def __init__(

@@ -229,7 +229,7 @@ class Tracker:
                 with suppress(MlflowException):  # it exists
                     self.client.create_registered_model(register)
                 versions = self.client.search_model_versions(f"name = '{register}'")
-                if whole[0].model_id not in [version.model_id for version in versions]:
+                if address not in [version.source for version in versions]:
                     self.client.create_model_version(register, address, self.parent_id, model_id=whole[0].model_id)
         return address
 
