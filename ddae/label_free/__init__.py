@@ -1,0 +1,91 @@
+"""Scores of a feature that see no label, or few, and the ranking they give.
+
+A score is a pure function and a line in SCORES or LABELLED. Features are [N, D], as the network gave them.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddae.label_free.agreement import Trust, spearman, trust
+from ddae.label_free.labelled import h_score, logme, ridge
+from ddae.label_free.unlabelled import alignment, alpha_req, cluster_learnability, icr, rankme, uniformity
+
+__all__ = [
+    "CONSENSUS",
+    "LABELLED",
+    "SCORES",
+    "Score",
+    "Trust",
+    "measure",
+    "measure_labelled",
+    "rank",
+    "spearman",
+    "trust",
+]
+
+MIN_IMAGES = 4
+"""Fewer make neither two clusters nor a spectrum."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score, what it needs and where it is best."""
+
+    of: Callable[..., float]
+    best: float
+    """inf where higher is better, -inf where lower is, else the value it should be near."""
+    num_draws: int = 1
+    """Noise draws of the same images that `of` takes; of a labelled score the features, the labels and the number of
+    classes."""
+
+    def __call__(self, features: Tensor, *more: Tensor | int) -> float:
+        if len(features) < MIN_IMAGES:
+            raise ValueError(f"{len(features)} images are too few for a score; give {MIN_IMAGES} or more")
+        return self.of(features, *more)
+
+    def merit(self, values: np.ndarray) -> np.ndarray:
+        """Higher is better."""
+        return math.copysign(1, self.best) * values if math.isinf(self.best) else -abs(values - self.best)
+
+
+SCORES: dict[str, Score] = {
+    "alignment": Score(alignment, best=-math.inf, num_draws=2),
+    "uniformity": Score(uniformity, best=-math.inf),
+    "icr": Score(icr, best=-math.inf, num_draws=2),
+    "cluster_learnability": Score(cluster_learnability, best=math.inf),
+    "rankme": Score(rankme, best=math.inf),
+    "alpha_req": Score(alpha_req, best=1.0),
+}
+LABELLED: dict[str, Score] = {
+    "logme": Score(logme, best=math.inf),
+    "h_score": Score(h_score, best=math.inf),
+    "ridge": Score(ridge, best=math.inf),
+}
+CONSENSUS = ("alignment", "uniformity")
+"""The scores that rank together."""
+
+
+def measure(first: Tensor, second: Tensor) -> dict[str, float]:
+    """Every score of SCORES from two noise draws of the same images; a score of one draw is the mean over both."""
+    return {
+        name: score(first, second) if score.num_draws == 2 else (score(first) + score(second)) / 2
+        for name, score in SCORES.items()
+    }
+
+
+def measure_labelled(features: Tensor, labels: Tensor, num_classes: int) -> dict[str, float]:
+    """Every score of LABELLED. labels: int64 [N]."""
+    return {name: score(features, labels, num_classes) for name, score in LABELLED.items()}
+
+
+def rank(scores: Sequence[Mapping[str, float]], members: Sequence[str] = CONSENSUS) -> Tensor:
+    """One number a cell, float64, higher is better: the sum of the members' merits, each standardised over the cells so
+    that none decides alone. The paper finds the best layers where alignment and uniformity are both low."""
+    merits = np.array([SCORES[name].merit(np.array([cell[name] for cell in scores])) for name in members])
+    deviation = merits.std(1, keepdims=True)
+    return torch.from_numpy(((merits - merits.mean(1, keepdims=True)) / deviation.clip(1e-12)).sum(0))
