@@ -17,18 +17,20 @@ def heat_map(
     rings: Collection[tuple[str, int]] = (),
     star: tuple[str, int] | None = None,
 ) -> None:
-    """values: [blocks, timesteps], blocks in the order the data meets them, top to bottom; sigmas: timestep -> sigma.
+    """values: [blocks, timesteps], blocks in the order the data meets them, top to bottom, NaN where there is none;
+    sigmas: timestep -> sigma.
 
     rings and star mark (block, timestep) cells.
     """
     timesteps = list(sigmas)
     figure, axes = _axes(1.8 + 0.8 * len(timesteps), 1.6 + 0.36 * len(blocks))
     image = axes.imshow(values, aspect="auto", cmap="viridis")
-    middle = (values.min() + values.max()) / 2
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for row, block in enumerate(blocks):
         for column, timestep in enumerate(timesteps):
             ink = "white" if values[row, column] < middle else "black"
-            axes.text(column, row, f"{values[row, column]:.1f}", ha="center", va="center", color=ink, size=8)
+            number = "" if np.isnan(values[row, column]) else f"{values[row, column]:.1f}"
+            axes.text(column, row, number, ha="center", va="center", color=ink, size=8)
             if (block, timestep) in rings:
                 axes.plot(column - 0.38, row, "o", mfc="none", mec=ink, ms=5)
             if (block, timestep) == star:
@@ -53,8 +55,30 @@ def score_scatter(
         marker = "os^Dv<>p"[column % 8]
         axes.plot(ranking[:, column], 100 * accuracy[:, column], marker, color=color, ms=5, label=f"t = {timestep}")
     axes.set(xlabel="label-free ranking (higher is better)", ylabel="accuracy of leave-one-out ridge (%)")
-    axes.set_title(f"Spearman {correlation:.2f} over {accuracy.size} cells", size=10, loc="left")
+    axes.set_title(f"Spearman {correlation:.2f} over {np.isfinite(accuracy).sum()} cells", size=10, loc="left")
     axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def trajectories(
+    alignment: np.ndarray, uniformity: np.ndarray, steps: Sequence[int], blocks: Sequence[str], title: str, path: Path
+) -> None:
+    """Alignment against uniformity along pre-training (DDAE paper, Figure 3), [checkpoints, blocks] each: a line a
+    block, a point a checkpoint, the last one filled."""
+    from matplotlib import colormaps
+
+    figure, axes = _axes(7, 5)
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(blocks)))
+    for column, (block, color) in enumerate(zip(blocks, colors, strict=True)):
+        marker = "os^Dv<>p"[column % 8]
+        x, y = uniformity[:, column], alignment[:, column]
+        axes.plot(x, y, f"{marker}-", color=color, mfc="white", ms=4, linewidth=1)
+        axes.plot(x[-1], y[-1], marker, color=color, ms=8, label=block)
+    axes.set(xlabel="uniformity (lower is better)", ylabel="alignment (lower is better)")
+    axes.set_title(
+        f"{title}\nsteps {', '.join(f'{step:,}' for step in steps)}; the last is filled", size=10, loc="left"
+    )
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title="block, input first")
     _save(figure, path)
 
 

@@ -1,68 +1,169 @@
 """Rank every (block, timestep) of a diffusion model on images alone: no label is read, no head is fitted.
 
-    python sweeps/label_free.py                                       # the model and images that ship with it
+    python sweeps/label_free.py                                           # the model and images that ship with it
     python sweeps/label_free.py --backbone ./my-model --dataset ./my-images --timesteps 0 50 100
+    python sweeps/label_free.py --num-labels 100                          # also the scores that want a few labels
+    python sweeps/label_free.py --backbone out/ddpm-digits --every 1000   # along a training by pretrain.py
 
-Two noise draws of 256 images pass the network once a timestep; alignment and uniformity (DDAE paper, equations 3-4) of
-every block are standardised and summed. Prints the first ten and writes a heat map and a table.
+Two noise draws of 256 images pass the network once a timestep. Prints the first ten places of the consensus, what each
+score alone would choose, and how alike half of the images rank; writes a heat map and a table. With --every it draws
+alignment against uniformity instead, a line a block, a point a snapshot (DDAE paper, Figure 3).
 """
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sweeps import cli
+
+if TYPE_CHECKING:
+    from sweeps.tuning.plan import Plan
 
 
 @dataclass(frozen=True)
 class LabelFreeRanking(cli.ModelAndData):
     num_images: int = 256
     """So many training images, or all if there are fewer, in two noise draws each."""
+    num_labels: int = 0
+    """Labels of so many training images, the first, for LogME, H-score and ridge; the ranking does not see them."""
+    every: int = 0
+    """Follow the snapshots `step-<n>` in the folder --backbone whose n is a multiple of this, at the timestep that
+    --timesteps gives; of several, at the one that ranks first in the last snapshot."""
 
 
 def main(config: LabelFreeRanking) -> None:
-    from ddae.report import heat_map
+    from ddae.label_free import MIN_IMAGES
     from sweeps.tuning.estimate import estimate
-    from sweeps.tuning.outcome import best_cells
     from sweeps.tuning.plan import make_plan
-    from sweeps.tuning.run import Sweep, check_cluster, ray_cluster
+    from sweeps.tuning.run import check_cluster, ray_cluster
 
-    plan, backbone, dataset = make_plan(config)
-    if config.num_images < 2:
-        raise ValueError(f"num_images={config.num_images} must be 2 or more, because uniformity is of pairs")
-    needs = plan.label_free_needs(config.num_images)
-    passes = 2 * plan.space.forward_passes(needs)
+    least, most = 2 * MIN_IMAGES, 10**9  # half of the images are ranked as well
+    cli.check_numbers(config, num_images=(least, most), num_labels=(0, most), every=(0, most))
+    if 0 < config.num_labels < least:
+        raise ValueError(f"num_labels={config.num_labels} must be {least} or more, or 0 for none")
+    steps = snapshots(Path(config.backbone), config.every) if config.every else {}
+    newest = str(steps[max(steps)]) if steps else config.backbone
+    plan, backbone, dataset = make_plan(replace(config, backbone=newest))
     if config.dry_run:
+        passes = num_passes(plan, config) * (1 + max(0, len(steps) - 1) / len(plan.space.timesteps))
         print(estimate(plan, backbone, dataset, passes, passes))
         return
     check_cluster()
-    folder = config.out / f"label-free-{plan.folder().rpartition('/')[2]}"
+    kind = f"every-{config.every}-" if steps else ""
+    folder = config.out / f"label-free-{kind}{plan.folder().rpartition('/')[2]}"
     cli.check_writable(folder, plan.store)
-    with ray_cluster(), Sweep(plan, passes) as sweep:
-        scores = sweep.label_free(config.num_images)
-    names = [block.name for block in plan.space.blocks]
+    with ray_cluster():
+        print(follow_training(config, plan, steps, folder) if steps else rank_places(config, plan, folder))
+
+
+def rank_places(config: LabelFreeRanking, plan: "Plan", folder: Path) -> str:
+    """Measure, draw and write; returns what a person reads."""
+    from ddae.label_free import LABELLED, spearman
+    from ddae.report import heat_map
+    from sweeps.tuning.outcome import best_cells
+    from sweeps.tuning.run import Sweep
+
+    with Sweep(plan, num_passes(plan, config)) as sweep:
+        scores = sweep.label_free(config.num_images, config.num_labels)
+        half = sweep.label_free(config.num_images // 2, config.num_labels // 2)
+    names, num_images = [block.name for block in plan.space.blocks], min(config.num_images, plan.rungs[-1])
     order = best_cells(plan, scores.ranking, scores.ranking.size)
     heat_map(
         scores.ranking,
         names,
         plan.sigmas,
-        "alignment and uniformity, standardised; higher is better",
-        f"label-free ranking on {needs[0].num_images} images   * its first",
+        "label-free ranking, higher is better",
+        f"label-free ranking on {num_images:,} images   * its first",
         folder / "label_free.png",
         star=order[0],
     )
-    with (folder / "label_free.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        header = ["block", "timestep", "sigma", *scores.scores, "ranking"]
-        writer.writerow(header)
-        print("  ".join(f"{name:>10}" for name in header))
-        for place, (block, timestep) in enumerate(order):
-            at = names.index(block), plan.space.timesteps.index(timestep)
-            numbers = (plan.sigmas[timestep], *(table[at] for table in scores.scores.values()), scores.ranking[at])
-            row = [block, str(timestep), *(f"{number:.3f}" for number in numbers)]
-            writer.writerow(row)
-            if place < 10:
-                print("  ".join(f"{cell:>10}" for cell in row))
-    print(f"\nheat map  {folder / 'label_free.png'}\ntable     {folder / 'label_free.csv'}")
+    rows = [("block", "timestep", "sigma", *scores.scores, "ranking")]
+    for block, timestep in order:
+        at = names.index(block), plan.space.timesteps.index(timestep)
+        numbers = plan.sigmas[timestep], *(table[at] for table in scores.scores.values()), scores.ranking[at]
+        rows.append((block, str(timestep), *(f"{number:.4g}" for number in numbers)))
+    write_csv(folder / "label_free.csv", rows)
+    alone = [("score", "its first choice", "Spearman of half of the images with all")]
+    for name, merit in scores.merits.items():
+        [(block, timestep)] = best_cells(plan, merit)
+        alone.append((name, f"{block}/{timestep}", f"{spearman(merit, half.merits[name]):.2f}"))
+    labels = f"{', '.join(LABELLED)} saw the first {config.num_labels} labels" * bool(config.num_labels)
+    return "\n".join(
+        [
+            *cli.aligned(rows[:11]),
+            "",
+            *cli.aligned(alone),
+            "",
+            f"images    {num_images:,} of the training images in two noise draws; {labels or 'no label was read'}",
+            f"heat map  {folder / 'label_free.png'}",
+            f"table     {folder / 'label_free.csv'}",
+        ]
+    )
+
+
+def follow_training(config: LabelFreeRanking, last: "Plan", steps: dict[int, Path], folder: Path) -> str:
+    """The scores of every snapshot, drawn and written; returns what a person reads. last: the plan of the last one,
+    whose ranking chooses the timestep."""
+    import numpy as np
+
+    from ddae.report import trajectories
+    from sweeps.tuning.outcome import best_cells
+    from sweeps.tuning.plan import make_plan
+    from sweeps.tuning.run import Sweep
+
+    with Sweep(last, num_passes(last, config)) as sweep:
+        scores = sweep.label_free(config.num_images)
+    [(_, timestep)] = best_cells(last, scores.ranking)
+    column = last.space.timesteps.index(timestep)
+    tables = {max(steps): {name: table[:, column] for name, table in scores.scores.items()}}
+    for step, snapshot in list(steps.items())[:-1]:
+        plan, *_ = make_plan(replace(config, backbone=str(snapshot), timesteps=(timestep,)))
+        with Sweep(plan, num_passes(plan, config)) as sweep:
+            tables[step] = {name: table[:, 0] for name, table in sweep.label_free(config.num_images).scores.items()}
+    blocks = [block.name for block in last.space.blocks]
+    alignment, uniformity = (np.array([tables[step][name] for step in steps]) for name in ("alignment", "uniformity"))
+    title = f"{Path(config.backbone).name} at t = {timestep}, {min(config.num_images, last.rungs[-1]):,} images"
+    trajectories(alignment, uniformity, list(steps), blocks, title, folder / "trajectories.png")
+    rows = [("step", "block", "timestep", *scores.scores)]
+    for step in steps:
+        for row, block in enumerate(blocks):
+            numbers = (f"{values[row]:.4g}" for values in tables[step].values())
+            rows.append((str(step), block, str(timestep), *numbers))
+    write_csv(folder / "trajectories.csv", rows)
+    return "\n".join(
+        [
+            *cli.aligned([rows[0], *rows[-len(blocks) :]]),
+            "",
+            f"snapshots     {', '.join(map(str, steps))}; above is the last",
+            f"trajectories  {folder / 'trajectories.png'}",
+            f"table         {folder / 'trajectories.csv'}",
+        ]
+    )
+
+
+def snapshots(folder: Path, every: int) -> dict[int, Path]:
+    """step -> folder of those whose step is a multiple of `every`, in order."""
+    found = sorted((int(path.name[5:]), path) for path in folder.glob("step-*") if path.name[5:].isdigit())
+    chosen = {step: path for step, path in found if step % every == 0}
+    if not chosen:
+        has = ", ".join(path.name for _, path in found) or "none"
+        raise ValueError(
+            f"every={every} fits none of the snapshots in {folder} ({has}); pretrain.py --snapshot-every makes them"
+        )
+    return chosen
+
+
+def num_passes(plan: "Plan", config: LabelFreeRanking) -> float:
+    """Full forward passes of one network."""
+    first = plan.label_free_needs(max(config.num_images, config.num_labels), draw=0)
+    return plan.space.forward_passes([*first, *plan.label_free_needs(config.num_images)])
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
 
 
 if __name__ == "__main__":

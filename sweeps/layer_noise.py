@@ -57,6 +57,9 @@ class LayerNoise(cli.ModelAndData):
     """Share of the timesteps that stay in the race after each look; --keep 0.25 --finalists 1 is the thriftiest."""
     finalists: int = 2
     """So many timesteps stay to the end, but for those where every block is clearly worse."""
+    start: Literal["ridge", "label-free"] = "ridge"
+    """What makes the first cut of the timesteps: ridge on the labels of a few images, or the label-free ranking, which
+    leaves out the first look."""
     views: int = 1
     """Views of every training image that heads are fitted on: 1 is the image as it is, more are flipped and cropped."""
     seed: int = 0
@@ -69,7 +72,7 @@ class LayerNoise(cli.ModelAndData):
         from sweeps.tuning.plan import make_plan
 
         race = self.search == "grid", self.keep, self.finalists
-        return make_plan(self, self.poolings, self.heads, self.seed, *race, self.views)
+        return make_plan(self, self.poolings, self.heads, self.seed, *race, self.views, self.start)
 
 
 def main(config: LayerNoise) -> None:
@@ -78,6 +81,7 @@ def main(config: LayerNoise) -> None:
     from sweeps.tuning.estimate import block_table, estimate
     from sweeps.tuning.outcome import warm_start
     from sweeps.tuning.plan import load_model, sweep_folder
+    from sweeps.tuning.race import best_timesteps
     from sweeps.tuning.run import Search, Sweep, check_cluster, ray_cluster
 
     search = Search(config.search, config.num_trials, config.seed, config.round_size)
@@ -101,8 +105,9 @@ def main(config: LayerNoise) -> None:
         loaded = time.time()
         with ray_cluster(), Sweep(plan) as sweep:
             sweep.busy.append((started, loaded))
-            race = sweep.look()
-            label_free = sweep.label_free()
+            label_free = sweep.label_free() if config.start == "label-free" else None
+            race = sweep.look(best_timesteps(plan, label_free.ranking) if label_free else None)
+            label_free = label_free or sweep.label_free()
             trials = sweep.search(search, race, warm_start(plan, race), tracker)
             print(conclude(config, sweep, label_free, race, trials, folder, tracker, started))
 
@@ -118,6 +123,8 @@ def conclude(
     started: float,
 ) -> str:
     """Choose, draw, write and log; returns the report. results.json is written last: a sweep that has it is done."""
+    import numpy as np
+
     from ddae import report
     from sweeps.tuning import outcome
 
@@ -126,7 +133,7 @@ def conclude(
     winner = answer.winner.candidate
     baseline = sweep.baseline(winner.head)
     looked = race.accuracy(plan)
-    correlation = outcome.spearman(label_free.ranking, looked)
+    trusted = label_free.trust(looked)
 
     figures = folder / "figures"
     measured = outcome.best_accuracies(plan, trials)
@@ -136,12 +143,14 @@ def conclude(
         plan.sigmas,
         "accuracy (%)" if measured is None else "val accuracy (%)",
         f"first look: ridge on {plan.looks[0]:,} images, one left out\no in the race to its end   * the answer"
+        + "\nblank: left out by the label-free ranking" * (config.start == "label-free")
         if measured is None
         else f"best pooling and head on {plan.rungs[-1]:,} images\n* the answer",
         figures / "block_timestep.png",
         rings=set(race.ranked()) if measured is None else set(),
         star=(winner.block, winner.timestep),
     )
+    correlation = trusted["consensus"].spearman
     report.score_scatter(label_free.ranking, looked, plan.space.timesteps, correlation, figures / "label_free.png")
     cost = sweep.cost(race, trials, started)
     text = outcome.answer_text(plan, answer, trials, baseline, race, label_free, cost) + where_to_look(folder, tracker)
@@ -155,11 +164,12 @@ def conclude(
         "raw_pixels": outcome.to_json(baseline),
         "cost": asdict(cost),
         "blocks": [block.name for block in plan.space.blocks],
-        "ridge_accuracy": looked.tolist(),
+        "ridge_accuracy": np.where(np.isnan(looked), np.array(None), looked).tolist(),
         "timesteps_at": {num_images: list(look) for num_images, look in zip(plan.looks, race.looks, strict=True)},
         "left": race.ranked(),
         "label_free": {name: table.tolist() for name, table in label_free.scores.items()},
         "label_free_ranking": label_free.ranking.tolist(),
+        "label_free_trust": {name: asdict(one) for name, one in trusted.items()},
     }
     scratch = folder / "results.part"
     scratch.write_text(json.dumps(results, indent=1))

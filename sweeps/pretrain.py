@@ -5,12 +5,15 @@
     python sweeps/pretrain.py --family edm
 
 Writes a diffusers folder (fp16 weights of the exponential moving average, scheduler, model card), loss.png and
-samples.png. Stop it at any time: the same command goes on from the last checkpoint.
+samples.png; with --snapshot-every N also such folders on the way, step-N, step-2N, ... Stop it at any time: the same
+command goes on from the last checkpoint.
 """
 
+import copy
 import json
 import os
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -44,6 +47,8 @@ class Pretrain:
     """bfloat16 where it is safe; weights and their moving average stay float32."""
     checkpoint_every: int = 250
     """Steps between checkpoints."""
+    snapshot_every: int = 0
+    """Steps between copies of the network that are kept beside the model, for `label_free.py --every`; 0 keeps none."""
     data_root: str = "data"
     """Where the named datasets lie, or torchvision downloads them to."""
 
@@ -61,6 +66,7 @@ def main(config: Pretrain) -> None:
 
     many = 1, 10**9
     cli.check_numbers(config, steps=many, batch_size=many, checkpoint_every=many, image_size=(8, 4096), seed=cli.SEEDS)
+    cli.check_numbers(config, snapshot_every=(0, 10**9))
     cli.check_numbers(config, learning_rate=(1e-9, 1e3), ema_decay=(0, 1))
     if not config.channels:
         raise ValueError("--channels is empty; give one width a resolution, or leave the flag out for the default")
@@ -77,7 +83,8 @@ def main(config: Pretrain) -> None:
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=0.0)
 
     # What decides the trained weights; a checkpoint of other settings is not gone on from.
-    recipe = {k: v for k, v in asdict(config).items() if k not in {"out", "device", "checkpoint_every", "data_root"}}
+    free = {"out", "device", "checkpoint_every", "snapshot_every", "data_root"}
+    recipe = {k: v for k, v in asdict(config).items() if k not in free}
     recipe = json.loads(json.dumps(recipe))
     out = config.out or Path("out") / f"{config.family}-{Path(config.dataset).resolve().name}"
     cli.check_writable(out)
@@ -115,6 +122,14 @@ def main(config: Pretrain) -> None:
         )
         os.replace(part, checkpoint)
 
+    def snapshot(folder: Path) -> None:
+        averaged = copy.deepcopy(unet).eval()
+        ema.copy_to(averaged.parameters())
+        part = folder.with_suffix(".part")
+        DDPMPipeline(averaged.half(), scheduler).save_pretrained(part)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}")) as progress:
         bar = progress.add_task("training", total=config.steps, completed=len(losses), loss=float("nan"))
@@ -134,6 +149,8 @@ def main(config: Pretrain) -> None:
             progress.update(bar, advance=1, loss=sum(losses[-100:]) / len(losses[-100:]))
             if (step + 1) % config.checkpoint_every == 0:
                 save()
+            if config.snapshot_every and (step + 1) % config.snapshot_every == 0:
+                snapshot(out / f"step-{step + 1}")
     save()
 
     ema.copy_to(unet.parameters())

@@ -40,8 +40,7 @@ class Score:
     best: float
     """inf where higher is better, -inf where lower is, else the value it should be near."""
     num_draws: int = 1
-    """Noise draws of the same images that `of` takes; of a labelled score the features, the labels and the number of
-    classes."""
+    """Noise draws of the same images that `of` takes; in LABELLED one, the labels and the number of classes."""
 
     def __call__(self, features: Tensor, *more: Tensor | int) -> float:
         if len(features) < MIN_IMAGES:

@@ -10,12 +10,12 @@ from ddae.label_free.unlabelled import ledoit_wolf, principal_axes
 from ddae.screening import leave_one_out
 
 RATIOS = torch.logspace(-6, 12, 721, dtype=torch.float64)
-"""Of the largest variance of a label that the features explain to the noise; forty a decade."""
+"""Of what the strongest direction of the features may explain of a label to its noise; forty a decade."""
 
 
 def logme(features: Tensor, labels: Tensor, num_classes: int) -> float:
     """Log evidence of Bayesian linear regression on one-hot labels, at its most over the precisions of weights and
-    noise, a number of an image, the mean over the classes that occur (LogME, You et al. 2021).
+    noise, divided by N; the mean over the classes that occur (LogME, You et al. 2021).
 
     Nats an image, unbounded, higher is better. Labels ~ N(0, (I + F F' / ratio) / noise precision): the best noise
     precision has a closed form, and the ratio of the two precisions is found on a grid, where the paper iterates.

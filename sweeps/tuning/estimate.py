@@ -9,6 +9,7 @@ import torch
 from ddae.backbones import Backbone
 from ddae.datasets import Dataset
 from ddae.features import extract
+from sweeps.cli import aligned
 from sweeps.tuning.plan import Plan
 
 
@@ -67,8 +68,7 @@ def block_table(backbone: Backbone) -> str:
     for block in backbone.blocks:
         size, share = f"{block.size}x{block.size}", f"{block.flops_share:.1%}"
         rows.append((block.name, str(block.index), block.alias, block.module, str(block.channels), size, share))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = aligned(rows)
     timesteps = backbone.schedule.timesteps
     parameters = sum(parameter.numel() for parameter in backbone.network.parameters())
     lines.append(

@@ -98,14 +98,16 @@ class Extraction:
         await asyncio.gather(*map(at, needs))
         return answers
 
-    async def label_free(self, needs: list[Need]) -> list[dict[str, dict[str, float]]]:
-        """Of each need, block -> score -> value from its noise draw and the one before it."""
+    async def label_free(
+        self, first: list[Need], second: list[Need], num_labels: int = 0
+    ) -> list[dict[str, dict[str, float]]]:
+        """Of each pair of needs, two noise draws, block -> score -> value."""
 
-        async def at(need: Need) -> dict[str, dict[str, float]]:
-            await self.fill([replace(need, draw=need.draw - 1), need])
-            return await self.call("label_free", need)
+        async def at(*draws: Need) -> dict[str, dict[str, float]]:
+            await self.fill(list(draws))
+            return await self.call("label_free", *draws, num_labels)
 
-        return await asyncio.gather(*map(at, needs))
+        return await asyncio.gather(*map(at, first, second))
 
     async def call(self, method: str, *args: Any) -> Any:
         """What an extractor answers."""

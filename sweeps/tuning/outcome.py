@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ddae.label_free import rank
+from ddae.label_free import LABELLED, SCORES, Trust, rank, trust
 from ddae.probe import Candidate, ProbeResult, tied_with_best
+from sweeps.cli import aligned
 from sweeps.tuning.plan import Plan
 from sweeps.tuning.race import Race
 
@@ -43,6 +44,16 @@ class LabelFree:
         tables = {name: np.array([cell[name] for cell in cells]).reshape(shape) for name in cells[0]}
         return LabelFree(rank(cells).numpy().reshape(shape), tables)
 
+    @property
+    def merits(self) -> dict[str, np.ndarray]:
+        """Of the ranking and of every score alone; higher is better."""
+        every = {**SCORES, **LABELLED}
+        return {"consensus": self.ranking, **{name: every[name].merit(table) for name, table in self.scores.items()}}
+
+    def trust(self, accuracy: np.ndarray) -> dict[str, Trust]:
+        """Of the ranking and of every score alone, against accuracies, [blocks, timesteps], NaN where there is none."""
+        return {name: trust(merit, accuracy) for name, merit in self.merits.items()}
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -78,13 +89,6 @@ def best_accuracies(plan: Plan, trials: list[FinishedTrial]) -> np.ndarray | Non
             at = names.index(trial.candidate.block), plan.space.timesteps.index(trial.candidate.timestep)
             table[at] = max(table[at], trial.rungs[-1].val_accuracy)
     return table if np.isfinite(table).all() else None
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation of two tables of the same shape."""
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(a.ravel(), b.ravel()).statistic)
 
 
 def best_cells(plan: Plan, table: np.ndarray, num_cells: int = 1) -> list[tuple[str, int]]:
@@ -162,16 +166,8 @@ def answer_text(
                 f"{block.channels * cell.pooling**2:,}",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     more = [f"    and {len(answer.tied) - len(shown)} more"] if len(shown) < len(answer.tied) else []
     stopped = sum(trial.stopped_early for trial in trials)
-    [(unlabelled, timestep)] = best_cells(plan, label_free.ranking)
-    first = race.looks[0]
-    lost, lost_stderr = paired_loss(
-        first[timestep][unlabelled], first[winner.candidate.timestep][winner.candidate.block]
-    )
-    correlation = spearman(label_free.ranking, race.accuracy(plan))
     left = len(space.candidates_at(race.places))
     timesteps = ", ".join(map(str, race.places))
     new = "" if cost.new_passes else "; all of it was in the store"
@@ -180,19 +176,34 @@ def answer_text(
             f"{len(answer.tied)} of {answer.num_full} fully fitted cells cannot be told from the best (^) on val "
             f"({plan.num_val:,} images,\npaired bootstrap, 95 %); the cheapest of them is the answer (*)",
             "",
-            *table,
+            *aligned(rows),
             *more,
             "",
             f"answer         {winner.candidate.name} ({winner.setting}): {accuracy_text(winner)} % on val",
             f"raw pixels     {accuracy_text(baseline)} % under the same head",
-            f"without labels {unlabelled}/{timestep} would have been chosen: {lost:.1f} +- {lost_stderr:.1f} points "
-            f"lost under ridge on {plan.looks[0]:,} images; Spearman with it over all places {correlation:.2f}",
+            f"without labels {without_labels(plan, winner.candidate, race, label_free)}",
             f"cells          {len(space.candidates):,}; the looks left {left}, at t = {timesteps}; {len(trials)} "
             f"tried, {stopped} stopped early",
             f"cost           {cost.passes:,.0f} forward passes, {cost.passes / cost.num_train:.2f} times the training "
             f"images and {cost.passes / cost.grid_passes:.2f} of the grid{new}; {cost.head_seconds:.0f} s of heads",
             f"time           {cost.wall_seconds:.0f} s, of which Ray {cost.ray_share:.0%} (no process at work)",
         ]
+    )
+
+
+def without_labels(plan: Plan, winner: Candidate, race: Race, label_free: LabelFree) -> str:
+    """What the ranking would have chosen, and how far it agrees with ridge at the first look."""
+    [(block, timestep)] = best_cells(plan, label_free.ranking)
+    look = race.looks[0]
+    trusted = label_free.trust(race.accuracy(plan))["consensus"]
+    where = "all places" if len(look) == len(plan.space.timesteps) else f"the places at t = {', '.join(map(str, look))}"
+    cost = "ridge did not look there"
+    if timestep in look:
+        lost, stderr = paired_loss(look[timestep][block], look[winner.timestep][winner.block])
+        cost = f"{lost:.1f} +- {stderr:.1f} points lost under ridge on {plan.looks[0]:,} images"
+    return (
+        f"{block}/{timestep} would have been chosen: {cost}; Spearman with it {trusted.spearman:.2f} over {where}, "
+        f"{trusted.spearman_within_timestep:.2f} over the blocks at one timestep"
     )
 
 

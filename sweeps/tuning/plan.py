@@ -69,6 +69,8 @@ class Plan:
     views: int = 1
     """Of every training image that heads are fitted on: the image as it is, then flipped and cropped ones."""
     gpus_per_extractor: float = 1.0
+    start: str = "ridge"
+    """What makes the first cut of the timesteps: ridge at the first look, or the label-free ranking before any look."""
 
     def folder(self, draw: int = 0) -> str:
         """The store's folder of all features that differ in split, timestep and block alone."""
@@ -114,17 +116,22 @@ class Plan:
         """Of one timestep in the store."""
         return sum(2 * width(block, self.key.pooling) for block in self.space.blocks)
 
-    def num_kept(self, look: int) -> int:
-        """How many timesteps may stay in the race after a look; 0 is the first."""
+    def num_kept(self, cut: int) -> int:
+        """How many timesteps may stay in the race after a cut; 0 is the first."""
         num_timesteps = len(self.space.timesteps)
         if self.exhaustive:
             return num_timesteps
-        return min(num_timesteps, max(self.finalists, math.ceil(num_timesteps * self.keep ** (look + 1))))
+        return min(num_timesteps, max(self.finalists, math.ceil(num_timesteps * self.keep ** (cut + 1))))
 
-    def label_free_needs(self, num_images: int = NUM_LABEL_FREE) -> list[Need]:
-        """The second noise draw that the label-free scores compare with the first."""
+    @property
+    def first_cut(self) -> int:
+        """The number of the cut that the first look makes."""
+        return 1 if self.start == "label-free" else 0
+
+    def label_free_needs(self, num_images: int = NUM_LABEL_FREE, draw: int = 1) -> list[Need]:
+        """One of the two noise draws that the label-free scores compare."""
         num_images = min(num_images, self.rungs[-1])
-        return [Need(t, "train", num_images, blocks, draw=1) for t, blocks in self.space.places.items()]
+        return [Need(t, "train", num_images, blocks, draw) for t, blocks in self.space.places.items()]
 
     def least_and_most(self) -> tuple[float, float]:
         """Full forward passes of a search that the shallowest block wins soon, and of one that loses no block."""
@@ -135,13 +142,14 @@ class Plan:
 
     def _planned(self, winners: tuple[str, ...]) -> Iterator[Need]:
         timesteps, blocks = self.space.timesteps, tuple(block.name for block in self.space.blocks)
-        for timestep in timesteps:
+        for draw in (0, 1):
+            yield from self.label_free_needs(draw=draw)
+        for timestep in timesteps[: self.num_kept(0)] if self.first_cut else timesteps:
             yield Need(timestep, "train", self.looks[0], blocks)
-        yield from self.label_free_needs()
-        for place, num_images in enumerate(self.looks[1:]):
-            for timestep in timesteps[: self.num_kept(place)]:
+        for cut, num_images in enumerate(self.looks[1:], start=self.first_cut):
+            for timestep in timesteps[: self.num_kept(cut)]:
                 yield Need(timestep, "train", num_images, winners)
-        for timestep in timesteps[: self.num_kept(len(self.looks) - 1)]:
+        for timestep in timesteps[: self.num_kept(self.first_cut + len(self.looks) - 1)]:
             cell = Candidate(winners[0], timestep, 1, "linear")
             yield from self.trial_needs(cell, self.rungs[-1], {timestep: winners})
 
@@ -170,7 +178,7 @@ def sweep_folder(out: Path, plan: Plan, *search: object) -> Path:
         heads=space.heads,
         rungs=(plan.looks, plan.rungs),
         search=search,
-        race=(plan.keep, plan.finalists),
+        race=(plan.keep, plan.finalists, *({plan.start} - {"ridge"})),
         views=plan.views,
         seed=plan.seed,
         version=PROBE_VERSION,
@@ -187,6 +195,7 @@ def make_plan(
     keep: float = 0.5,
     finalists: int = 2,
     views: int = 1,
+    start: str = "ridge",
 ) -> tuple[Plan, Backbone, Dataset]:
     """Load the model and the images and check every name and number against them; a ValueError names what is wrong.
 
@@ -205,6 +214,8 @@ def make_plan(
         raise ValueError(f"keep={keep} must lie above 0 and not above 1; 0.5 halves the timesteps after each look")
     if finalists < 1:
         raise ValueError(f"finalists={finalists} must be 1 or more; the default is 2")
+    if exhaustive and start != "ridge":
+        raise ValueError(f"start={start!r} cuts timesteps, and the grid keeps all of them; leave --start out")
     if not 1 <= views <= MAX_VIEWS:
         raise ValueError(f"views={views} must be 1 or more, and {MAX_VIEWS} at most; 1 is every image as it is")
     if not SEEDS[0] <= seed <= SEEDS[1]:
@@ -244,6 +255,7 @@ def make_plan(
         pooling=max(4, *poolings),
     )
     rungs = choose_rungs(num_train, dataset.num_classes)
+    looks = rungs[:1] if exhaustive or len(rungs) == 1 else rungs[:-1]
     plan = Plan(
         name=Path(config.dataset).resolve().name or "images",
         backbone=absolute(config.backbone),
@@ -254,7 +266,7 @@ def make_plan(
         store=config.store if is_address(config.store) else str(Path(config.store).absolute()),
         key=key,
         space=space,
-        looks=rungs[:1] if exhaustive or len(rungs) == 1 else rungs[:-1],
+        looks=looks[1:] or looks if start == "label-free" else looks,
         rungs=rungs[-1:] if exhaustive else rungs[-2:],
         exhaustive=exhaustive,
         keep=keep,
@@ -265,6 +277,7 @@ def make_plan(
         seed=seed,
         views=views,
         gpus_per_extractor=config.gpus_per_extractor,
+        start=start,
     )
     return plan, backbone, dataset
 

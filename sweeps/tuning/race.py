@@ -29,9 +29,12 @@ class Race:
         return Race([*self.looks, look], places)
 
     def accuracy(self, plan: Plan) -> np.ndarray:
-        """Of leave-one-out ridge at the first look, [blocks, timesteps]."""
-        [first, *_] = self.looks
-        return np.array([[first[t][block.name].mean() for t in plan.space.timesteps] for block in plan.space.blocks])
+        """Of leave-one-out ridge at the first look, [blocks, timesteps]; NaN where it did not look."""
+        table = np.full((len(plan.space.blocks), len(plan.space.timesteps)), np.nan)
+        for timestep, blocks in self.looks[0].items():
+            for row, block in enumerate(plan.space.blocks):
+                table[row, plan.space.timesteps.index(timestep)] = blocks[block.name].mean()
+        return table
 
     def ranked(self) -> list[tuple[str, int]]:
         """The (block, timestep) still in the race, best at the last look first."""
@@ -65,6 +68,14 @@ def survivors(look: Look, num_timesteps: int) -> Places:
         for timestep in sorted(kept)
         if any(not clearly_worse(right, best) for right in look[timestep].values())
     }
+
+
+def best_timesteps(plan: Plan, ranking: np.ndarray) -> Places:
+    """Those that stay after a first cut by a label-free ranking, [blocks, timesteps], with all of their blocks: by the
+    same standing as ridge gives them, but nothing tells which block is clearly worse."""
+    standing = {t: best_three(list(ranking[:, column])) for column, t in enumerate(plan.space.timesteps)}
+    kept = sorted(standing, key=lambda timestep: -standing[timestep])[: plan.num_kept(0)]
+    return {timestep: blocks for timestep, blocks in plan.space.places.items() if timestep in kept}
 
 
 def best_three(accuracies: list[float]) -> float:

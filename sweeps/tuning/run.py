@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import ray
 from ray import tune
@@ -134,25 +134,31 @@ class Sweep:
     def _begin(self, title: str, needs: list[Need], num_steps: int) -> None:
         self.progress.stage(title, num_steps, sum(need.num_images for need in needs))
 
-    def look(self) -> Race:
-        """Closed-form ridge at every place in the race, on growing numbers of images, until few timesteps are left."""
+    def look(self, places: Places | None = None) -> Race:
+        """Closed-form ridge at every place in the race, on growing numbers of images, until few timesteps are left.
+
+        places: where the race begins; everywhere if not given.
+        """
         plan = self.plan
-        race = Race([], plan.space.places)
-        for place, num_images in enumerate(plan.looks):
+        race = Race([], places or plan.space.places)
+        for cut, num_images in enumerate(plan.looks, start=plan.first_cut):
             needs = [Need(t, "train", num_images, blocks) for t, blocks in race.places.items()]
             title = f"look at {num_images:,} images"
             self._begin(title, needs, sum(len(need.blocks) for need in needs))
             with self.progress:
                 looks = self.extraction.run(self.extraction.looks(needs)).result()
-            race = race.after(looks, None if plan.exhaustive else plan.num_kept(place))
+            race = race.after(looks, None if plan.exhaustive else plan.num_kept(cut))
         return race
 
-    def label_free(self, num_images: int = NUM_LABEL_FREE) -> LabelFree:
-        """Every (block, timestep) ranked without labels."""
-        needs = self.plan.label_free_needs(num_images)
-        self._begin("label-free", [*needs, *(replace(need, draw=0) for need in needs)], len(needs))
+    def label_free(self, num_images: int = NUM_LABEL_FREE, num_labels: int = 0) -> LabelFree:
+        """Every (block, timestep) ranked without labels; num_labels: of the first training images, for the scores that
+        want some."""
+        first = self.plan.label_free_needs(max(num_images, num_labels), draw=0)
+        second = self.plan.label_free_needs(num_images)
+        self._begin("label-free", [*first, *second], len(second))
         with self.progress:
-            return LabelFree.of(self.plan, self.extraction.run(self.extraction.label_free(needs)).result())
+            scores = self.extraction.run(self.extraction.label_free(first, second, num_labels)).result()
+        return LabelFree.of(self.plan, scores)
 
     def search(self, search: Search, race: Race, first: list[Candidate], tracker: Tracker) -> list[FinishedTrial]:
         """Run trials of what the race has left until num_trials have finished or nothing is left.
@@ -198,7 +204,7 @@ class Sweep:
     def cost(self, race: Race, trials: list[FinishedTrial], started: float) -> Cost:
         """Of the sweep, which began at `started` (seconds since the epoch)."""
         plan = self.plan
-        needs = [*plan.label_free_needs(), *race.needs(plan), *race.val_needs(plan)]
+        needs = [*plan.label_free_needs(draw=0), *plan.label_free_needs(), *race.needs(plan), *race.val_needs(plan)]
         for trial in trials:
             needs += plan.trial_needs(trial.candidate, trial.rungs[-1].num_images, race.places)
         now = time.time()

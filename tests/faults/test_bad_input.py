@@ -27,6 +27,10 @@ CASES = [
     (["--heads", "linear", "cnn", "--poolings", "1", "2"], "head='cnn-64-64' wants a pooling of 4 or more"),
     (["--blocks", "mid", "up.2.0", "--poolings", "8"], "block='mid' is too small for all poolings and heads"),
     (["--keep", "0"], "keep=0.0 must lie above 0 and not above 1"),
+    (
+        ["--search", "grid", "--start", "label-free"],
+        "start='label-free' cuts timesteps, and the grid keeps all of them",
+    ),
     (["--finalists", "0"], "finalists=0 must be 1 or more"),
     (["--views", "0"], "views=0 must be 1 or more"),
     (["--poolings", "0"], "pooling=0 does not follow exactly"),
@@ -123,10 +127,18 @@ def test_final_test_without_a_sweep(monkeypatch, capsys, tmp_path):
     assert "run `python sweeps/layer_noise.py` first" in line
 
 
-def test_label_free_wants_pairs(monkeypatch, capsys, tmp_path, tiny_model):
-    args = ["--backbone", tiny_model, "--dataset", "digits", "--num-images", "1"]
-    line = fail(monkeypatch, capsys, tmp_path, label_free, label_free.LabelFreeRanking, args)
-    assert "num_images=1 must be 2 or more" in line
+LABEL_FREE = [
+    (["--num-images", "1"], "num_images=1 must be 8 or more"),
+    (["--num-labels", "7"], "num_labels=7 must be 8 or more, or 0 for none"),
+    (["--every", "100"], "every=100 fits none of the snapshots in "),
+    (["--every", "100"], " (none); pretrain.py --snapshot-every makes them"),
+]
+
+
+@pytest.mark.parametrize(("args", "expected"), LABEL_FREE)
+def test_label_free(monkeypatch, capsys, tmp_path, tiny_model, args, expected):
+    given = ["--backbone", tiny_model, "--dataset", "digits", *args]
+    assert expected in fail(monkeypatch, capsys, tmp_path, label_free, label_free.LabelFreeRanking, given)
 
 
 @pytest.mark.parametrize(

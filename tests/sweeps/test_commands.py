@@ -8,6 +8,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from ddae.label_free import LABELLED, SCORES
 from storage.tracking import Tracker
 from tests.commands import start
 
@@ -162,10 +163,44 @@ def test_one_sweep_is_run_by_one_process(folder, fork, tiny_model, place):
 
 def test_label_free_ranking_needs_no_search(report, fork, tiny_model, place):
     args = ["--backbone", tiny_model, "--dataset", "digits", "--timesteps", "0", "100", "600"]
-    out = run("label_free", *args, cwd=place, start=fork)
+    out = run("label_free", *args, "--num-labels", "300", cwd=place, start=fork)
     [table] = place.glob("out/*/label_free.csv")
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 30
     ranking = [float(row["ranking"]) for row in rows]
     assert ranking == sorted(ranking, reverse=True)
+    assert {*SCORES, *LABELLED} < set(rows[0])
     assert "heat map" in out and table.with_suffix(".png").exists()
+    assert "256 of the training images in two noise draws; logme, h_score, ridge saw the first 300 labels" in out
+
+
+def test_the_ranking_can_start_the_search(folder, fork, tiny_model, place):
+    args = search_args(tiny_model, "--start", "label-free")
+    out = run("layer_noise", *args, cwd=place, start=fork)
+    newest = max(place.glob("out/layer-noise-*/results.json"), key=lambda path: path.stat().st_mtime)
+    assert newest.parent != folder
+    results, by_ridge = (json.loads(path.read_text()) for path in (newest, folder / "results.json"))
+    assert set(results["label_free_trust"]) == {"consensus", *SCORES}
+    assert results["label_free_ranking"] == by_ridge["label_free_ranking"]
+    [(_, timesteps), *_] = results["timesteps_at"].items()
+    looked = np.array(results["ridge_accuracy"], dtype=float)
+    assert len(timesteps) == 2 and np.isfinite(looked).any(0).sum() == 2
+    assert "over the places at t = " in out
+    newest.unlink()
+    again = run("layer_noise", *args, cwd=place, start=fork)
+    assert again.partition("\ncost ")[0] == out.partition("\ncost ")[0]
+
+
+def test_scores_are_followed_along_a_training(fork, tmp_path):
+    out = ["--dataset", "digits", "--out", str(tmp_path / "ddpm")]
+    small = ["--channels", "8", "16", "--batch-size", "8", "--steps", "6", "--learning-rate", "10"]
+    run("pretrain", *out, *small, "--snapshot-every", "2", cwd=tmp_path, start=fork)
+    args = ["--backbone", str(tmp_path / "ddpm"), "--dataset", "digits", "--num-images", "16", "--every", "2"]
+    told = run("label_free", *args, "--timesteps", "10", "100", cwd=tmp_path, start=fork)
+    [table] = tmp_path.glob("out/label-free-every-2-*/trajectories.csv")
+    rows = list(csv.DictReader(table.open()))
+    assert [int(row["step"]) for row in rows] == [step for step in (2, 4, 6) for _ in range(7)]
+    assert len({row["timestep"] for row in rows}) == 1
+    assert len({row["alignment"] for row in rows}) > 14
+    assert np.asarray(Image.open(table.with_suffix(".png")).convert("L")).std() > 10
+    assert "snapshots     2, 4, 6" in told

@@ -8,8 +8,8 @@ from ddae.features import FeatureKey
 from ddae.probe import Candidate, ProbeResult
 from sweeps.tuning import outcome
 from sweeps.tuning.evaluation import from_record, to_record
-from sweeps.tuning.outcome import FinishedTrial
-from sweeps.tuning.plan import Plan, choose_rungs
+from sweeps.tuning.outcome import FinishedTrial, LabelFree
+from sweeps.tuning.plan import Plan, choose_rungs, sweep_folder
 from sweeps.tuning.race import Race
 from sweeps.tuning.space import Space
 
@@ -99,6 +99,29 @@ def test_half_of_the_timesteps_stay_but_never_too_few(plan):
     assert kept(20, keep=0.25, finalists=1) == [5, 2, 1]
     assert kept(1, keep=0.5, finalists=2) == [1, 1, 1]
     assert kept(7, exhaustive=True) == [7, 7, 7]
+
+
+def test_the_flag_that_decides_trials_names_another_sweep_and_leaves_the_others_their_folder(plan, tmp_path):
+    label_free = replace(plan, start="label-free", looks=(200,))
+    default, other = (sweep_folder(tmp_path, one, "optuna", 4) for one in (plan, label_free))
+    assert default != other
+    assert replace(plan, looks=(200,)).least_and_most() > label_free.least_and_most()
+
+
+def test_what_the_ranking_would_have_chosen_is_told_with_and_without_a_look_there(plan):
+    look = {t: {"mid": np.arange(50) < 40, "up.0.0": np.arange(50) < 30} for t in (0, 10)}
+    ranking = np.array([[0.0, 1.0], [2.0, 0.5]])
+    label_free = LabelFree(ranking, {"alignment": -ranking, "uniformity": -ranking})
+    winner = Candidate("mid", 10, 1, "linear")
+    told = outcome.without_labels(plan, winner, Race([look], plan.space.places), label_free)
+    assert told.startswith("up.0.0/0 would have been chosen: 20.0 +- 5.7 points lost under ridge on 50 images; ")
+    assert "-0.45 over all places, 0.00 over the blocks at one timestep" in told
+    told = outcome.without_labels(plan, winner, Race([{10: look[10]}], {10: ("mid", "up.0.0")}), label_free)
+    assert told.startswith("up.0.0/0 would have been chosen: ridge did not look there; ")
+    assert "1.00 over the places at t = 10, 1.00 over" in told
+    trusted = label_free.trust(Race([look], plan.space.places).accuracy(plan))
+    assert list(trusted) == ["consensus", "alignment", "uniformity"]
+    assert trusted["alignment"].regret == pytest.approx(20)
 
 
 def test_first_comes_every_pooling_and_head_of_the_best_place(plan):

@@ -11,7 +11,8 @@ from ddae.backbones import load_backbone
 COMMAND = [sys.executable, str(Path(__file__).parents[2] / "sweeps" / "pretrain.py"), "--dataset", "digits"]
 SMALL = ["--channels", "8", "16", "--batch-size", "8", "--steps", "6", "--checkpoint-every", "3"]
 
-WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
+SNAPSHOT = "unet/diffusion_pytorch_model.safetensors"
+WEIGHTS = f"model/{SNAPSHOT}"
 
 
 def train(out, *args, interrupt_at=None):
@@ -33,12 +34,19 @@ cli.run(pretrain.main, pretrain.Pretrain, "")
 
 
 def test_training_goes_on_where_it_stopped(tmp_path):
-    assert train(tmp_path / "whole").returncode == 0
+    assert train(tmp_path / "whole", "--snapshot-every", "2").returncode == 0
     assert train(tmp_path / "parts", interrupt_at=4).returncode == 130
     assert not (tmp_path / "parts" / "model").exists()
-    assert train(tmp_path / "parts").returncode == 0
+    assert train(tmp_path / "parts", "--snapshot-every", "2").returncode == 0
     whole, parts = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    steps = [
+        {path.name: load_file(path / SNAPSHOT) for path in (tmp_path / of).glob("step-*")} for of in ("whole", "parts")
+    ]
+    assert [sorted(snapshots) for snapshots in steps] == [["step-2", "step-4", "step-6"], ["step-4", "step-6"]]
+    assert all(torch.equal(steps[0][at][name], steps[1][at][name]) for at in steps[1] for name in whole)
+    assert all(torch.equal(whole[name], steps[0]["step-6"][name]) for name in whole)
+    assert not all(torch.equal(whole[name], steps[0]["step-4"][name]) for name in whole)
 
 
 def test_the_result_is_a_model_with_a_card_and_pictures(tmp_path):

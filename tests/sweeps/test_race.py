@@ -1,11 +1,12 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ddae.backbones import Block
 from sweeps.tuning.evaluation import look_poolings
-from sweeps.tuning.race import Race, clearly_worse, survivors
+from sweeps.tuning.race import Race, best_timesteps, clearly_worse, survivors
 from sweeps.tuning.space import Need, Space
 
 SHARES = {"mid": 0.25, "up.0.0": 0.5, "up.1.0": 1.0}
@@ -34,6 +35,12 @@ def test_one_lucky_block_does_not_carry_a_timestep():
     blocks = [f"up.{i}.0" for i in range(9)]
     steady, lucky = dict.fromkeys(blocks, 0.80), {**dict.fromkeys(blocks, 0.60), "up.0.0": 0.85}
     assert list(survivors(look({0: steady, 10: lucky}), 1)) == [0]
+
+
+def test_a_label_free_ranking_keeps_the_timesteps_where_three_blocks_rank_best():
+    plan = SimpleNamespace(space=SPACE, num_kept=lambda cut: (2, 1)[cut])
+    ranking = np.array([[9.0, 1.0, 0.0], [-5.0, 1.0, 0.0], [-5.0, 1.0, 0.0]])
+    assert best_timesteps(plan, ranking) == {10: tuple(SHARES), 100: tuple(SHARES)}
 
 
 def test_more_images_tell_more_apart():
