@@ -1,7 +1,8 @@
-"""Pre-train a small DDPM on a dataset's train split: the network whose features a sweep then searches.
+"""Pre-train a small DDPM or EDM on a dataset's train split: the network whose features a sweep then searches.
 
     python sweeps/pretrain.py                    # the one that ships with the package; 85 minutes on 2 cores
     python sweeps/pretrain.py --steps 500        # a smoke test
+    python sweeps/pretrain.py --family edm
 
 Writes a diffusers folder (fp16 weights of the exponential moving average, scheduler, model card), loss.png and
 samples.png; with --snapshot-every N also such folders on the way, step-N, step-2N, ... Stop it at any time: the same
@@ -17,16 +18,19 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from sweeps import cli
 
 
 @dataclass(frozen=True)
 class Pretrain:
+    family: Literal["ddpm", "edm"] = "ddpm"
+    """DDPM's UNet and loss, or DDPM++ with EDM's preconditioning."""
     dataset: str = "fashion-mnist"
     """Name or image folder; only its official train split is used."""
     out: Path | None = None
-    """Folder for the model, the checkpoint and the pictures; out/ddpm-<dataset> if not given."""
+    """Folder for the model, the checkpoint and the pictures; out/<family>-<dataset> if not given."""
     steps: int = 12_000
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -52,7 +56,6 @@ class Pretrain:
 def main(config: Pretrain) -> None:
     import numpy as np
     import torch
-    from diffusers import DDPMPipeline, DDPMScheduler
     from diffusers.training_utils import EMAModel
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -74,17 +77,16 @@ def main(config: Pretrain) -> None:
 
     torch.manual_seed(config.seed)
     shape = pretrain.UNetShape(first.shape[-1], in_channels, tuple(config.channels))
-    unet = pretrain.make_unet(shape).to(device)
+    family = pretrain.FAMILIES[config.family]
+    unet, scheduler = family.make_unet(shape).to(device), family.make_scheduler()
     ema = EMAModel(unet.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=0.0)
-    scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
-    alphas_cumprod = scheduler.alphas_cumprod.to(device)
 
     # What decides the trained weights; a checkpoint of other settings is not gone on from.
     free = {"out", "device", "checkpoint_every", "snapshot_every", "data_root"}
     recipe = {k: v for k, v in asdict(config).items() if k not in free}
     recipe = json.loads(json.dumps(recipe))
-    out = config.out or Path("out") / f"ddpm-{Path(config.dataset).resolve().name}"
+    out = config.out or Path("out") / f"{config.family}-{Path(config.dataset).resolve().name}"
     cli.check_writable(out)
     checkpoint = out / "checkpoint.pt"
     losses: list[float] = []
@@ -101,6 +103,9 @@ def main(config: Pretrain) -> None:
     def draw_batch(rng: torch.Generator) -> torch.Tensor:
         rows = torch.randint(images.num_train, (config.batch_size,), generator=rng).numpy()
         return images.read(rows)[:, :in_channels].to(device).float() / 127.5 - 1
+
+    def loss_of(x0: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        return family.loss(unet, x0, scheduler, rng)
 
     def save() -> None:
         part = checkpoint.with_suffix(".part")
@@ -133,7 +138,7 @@ def main(config: Pretrain) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * pretrain.warmup_cosine(step, config.steps, 500)
             autocast = torch.bfloat16 if config.autocast else None
-            loss = pretrain.train_step(unet, optimizer, draw_batch, alphas_cumprod, step, config.seed, autocast)
+            loss = pretrain.train_step(unet, optimizer, draw_batch, loss_of, step, config.seed, autocast)
             if loss != loss:
                 raise ValueError(
                     f"the loss is not a number at step {step}; lower --learning-rate {config.learning_rate}"
@@ -151,12 +156,14 @@ def main(config: Pretrain) -> None:
     ema.copy_to(unet.parameters())
     unet.eval()
     loss_curve(losses, out / "loss.png")
-    image_grid(pretrain.sample(unet, dict(scheduler.config), 64, config.seed), out / "samples.png")
-    DDPMPipeline(unet.half(), scheduler).save_pretrained(out / "model")
+    image_grid(pretrain.sample(unet, scheduler, 64, config.seed), out / "samples.png")
+    pretrain.save(unet, scheduler, out / "model")
     final_loss = sum(losses[-500:]) / len(losses[-500:])
     num_params = sum(p.numel() for p in unet.parameters())
     (out / "model" / "README.md").write_text(
         MODEL_CARD.format(
+            family=family.name,
+            noise=family.noise,
             command=shlex.join(["python", "sweeps/pretrain.py", *sys.argv[1:]]),
             dataset=config.dataset,
             num_images=images.num_train,
@@ -179,16 +186,16 @@ license: apache-2.0
 library_name: diffusers
 pipeline_tag: unconditional-image-generation
 ---
-# A small unconditional DDPM on {dataset}
+# A small unconditional {family} on {dataset}
 
-{params:.2f}M parameters, linear schedule, T = 1000, fp16 weights of the exponential moving average.
+{params:.2f}M parameters, {noise}, fp16 weights of the exponential moving average.
 Trained on the {num_images:,} images of the official train split, without labels; no test image was seen.
 
 | command | `{command}` |
 |---|---|
 | seed | {seed} |
 | steps x batch | {steps:,} x {batch_size} |
-| noise-prediction loss, mean of the last 500 steps | {loss:.4f} |
+| loss, mean of the last 500 steps | {loss:.4f} |
 | training time | {minutes:.0f} minutes on {device} ({threads} threads) |
 """
 

@@ -60,6 +60,15 @@ def test_the_result_is_a_model_with_a_card_and_pictures(tmp_path):
     assert (tmp_path / "loss.png").exists() and (tmp_path / "samples.png").exists()
 
 
+def test_edm_learns_and_is_loaded_with_its_own_noise(tmp_path):
+    assert train(tmp_path, "--family", "edm", "--steps", "60").returncode == 0
+    backbone = load_backbone(str(tmp_path / "model"))
+    assert backbone.sigma(1) == 0.002 and len(backbone.blocks) == 7
+    assert "small unconditional EDM on digits" in (tmp_path / "model" / "README.md").read_text()
+    losses = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["losses"]
+    assert sum(losses[-10:]) < sum(losses[:10])
+
+
 def test_other_settings_do_not_go_on_from_a_checkpoint(tmp_path):
     assert train(tmp_path).returncode == 0
     again = train(tmp_path, "--learning-rate", "0.1")
