@@ -15,8 +15,8 @@ INPUTS = {"image": "binary"}
 """The bytes of a PNG, JPEG or any other file that Pillow reads; base64 in JSON."""
 OUTPUTS = {"label": "long", "class": "string", "probability": "double"}
 PACKAGES = (
-    "torch", "torchvision", "diffusers", "transformers", "datasets", "filelock", "fsspec", "huggingface-hub", "mlflow",
-    "numpy", "pandas", "pillow", "pyarrow", "pyyaml", "safetensors", "scikit-learn", "scipy", "xxhash",
+    "torch", "diffusers", "transformers", "filelock", "fsspec", "huggingface-hub", "mlflow", "numpy", "pandas",
+    "pillow", "pyarrow", "pyyaml", "safetensors", "scikit-learn", "xxhash",
 )  # fmt: skip
 """All that it imports, beside the packages of this project."""
 
