@@ -76,7 +76,7 @@ def main(config: Similarity) -> None:
             print(f"{network[0].backbone}\n{estimate(*network, cost, cost)}\n")
         return
     plans = [plan for plan, _, _ in networks]
-    rows, *others = (features_of(plan) for plan in plans)
+    rows, *others = map(features_of, plans, labels([plan.backbone for plan in plans]))
     columns = [one for each in others for one in each] or rows
     made_of = [(one.plan.key.asdict(), one.name) for one in rows + columns]
     folder = config.out / f"similarity-{content_key(made_of=made_of, num_images=num_images)[:8]}"
@@ -125,9 +125,14 @@ def make_plans(config: Similarity) -> list[tuple["Plan", "Backbone", "Dataset"]]
     return plans
 
 
-def features_of(plan: "Plan") -> list[Feature]:
+def labels(names: list[str]) -> list[str]:
+    """Without their folders, where that leaves them different."""
+    short = [name.rstrip("/").rpartition("/")[2] for name in names]
+    return short if len(set(short)) == len(set(names)) else names
+
+
+def features_of(plan: "Plan", network: str) -> list[Feature]:
     """In the network's order inside a timestep; of a map that is too small for several poolings the first alone."""
-    network = plan.backbone.rstrip("/").rpartition("/")[2]
     return [
         Feature(network, plan, block, timestep, pooling)
         for pooling in plan.space.poolings
