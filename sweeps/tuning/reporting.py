@@ -370,12 +370,14 @@ def scores(found: Findings, path: Path) -> Section | None:
     for name, merit in label_free.merits.items():
         (block, t), lost, error = outcome.first_choice(plan, found.race, merit, found.winner)
         rows.append((name, f"{outcome.spearman(merit, looked):.2f}", f"{block}/{t}", f"{lost:.1f} +- {error:.1f}"))
+    (block, t), lost, error = outcome.first_choice(plan, found.race, label_free.ranking, found.winner)
     correlation = outcome.spearman(label_free.ranking, looked)
     row, column = np.unravel_index(label_free.ranking.argmax(), looked.shape)
     return Section(
         "What would have been chosen without labels",
-        f"Without labels {rows[0][2]} would have been chosen, which loses {rows[0][3]} points; over all "
-        f"{looked.size:,} places the ranking agrees with accuracy by a Spearman of {correlation:.2f}.",
+        f"Without labels {block}/{t} would have been chosen, which {'loses' if lost >= 0 else 'gains'} "
+        f"{abs(lost):.1f} +- {error:.1f} points; over all {looked.size:,} places the ranking agrees with accuracy by a "
+        f"Spearman of {correlation:.2f}.",
         f"Scores without labels, of every block and timestep, against ridge on {plan.looks[0]:,} images. Points lost "
         "(regret) are those of a score's first choice against the answer's place under that ridge.",
         report.score_scatter(
