@@ -83,7 +83,7 @@ def main(config: LayerNoise) -> None:
     from sweeps.tuning.outcome import warm_start
     from sweeps.tuning.plan import load_model, sweep_folder
     from sweeps.tuning.race import best_timesteps
-    from sweeps.tuning.run import Search, Sweep, check_cluster, ray_cluster
+    from sweeps.tuning.run import AXES, COLUMNS, Search, Sweep, check_cluster, ray_cluster
 
     search = Search(config.search, config.num_trials, config.seed, config.round_size)
     if config.list_blocks:
@@ -103,6 +103,7 @@ def main(config: LayerNoise) -> None:
     with only_process(folder), Tracker(tracking_uri(), plan.name, folder.name, folder.name) as tracker:
         (folder / "config.yaml").write_text(yaml.safe_dump(as_flags(config)))
         tracker.log_params({**as_flags(config), "backbone_sha256": plan.key.backbone, "store_folder": plan.folder()})
+        tracker.show("val_accuracy", COLUMNS, AXES)
         loaded = time.time()
         with ray_cluster(), Sweep(plan) as sweep:
             sweep.busy.append((started, loaded))
@@ -178,7 +179,7 @@ def conclude(
             *sorted((folder / "figures").glob("*.png")),
             *(folder / name for name in ("report.html", "report.txt", "trials.csv", "config.yaml")),
         ],
-        "\n\n".join(line for line in text.splitlines() if line.startswith(("answer", "cost"))),
+        "\n\n".join(" ".join(line.split()) for line in text.splitlines() if line.startswith(("answer", "cost"))),
     )
     scratch.replace(folder / "results.json")
     return text

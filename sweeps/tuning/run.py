@@ -38,6 +38,10 @@ waits."""
 FITS_A_SLOT = 250
 """Of one call of Tune, which keeps 30 KB a fit and takes two seconds to start."""
 
+AXES = "block", "timestep", "pooling", "head"
+COLUMNS = "block", "timestep", "sigma", "pooling", "head", "num_images"
+"""Params of a trial that MLflow's page of it shows, in charts and in the table."""
+
 
 @dataclass(frozen=True)
 class Search:
@@ -192,8 +196,6 @@ class Sweep:
             return self.extraction.run(self.extraction.fill(needs))
 
         self.progress.stage("search")
-        columns = "block", "timestep", "sigma", "pooling", "head", "num_images"
-        tracker.show("val_accuracy", columns, ("block", "timestep", "pooling", "head"))
         searcher = TuneSearcher(halving, self._known, features, num_slots)
         with self.progress, self._logging(halving, race.places, tracker) as log:
             watch = Watch(self.progress, halving, log)
