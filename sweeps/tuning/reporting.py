@@ -374,7 +374,8 @@ def scores(found: Findings, path: Path) -> Section | None:
         within = f"{one.spearman_within_timestep:.2f}"
         rows.append((name, f"{one.spearman:.2f}", within, *outcome.first_choice(plan, found.race, merit, found.winner)))
     correlation = trusted["consensus"].spearman
-    loses = f", which loses {rows[0][4]} points" if rows[0][4] else ""
+    lost = rows[0][4]
+    loses = f", which {'gains' if lost[0] == '-' else 'loses'} {lost.lstrip('-')} points" if lost else ""
     row, column = np.unravel_index(label_free.ranking.argmax(), looked.shape)
     return Section(
         "What would have been chosen without labels",
