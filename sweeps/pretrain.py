@@ -126,7 +126,7 @@ def main(config: Pretrain) -> None:
         averaged = copy.deepcopy(unet).eval()
         ema.copy_to(averaged.parameters())
         part = folder.with_suffix(".part")
-        DDPMPipeline(averaged.half(), scheduler).save_pretrained(part)
+        pretrain.save(averaged, scheduler, part)
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
 
