@@ -217,10 +217,11 @@ def label_free_first(play: Play, num_places: int = 5) -> None:
     rows = np.random.default_rng(play.seed).permutation(SECOND_DRAW)[: plan.label_free_needs()[0].num_images]
     scores = []
     for block in plan.space.blocks:
-        for timestep in plan.space.timesteps:
+        timesteps = plan.space.timesteps
+        for timestep, following in zip(timesteps, timesteps[1:] + timesteps[-1:], strict=True):
             views = []
-            for draw in (0, 1):
-                column = plan.column(timestep, "train", block.name, draw)
+            for at, draw in ((timestep, 0), (timestep, 1), (following, 1)):
+                column = plan.column(at, "train", block.name, draw)
                 maps = to_maps(FeatureStore(plan.store).read(column, SECOND_DRAW), block.channels)
                 views.append(pool(maps, 1).flatten(1)[rows])
             scores.append(label_free.measure(*views))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddae.label_free.agreement import Trust, spearman, trust
 from ddae.label_free.labelled import h_score, logme, ridge
-from ddae.label_free.unlabelled import alignment, alpha_req, cluster_learnability, icr, rankme, uniformity
+from ddae.label_free.unlabelled import alignment, alpha_req, cluster_learnability, contrast, icr, rankme, uniformity
 
 __all__ = [
     "CONSENSUS",
@@ -41,6 +41,8 @@ class Score:
     """inf where higher is better, -inf where lower is, else the value it should be near."""
     num_draws: int = 1
     """Noise draws of the same images that `of` takes; in LABELLED one, the labels and the number of classes."""
+    noisier: bool = False
+    """Whether the second draw is of the next noisier timestep."""
 
     def __call__(self, features: Tensor, *more: Tensor | int) -> float:
         if len(features) < MIN_IMAGES:
@@ -55,6 +57,7 @@ class Score:
 SCORES: dict[str, Score] = {
     "alignment": Score(alignment, best=-math.inf, num_draws=2),
     "uniformity": Score(uniformity, best=-math.inf),
+    "contrast": Score(contrast, best=math.inf, num_draws=2, noisier=True),
     "icr": Score(icr, best=-math.inf, num_draws=2),
     "cluster_learnability": Score(cluster_learnability, best=math.inf),
     "rankme": Score(rankme, best=math.inf),
@@ -65,14 +68,19 @@ LABELLED: dict[str, Score] = {
     "h_score": Score(h_score, best=math.inf),
     "ridge": Score(ridge, best=math.inf),
 }
-CONSENSUS = ("alignment", "uniformity")
+CONSENSUS = ("alignment", "uniformity", "contrast")
 """The scores that rank together."""
 
 
-def measure(first: Tensor, second: Tensor) -> dict[str, float]:
-    """Every score of SCORES from two noise draws of the same images; a score of one draw is the mean over both."""
+def measure(first: Tensor, second: Tensor, noisier: Tensor) -> dict[str, float]:
+    """Every score of SCORES from two noise draws of the same images; a score of one draw is the mean over both.
+
+    noisier: the second draw of the next noisier timestep, or of this one where it is the last.
+    """
     return {
-        name: score(first, second) if score.num_draws == 2 else (score(first) + score(second)) / 2
+        name: score(first, noisier if score.noisier else second)
+        if score.num_draws == 2
+        else (score(first) + score(second)) / 2
         for name, score in SCORES.items()
     }
 
@@ -85,6 +93,7 @@ def measure_labelled(features: Tensor, labels: Tensor, num_classes: int) -> dict
 def rank(scores: Sequence[Mapping[str, float]], members: Sequence[str] = CONSENSUS) -> Tensor:
     """One number a cell, float64, higher is better: the sum of the members' merits, each standardised over the cells so
     that none decides alone. The paper finds the best layers where alignment and uniformity are both low."""
-    merits = np.array([SCORES[name].merit(np.array([cell[name] for cell in scores])) for name in members])
+    every = {**SCORES, **LABELLED}
+    merits = np.array([every[name].merit(np.array([cell[name] for cell in scores])) for name in members])
     deviation = merits.std(1, keepdims=True)
     return torch.from_numpy(((merits - merits.mean(1, keepdims=True)) / deviation.clip(1e-12)).sum(0))

@@ -38,6 +38,17 @@ def uniformity(features: Tensor) -> float:
     return math.log(total / (len(x) * (len(x) - 1) / 2))
 
 
+def contrast(first: Tensor, second: Tensor) -> float:
+    """Log-probability that an image's other draw is found among those of all images, the mean both ways, by the softmax
+    of cosines at temperature 0.5: minus the loss of contrastive learning (InfoNCE, van den Oord et al. 2018), of which
+    alignment and uniformity are the two halves (Wang & Isola 2020).
+
+    -log N - 4 to 0 nats, higher is better; chance is -log N. Degenerate as t -> 0, unless one draw has more noise.
+    """
+    logits = on_sphere(first) @ on_sphere(second).T / 0.5
+    return float((logits.log_softmax(0).diag() + logits.log_softmax(1).diag()).mean() / 2)
+
+
 def icr(first: Tensor, second: Tensor) -> float:
     """Invariant contamination ratio, 1 / (1 + mean lambda), where S v = lambda R v, S the covariance of the images'
     means over noise draws and R that of a draw's residual (Li et al. 2026, arXiv 2606.09718).

@@ -97,15 +97,15 @@ class Extraction:
         return answers
 
     async def label_free(
-        self, first: list[Need], second: list[Need], num_labels: int = 0
+        self, first: list[Need], second: list[Need], noisier: list[Need], num_labels: int = 0
     ) -> list[dict[str, dict[str, float]]]:
-        """Of each pair of needs, two noise draws, block -> score -> value."""
+        """Of each two noise draws, and the second of the next timestep, block -> score -> value."""
 
         async def at(*draws: Need) -> dict[str, dict[str, float]]:
             await self.fill(list(draws))
             return await self.call("label_free", *draws, num_labels)
 
-        return await asyncio.gather(*map(at, first, second))
+        return await asyncio.gather(*map(at, first, second, noisier))
 
     async def call(self, method: str, *args: Any) -> Any:
         """What an extractor answers."""

@@ -111,16 +111,17 @@ class Extractor:
         """Of a need of one block that is filled: which images leave-one-out ridge gets right."""
         return look(self.plan, need)
 
-    def label_free(self, first: Need, second: Need, num_labels: int) -> dict[str, dict[str, float]]:
-        """block -> score -> value, from two noise draws of the images of `second`, each map's mean a channel; of needs
-        that are filled. num_labels: of the first images of `first`, for the scores that want some."""
+    def label_free(self, first: Need, second: Need, noisier: Need, num_labels: int) -> dict[str, dict[str, float]]:
+        """block -> score -> value, from two noise draws of the images of `second`, each map's mean a channel, and its
+        draw at the next timestep; of needs that are filled. num_labels: of the first images of `first`, for the scores
+        that want some."""
         labels = torch.from_numpy(self.plan.labels[first.split][:num_labels])
         scores = {}
         for block in second.blocks:
-            views = [self.store.read(self._column(need, block), need.num_images) for need in (first, second)]
+            views = [self.store.read(self._column(need, block), need.num_images) for need in (first, second, noisier)]
             channels = self.plan.space.block(block).channels
-            x, y = (pool(to_maps(view, channels), 1).flatten(1) for view in views)
-            scores[block] = label_free.measure(x[: len(y)], y)
+            x, y, z = (pool(to_maps(view, channels), 1).flatten(1) for view in views)
+            scores[block] = label_free.measure(x[: len(y)], y, z)
             if num_labels:
                 scores[block] |= label_free.measure_labelled(x[:num_labels], labels, self.plan.num_classes)
         return scores

@@ -166,9 +166,10 @@ class Sweep:
         want some."""
         first = self.plan.label_free_needs(max(num_images, num_labels), draw=0)
         second = self.plan.label_free_needs(num_images)
+        noisier = second[1:] + second[-1:]
         self._begin("label-free", [*first, *second], len(second))
         with self.progress:
-            scores = self.extraction.run(self.extraction.label_free(first, second, num_labels)).result()
+            scores = self.extraction.run(self.extraction.label_free(first, second, noisier, num_labels)).result()
         return LabelFree.of(self.plan, scores)
 
     def search(self, search: Search, race: Race, first: list[Candidate], tracker: Tracker) -> list[FinishedTrial]:

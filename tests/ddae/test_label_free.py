@@ -7,9 +7,11 @@ import torch
 from scipy.linalg import eigh
 from scipy.optimize import minimize
 from scipy.spatial.distance import pdist
+from scipy.special import softmax
 from scipy.stats import multivariate_normal
 from sklearn.cluster import KMeans
 from sklearn.covariance import LedoitWolf
+from sklearn.metrics import log_loss
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize, scale
 
@@ -201,9 +203,26 @@ def test_a_class_without_an_image_counts_for_nothing():
         assert more == pytest.approx(LABELLED[name](features, labels, NUM_CLASSES), abs=1e-9)
 
 
+def test_contrast_is_the_cross_entropy_of_finding_the_other_draw():
+    first, second, _ = planted()
+    cosines = sphere(first) @ sphere(second).T
+    right = np.arange(len(first))
+    there, back = log_loss(right, softmax(2 * cosines, 1)), log_loss(right, softmax(2 * cosines.T, 1))
+    assert unlabelled.contrast(first, second) == pytest.approx(-(there + back) / 2, abs=1e-5)
+
+
+def test_the_contrast_and_the_consensus_see_a_noise_that_two_equal_draws_hide():
+    (first, _, _), (noise_draw, _, _) = planted(), noise()
+    weak, strong = first + 0.1 * noise_draw, first + 3 * noise_draw
+    cells = [label_free.measure(first, first, noisier) for noisier in (strong, weak)]
+    assert cells[0]["alignment"] == cells[1]["alignment"] == 0
+    assert cells[0]["contrast"] < cells[1]["contrast"]
+    assert label_free.rank(cells).argmax() == 1
+
+
 def test_measure_takes_the_mean_over_both_draws():
     first, second, _ = planted()
-    scores = label_free.measure(first, second)
+    scores = label_free.measure(first, second, second)
     assert list(scores) == list(SCORES)
     assert scores["rankme"] == pytest.approx((unlabelled.rankme(first) + unlabelled.rankme(second)) / 2)
     assert scores["icr"] == unlabelled.icr(first, second)
