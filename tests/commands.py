@@ -16,6 +16,8 @@ from pathlib import Path
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 PRELOADED = ["sweeps.tuning.run", "diffusers.models.unets.unet_2d", "mlflow", "sklearn.datasets", "matplotlib.pyplot"]
 
+ONE_CPU = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 1}'}
+
 
 def own_environment(**env: str) -> dict[str, str]:
     """Without what a user may have set for Ray and MLflow."""
@@ -32,7 +34,7 @@ def start(command: str, *args: str, cwd: Path, **env: str) -> subprocess.Popen:
 
 
 class Fork:
-    """As much of a Popen as the tests use."""
+    """As much of a Popen as the tests use; on a Ray of one CPU, so that one process imports what an extractor needs."""
 
     def __init__(self, command: str, *args: str, cwd: Path, **env: str):
         forkserver = multiprocessing.get_context("forkserver")
@@ -40,7 +42,9 @@ class Fork:
         self._folder = tempfile.TemporaryDirectory()
         self._printed = [Path(self._folder.name) / name for name in ("out", "err")]
         self._process = forkserver.Process(
-            target=_run, args=(SWEEPS / f"{command}.py", args, cwd, own_environment(**env), self._printed), daemon=True
+            target=_run,
+            args=(SWEEPS / f"{command}.py", args, cwd, own_environment(**(ONE_CPU | env)), self._printed),
+            daemon=True,
         )
         self._process.start()
         self.pid = self._process.pid

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -63,7 +64,7 @@ def test_the_result_is_a_model_with_a_card_and_pictures(tmp_path):
 def test_edm_learns_and_is_loaded_with_its_own_noise(tmp_path):
     assert train(tmp_path, "--family", "edm", "--steps", "60").returncode == 0
     backbone = load_backbone(str(tmp_path / "model"))
-    assert backbone.sigma(1) == 0.002 and len(backbone.blocks) == 7
+    assert backbone.sigma(1) == pytest.approx(0.002) and len(backbone.blocks) == 7
     assert "small unconditional EDM on digits" in (tmp_path / "model" / "README.md").read_text()
     losses = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["losses"]
     assert sum(losses[-10:]) < sum(losses[:10])

@@ -48,7 +48,7 @@ def findings(
         return FinishedTrial(cell, rungs, num_rungs < len(plan.rungs))
 
     trials = [trial(place, cell) for place, cell in enumerate(space.candidates_at(places))]
-    scores = {name: rng.random((num_blocks, len(timesteps))) for name in ("alignment", "uniformity", "another")}
+    scores = {name: rng.random((num_blocks, len(timesteps))) for name in ("alignment", "uniformity", "contrast")}
     picture = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
     shown = np.sort(np.unique(labels["val"], return_index=True)[1])[:5]
     near = Neighbours(
