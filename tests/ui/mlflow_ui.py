@@ -85,6 +85,9 @@ class Browser:
         self.wait(element.is_enabled)
         element.click()
 
+    def texts(self, selector: str) -> list[str]:
+        return self.script("return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", selector)
+
     def column(self, name: str) -> list[str]:
         """Of the table of runs, from its top."""
         return self.script(
@@ -99,10 +102,14 @@ class Browser:
         cells = self.driver.find_elements(By.CSS_SELECTOR, ".ag-header-cell")
         return [cell.get_attribute("col-id") for cell in sorted(cells, key=lambda cell: cell.location["x"])]
 
-    def plot(self) -> list[dict]:
-        """What the chart on Compare's open tab draws."""
-        self.find("[role=tabpanel] .js-plotly-plot")
-        return self.script("return document.querySelector('[role=tabpanel] .js-plotly-plot').data")
+    def plot(self, *types: str) -> list[dict]:
+        """What Compare's open tab draws, once it is of these types."""
+
+        def drawn() -> list[dict] | None:
+            traces = self.script("return document.querySelector('[role=tabpanel] .js-plotly-plot')?.data ?? []")
+            return traces if [trace["type"] for trace in traces] == [*types] else None
+
+        return self.wait(drawn)
 
     def compare_all(self) -> None:
         """Select every run of the table and press Compare."""
@@ -118,8 +125,12 @@ class Browser:
             for name in names:
                 self.click(f".du-bois-light-select-item-option[title={name}]")
             self.click("h2, h1")  # closes the list
-        self.wait(lambda: [axis["label"] for axis in self.plot()[0]["dimensions"]] == [*params, metric])
-        return self.plot()[0]["dimensions"]
+
+        def axes() -> list[dict] | None:
+            [trace] = self.plot("parcoords")
+            return trace["dimensions"] if [axis["label"] for axis in trace["dimensions"]] == [*params, metric] else None
+
+        return self.wait(axes)
 
     def choose(self, selector: str, option: str) -> None:
         self.click(selector)

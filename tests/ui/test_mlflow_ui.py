@@ -52,6 +52,10 @@ def test_the_best_is_first_and_compare_draws_the_cells(browser, address, cells):
     browser.click("[data-testid=sort-header-val_accuracy]")
     browser.wait(lambda: float(browser.column("metrics.`val_accuracy`")[0]) == pytest.approx(best_first[-1]))
 
+    browser.click("label:has(input[value=CHART])")
+    browser.wait(lambda: browser.texts(".parcoords .label") == [*AXES, "val_accuracy"])
+    browser.click("label:has(input[value=TABLE])")
+
     browser.compare_all()
     block, timestep, pooling, head, accuracy = browser.parallel_coordinates(AXES, "val_accuracy")
     assert block["ticktext"] == ["mid", "up.0.0"] and head["ticktext"] == ["knn", "ridge"]
@@ -67,11 +71,11 @@ def test_the_best_is_first_and_compare_draws_the_cells(browser, address, cells):
 
     browser.click("[role=tab]", "Contour Plot")
     browser.choose("#yaxis-selector", "timestep")
-    contour, _ = browser.plot()
-    assert contour["type"] == "contour"
+    browser.wait(lambda: set(browser.plot("contour", "scattergl")[0]["y"]) == {0, 600})
+    contour, _ = browser.plot("contour", "scattergl")
     drawn = sorted(zip(contour["x"], contour["y"], contour["z"], strict=True))
     assert drawn == sorted((int(p["block_position"]), int(p["timestep"]), accuracy) for p, accuracy in cells)
 
     browser.click("[role=tab]", "Scatter Plot")
-    [scatter] = browser.plot()
+    [scatter] = browser.plot("scattergl")
     assert sorted(zip(scatter["x"], scatter["y"], strict=True)) == sorted((p["block"], a) for p, a in cells)
