@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from unittest import mock
+
+from tests.workers import forked_workers
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 PRELOADED = ["sweeps.tuning.run", "diffusers.models.unets.unet_2d", "mlflow", "sklearn.datasets", "matplotlib.pyplot"]
@@ -75,13 +78,15 @@ def ray_of_one_cpu(**env: str) -> Iterator[Callable[..., Fork]]:
     node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 2**28}
     before = dict(os.environ)
     os.environ.update(env)
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    os.environ.clear()
-    os.environ.update(before)
-    try:
-        yield partial(Fork, RAY_ADDRESS=cluster.address, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", **env)
-    finally:
-        cluster.shutdown()
+    with forked_workers() as python:
+        with mock.patch.object(sys, "executable", str(python)):
+            cluster = Cluster(initialize_head=True, head_node_args=node)
+        os.environ.clear()
+        os.environ.update(before)
+        try:
+            yield partial(Fork, RAY_ADDRESS=cluster.address, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", **env)
+        finally:
+            cluster.shutdown()
 
 
 def _run(script: Path, args: Sequence[str], cwd: Path, env: dict[str, str], printed: Sequence[Path]) -> None:

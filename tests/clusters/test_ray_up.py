@@ -56,6 +56,12 @@ def alone(tiny_model, tmp_path):
         process.wait()
 
 
+STOP = """for pid in $(pgrep -f '[l]ayer_noise.py' | sort -n); do
+kill -STOP $pid; until grep -q 'State:.T' /proc/$pid/status; do sleep 0.1; done
+done"""
+"""Shells first: one that runs notices that its job was stopped, and ends."""
+
+
 @pytest.fixture
 def config(shared) -> dict:
     """The project's own file, but for addresses, key, sizes and patience; the machines have Python already."""
@@ -82,7 +88,7 @@ def test_sweep_on_a_cluster(alone, machines, config, shared, tiny_model, tmp_pat
     sweep = laptop.start("ray", "exec", file, f"{command} {' '.join(ARGS)}")
 
     wait_for(lambda: two.processes("ray::Extractor"), sweep)
-    head.run("sh", "-c", "kill -STOP $(pgrep -f '[l]ayer_noise.py' | sort -n)")  # shells first, who would notice
+    head.run("sh", "-c", STOP)
     laptop.inside("ip", "link", "set", "two", "down")
     laptop.run(*start_new)
     wait_for(lambda: new.address in head.run("ss", "-Htn", "sport = :6379"), sweep)

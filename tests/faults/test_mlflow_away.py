@@ -41,7 +41,7 @@ def server(tmp_path_factory):
             assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.2)
     yield process
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
 
 

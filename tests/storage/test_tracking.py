@@ -126,5 +126,5 @@ def test_a_real_server(tmp_path):
             tracker.log_trial(trial("a"))
         assert list(children(tracker)) == ["a"]
     finally:
-        os.killpg(server.pid, signal.SIGTERM)  # its helpers too
+        os.killpg(server.pid, signal.SIGKILL)  # its helpers too
         server.wait(30)

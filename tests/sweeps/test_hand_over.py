@@ -148,7 +148,7 @@ def address(printed, place):
         assert server.poll() is None and time.monotonic() < deadline, (place / "log").read_text()
         time.sleep(0.2)
     yield address
-    os.killpg(server.pid, signal.SIGTERM)
+    os.killpg(server.pid, signal.SIGKILL)
     server.wait(30)
 
 

@@ -52,7 +52,7 @@ def ui(report: str, cwd: Path) -> Iterator[str]:
                 time.sleep(0.2)
             yield address.replace(":5000", f":{port}")
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
+            os.killpg(server.pid, signal.SIGKILL)
             server.wait(30)
 
 
