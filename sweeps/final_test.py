@@ -29,13 +29,12 @@ class FinalTest:
 
 
 def main(config: FinalTest) -> None:
+    from sweeps.tuning.outcome import read_test
     from sweeps.tuning.refit import newest_sweep, read_winner
 
     folder = config.sweep or newest_sweep(config.out)
     record, winner = folder / "final_test.json", read_winner(folder)
-    if not record.exists():
-        measure(folder, winner, record)
-    result = json.loads(record.read_text())
+    result = read_test(folder) or measure(folder, winner, record)
     if result["cell"] != winner.name:
         raise ValueError(
             f"the test set has been looked at for {result['cell']} ({100 * result['test_accuracy']:.1f} %), and the "
@@ -49,8 +48,8 @@ def main(config: FinalTest) -> None:
     )
 
 
-def measure(folder: Path, cell: "Candidate", record: Path) -> None:
-    """Fit the cell again on all training images and score it on the test images."""
+def measure(folder: Path, cell: "Candidate", record: Path) -> dict:
+    """Fit the cell again on all training images and score it on the test images; returns what it records."""
     from ddae.probe import standard_error
     from ddae.report import with_test
     from storage.feature_store import published
@@ -82,6 +81,7 @@ def measure(folder: Path, cell: "Candidate", record: Path) -> None:
     tracker.finish({"test_accuracy": accuracy, "test_stderr": stderr}, [page] if page.exists() else [])
     with published(record) as part:
         part.write_text(json.dumps(final, indent=1))
+    return final
 
 
 if __name__ == "__main__":

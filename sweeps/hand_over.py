@@ -43,12 +43,12 @@ class HandOver:
 def main(config: HandOver) -> None:
     from storage.results import content_key
     from storage.tracking import Tracker, check_server, tracking_uri
+    from sweeps.tuning.outcome import read_test
     from sweeps.tuning.refit import newest_sweep, read_winner, refit
 
     check_server(tracking_uri())
     folder = config.sweep or newest_sweep(config.out)
-    winner, test = read_winner(folder), folder / "final_test.json"
-    tested = json.loads(test.read_text()) if test.exists() else {}
+    winner, tested = read_winner(folder), read_test(folder) or {}
     fitted = refit(folder, winner, with_test=bool(tested) and config.features != "none")
     measured = {"val_accuracy": fitted.result.val_accuracy, "val_stderr": fitted.result.stderr}
     if tested.get("cell") == winner.name:

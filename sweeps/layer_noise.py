@@ -144,7 +144,7 @@ def conclude(
     facts = outcome.answer_facts(plan, answer, trials, baseline, race, label_free, cost)
     text = outcome.answer_text(plan, answer, facts) + where_to_look(folder, tracker)
     (folder / "report.txt").write_text(text)
-    test = reporting.test_text(final_test(folder), folder, answer.winner.candidate.name)
+    test = reporting.test_text(outcome.read_test(folder), folder, answer.winner.candidate.name)
     page = reporting.page(found, sections, facts, config.backbone, hidden(command(config)), test)
     (folder / "report.html").write_text(render(page), encoding="utf-8")
     write_trials(folder / "trials.csv", trials)
@@ -239,12 +239,6 @@ def finished_report(folder: Path, config: LayerNoise) -> str | None:
         return None
     before = json.loads(results.read_text())["flags"]
     return (folder / "report.txt").read_text() if before["num_trials"] == config.num_trials else None
-
-
-def final_test(folder: Path) -> dict | None:
-    """What final_test.py has recorded; an earlier search in this folder may have been tested."""
-    record = folder / "final_test.json"
-    return json.loads(record.read_text()) if record.exists() else None
 
 
 def command(config: LayerNoise) -> str:

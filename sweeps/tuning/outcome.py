@@ -1,7 +1,9 @@
 """The answer of a sweep, read off its records."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -77,6 +79,27 @@ def choose(plan: Plan, trials: list[FinishedTrial]) -> Answer:
     tied.sort(key=lambda result: plan.space.cost(result.candidate))
     best = max(tied, key=lambda result: result.val_accuracy)
     return Answer(tied[0], best, tied, len(full))
+
+
+TESTED = {"cell", "setting", "num_train", "num_test", "test_accuracy", "test_stderr", "val_accuracy", "date"}
+"""What final_test.py records."""
+
+
+def read_test(folder: Path) -> dict | None:
+    """What final_test.py has recorded of the sweep in a folder, if it has."""
+    record = folder / "final_test.json"
+    if not record.exists():
+        return None
+    try:
+        final = json.loads(record.read_text())
+        if final.keys() != TESTED:
+            raise ValueError(f"it has {', '.join(final)}")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{record}, the record that the test set has been looked at, is damaged; restore it, "
+            "or delete it to look again"
+        ) from error
+    return final
 
 
 def best_accuracies(plan: Plan, trials: list[FinishedTrial]) -> np.ndarray | None:

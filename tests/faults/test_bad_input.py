@@ -454,3 +454,14 @@ def test_a_damaged_sweep(monkeypatch, capsys, tmp_path, command, config, content
     (tmp_path / "given" / "results.json").write_text(content)
     line = fail(monkeypatch, capsys, tmp_path, command, config, ["--sweep", "given"])
     assert "given/results.json is damaged; run its sweep again" in line
+
+
+@AFTERWARDS
+@pytest.mark.parametrize("content", ["{", "[]", '{"cell": "mid/0/1/linear"}'])
+def test_a_damaged_record_of_the_test(monkeypatch, capsys, tmp_path, command, config, content):
+    (tmp_path / "given").mkdir()
+    cell = {"block": "mid", "timestep": 0, "pooling": 1, "head": "linear"}
+    (tmp_path / "given" / "results.json").write_text(json.dumps({"winner": {"candidate": cell}}))
+    (tmp_path / "given" / "final_test.json").write_text(content)
+    line = fail(monkeypatch, capsys, tmp_path, command, config, ["--sweep", "given"])
+    assert "given/final_test.json, the record that the test set has been looked at, is damaged; restore it" in line
