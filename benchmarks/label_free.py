@@ -1,7 +1,7 @@
 """Which score ranks the places of a network as a full probe does: without a label, or with a hundred.
 
     python benchmarks/label_free.py                                  # the shipped model and images
-    python benchmarks/label_free.py --pair fashion_mnist --dataset fashion-mnist
+    python benchmarks/label_free.py --pair fashion_mnist --dataset fashion-mnist --poolings 1 2
     python sweeps/pretrain.py --family edm --dataset digits --no-autocast --channels 32 64 64 --steps 800
     python benchmarks/label_free.py --pair edm_digits --dataset digits --folds 5 --backbone out/edm-digits/model
 
@@ -45,10 +45,11 @@ NUM_SHOWN = 256
 """Images that the table and the figure are of."""
 NUM_LABELS = 100
 NUM_HALVINGS = 32
+UNLABELLED = tuple(name for name in label_free.CONSENSUS if name in label_free.SCORES)
 CONSENSUSES = {
     "alignment + uniformity": ("alignment", "uniformity"),
-    "consensus (default)": label_free.CONSENSUS,
-    **{f"consensus + {name}": (*label_free.CONSENSUS, name) for name in label_free.LABELLED},
+    "consensus": UNLABELLED,
+    **{f"consensus + {name}": (*UNLABELLED, name) for name in label_free.LABELLED},
 }
 """What rank() is given."""
 
@@ -165,12 +166,10 @@ def measure(plan: Plan, timestep: int, block: str, seeds: int) -> dict[tuple[int
     values = {}
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(num_images)
+        labels = torch.from_numpy(plan.labels["train"][order[:NUM_LABELS]])
         for num in NUM_IMAGES:
-            values[num, seed] = label_free.measure(*(view[order[:num]] for view in views))
-        few = order[:NUM_LABELS]
-        labels = torch.from_numpy(plan.labels["train"][few])
-        draws = [label_free.measure_labelled(view[few], labels, plan.num_classes) for view in views[:2]]
-        values[NUM_SHOWN, seed] |= {name: (draws[0][name] + draws[1][name]) / 2 for name in draws[0]}
+            few = labels if num == NUM_SHOWN else None
+            values[num, seed] = label_free.measure(*(view[order[:num]] for view in views), few, plan.num_classes)
     return values
 
 
@@ -217,7 +216,10 @@ def draw(merits: dict[str, np.ndarray], accuracy: np.ndarray, rows: dict[str, di
     names = list(merits)
     figure = Figure(figsize=(11, 2.3 * -(-len(names) // 4)), layout="constrained")
     noise = np.repeat(np.arange(len(plan.space.timesteps)), len(plan.space.blocks))
-    for axes, name in zip(figure.subplots(-(-len(names) // 4), 4).flat, names, strict=False):
+    panels = figure.subplots(-(-len(names) // 4), 4).flat
+    for axes in panels[len(names) :]:
+        axes.remove()
+    for axes, name in zip(panels, names, strict=False):
         values, first = merits[name], merits[name].argmax()
         axes.scatter(values, accuracy, c=noise, cmap="viridis", s=9)
         axes.plot(values[first], accuracy[first], "o", mfc="none", mec="red", ms=9)

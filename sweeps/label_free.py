@@ -2,7 +2,7 @@
 
     python sweeps/label_free.py                                           # the model and images that ship with it
     python sweeps/label_free.py --backbone ./my-model --dataset ./my-images --timesteps 0 50 100
-    python sweeps/label_free.py --num-labels 100                          # also the scores that want a few labels
+    python sweeps/label_free.py --num-labels 100                          # with the scores that want a few labels
     python sweeps/label_free.py --backbone out/ddpm-digits --every 1000   # along a training by pretrain.py
 
 Two noise draws of 256 images pass the network once a timestep. Prints the first ten places of the consensus, what each
@@ -27,7 +27,7 @@ class LabelFreeRanking(cli.ModelAndData):
     num_images: int = 256
     """So many training images, or all if there are fewer, in two noise draws each."""
     num_labels: int = 0
-    """Labels of so many training images, the first, for LogME, H-score and ridge; the ranking does not see them."""
+    """Labels of so many of them, the first, for LogME, H-score and ridge, of which ridge joins the ranking."""
     every: int = 0
     """Follow the snapshots `step-<n>` in the folder --backbone whose n is a multiple of this, at the timestep that
     --timesteps gives; of several, at the one that ranks first in the last snapshot."""
@@ -40,7 +40,7 @@ def main(config: LabelFreeRanking) -> None:
     from sweeps.tuning.run import check_cluster, ray_cluster
 
     least, most = 2 * MIN_IMAGES, 10**9  # half of the images are ranked as well
-    cli.check_numbers(config, num_images=(least, most), num_labels=(0, most), every=(0, most))
+    cli.check_numbers(config, num_images=(least, most), num_labels=(0, config.num_images), every=(0, most))
     if 0 < config.num_labels < least:
         raise ValueError(f"num_labels={config.num_labels} must be {least} or more, or 0 for none")
     steps = snapshots(Path(config.backbone), config.every) if config.every else {}
@@ -60,7 +60,7 @@ def main(config: LabelFreeRanking) -> None:
 
 def rank_places(config: LabelFreeRanking, plan: "Plan", folder: Path) -> str:
     """Measure, draw and write; returns what a person reads."""
-    from ddae.label_free import LABELLED, spearman
+    from ddae.label_free import CONSENSUS, LABELLED, spearman
     from ddae.report import heat_map
     from sweeps.tuning.outcome import best_cells
     from sweeps.tuning.run import Sweep
@@ -89,14 +89,17 @@ def rank_places(config: LabelFreeRanking, plan: "Plan", folder: Path) -> str:
     for name, merit in scores.merits.items():
         [(block, timestep)] = best_cells(plan, merit)
         alone.append((name, f"{block}/{timestep}", f"{spearman(merit, half.merits[name]):.2f}"))
-    labels = f"{', '.join(LABELLED)} saw the first {config.num_labels} labels" * bool(config.num_labels)
+    joins = ", ".join(name for name in CONSENSUS if name in LABELLED)
+    labels = "no label was read"
+    if config.num_labels:
+        labels = f"{', '.join(LABELLED)} saw the first {config.num_labels} labels, and {joins} joins the ranking"
     return "\n".join(
         [
             *cli.aligned(rows[:11]),
             "",
             *cli.aligned(alone),
             "",
-            f"images    {num_images:,} of the training images in two noise draws; {labels or 'no label was read'}",
+            f"images    {num_images:,} of the training images in two noise draws; {labels}",
             f"heat map  {folder / 'label_free.png'}",
             f"table     {folder / 'label_free.csv'}",
         ]
@@ -157,8 +160,8 @@ def snapshots(folder: Path, every: int) -> dict[int, Path]:
 
 def num_passes(plan: "Plan", config: LabelFreeRanking) -> float:
     """Full forward passes of one network."""
-    first = plan.label_free_needs(max(config.num_images, config.num_labels), draw=0)
-    return plan.space.forward_passes([*first, *plan.label_free_needs(config.num_images)])
+    needs = [need for draw in (0, 1) for need in plan.label_free_needs(config.num_images, draw)]
+    return plan.space.forward_passes(needs)
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:

@@ -22,7 +22,6 @@ __all__ = [
     "Score",
     "Trust",
     "measure",
-    "measure_labelled",
     "rank",
     "spearman",
     "trust",
@@ -68,32 +67,38 @@ LABELLED: dict[str, Score] = {
     "h_score": Score(h_score, best=math.inf),
     "ridge": Score(ridge, best=math.inf),
 }
-CONSENSUS = ("alignment", "uniformity", "contrast")
-"""The scores that rank together."""
+CONSENSUS = ("alignment", "uniformity", "contrast", "ridge")
+"""The scores that rank together; of LABELLED, where labels were given."""
 
 
-def measure(first: Tensor, second: Tensor, noisier: Tensor) -> dict[str, float]:
-    """Every score of SCORES from two noise draws of the same images; a score of one draw is the mean over both.
+def measure(
+    first: Tensor, second: Tensor, noisier: Tensor, labels: Tensor | None = None, num_classes: int = 0
+) -> dict[str, float]:
+    """Every score of SCORES from two noise draws of the same images, and with labels those of LABELLED; a score of one
+    draw is the mean over both.
 
     noisier: the second draw of the next noisier timestep, or of this one where it is the last.
+    labels: int64, of the first images.
     """
-    return {
+    scores = {
         name: score(first, noisier if score.noisier else second)
         if score.num_draws == 2
         else (score(first) + score(second)) / 2
         for name, score in SCORES.items()
     }
-
-
-def measure_labelled(features: Tensor, labels: Tensor, num_classes: int) -> dict[str, float]:
-    """Every score of LABELLED. labels: int64 [N]."""
-    return {name: score(features, labels, num_classes) for name, score in LABELLED.items()}
+    if labels is not None:
+        few = first[: len(labels)], second[: len(labels)]
+        for name, score in LABELLED.items():
+            scores[name] = sum(score(features, labels, num_classes) for features in few) / 2
+    return scores
 
 
 def rank(scores: Sequence[Mapping[str, float]], members: Sequence[str] = CONSENSUS) -> Tensor:
-    """One number a cell, float64, higher is better: the sum of the members' merits, each standardised over the cells so
-    that none decides alone. The paper finds the best layers where alignment and uniformity are both low."""
+    """One number a cell, float64, higher is better: the sum of the members' merits, of those that were measured, each
+    standardised over the cells so that none decides alone. The paper finds the best layers where alignment and
+    uniformity are both low."""
+    measured = [name for name in members if name in scores[0]]
     every = {**SCORES, **LABELLED}
-    merits = np.array([every[name].merit(np.array([cell[name] for cell in scores])) for name in members])
+    merits = np.array([every[name].merit(np.array([cell[name] for cell in scores])) for name in measured])
     deviation = merits.std(1, keepdims=True)
     return torch.from_numpy(((merits - merits.mean(1, keepdims=True)) / deviation.clip(1e-12)).sum(0))

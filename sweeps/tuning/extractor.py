@@ -112,18 +112,15 @@ class Extractor:
         return look(self.plan, need)
 
     def label_free(self, first: Need, second: Need, noisier: Need, num_labels: int) -> dict[str, dict[str, float]]:
-        """block -> score -> value, from two noise draws of the images of `second`, each map's mean a channel, and its
-        draw at the next timestep; of needs that are filled. num_labels: of the first images of `first`, for the scores
-        that want some."""
-        labels = torch.from_numpy(self.plan.labels[first.split][:num_labels])
+        """block -> score -> value, from two noise draws of the same images, each map's mean a channel, and a draw at
+        the next timestep; of needs that are filled. num_labels: of the first images, for the scores that want some."""
+        labels = torch.from_numpy(self.plan.labels[first.split][:num_labels]) if num_labels else None
         scores = {}
         for block in second.blocks:
             views = [self.store.read(self._column(need, block), need.num_images) for need in (first, second, noisier)]
             channels = self.plan.space.block(block).channels
             x, y, z = (pool(to_maps(view, channels), 1).flatten(1) for view in views)
-            scores[block] = label_free.measure(x[: len(y)], y, z)
-            if num_labels:
-                scores[block] |= label_free.measure_labelled(x[:num_labels], labels, self.plan.num_classes)
+            scores[block] = label_free.measure(x, y, z, labels, self.plan.num_classes)
         return scores
 
     def raw_pixels(self, head: str) -> ProbeResult:

@@ -162,10 +162,8 @@ class Sweep:
         return race
 
     def label_free(self, num_images: int = NUM_LABEL_FREE, num_labels: int = 0) -> LabelFree:
-        """Every (block, timestep) ranked without labels; num_labels: of the first training images, for the scores that
-        want some."""
-        first = self.plan.label_free_needs(max(num_images, num_labels), draw=0)
-        second = self.plan.label_free_needs(num_images)
+        """Every (block, timestep) ranked without labels, or with so many, of the first of the images."""
+        first, second = (self.plan.label_free_needs(num_images, draw) for draw in (0, 1))
         noisier = second[1:] + second[-1:]
         self._begin("label-free", [*first, *second], len(second))
         with self.progress:

@@ -228,6 +228,17 @@ def test_measure_takes_the_mean_over_both_draws():
     assert scores["icr"] == unlabelled.icr(first, second)
 
 
+def test_with_labels_those_of_the_first_images_are_read_and_count():
+    first, second, labels = planted()
+    few, num_classes = labels[:40], int(labels.max()) + 1
+    scores = label_free.measure(first, second, second, few, num_classes)
+    assert list(scores) == [*SCORES, *LABELLED]
+    assert scores["ridge"] == sum(labelled.ridge(draw[:40], few, num_classes) for draw in (first, second)) / 2
+    unlike = [{**scores, "ridge": scores["ridge"] - 0.1}, scores]
+    assert label_free.rank(unlike).argmax() == 1
+    assert label_free.rank([{name: cell[name] for name in SCORES} for cell in unlike]).unique().numel() == 1
+
+
 def test_rank_puts_the_aligned_and_uniform_cell_first():
     cells = [{"alignment": a, "uniformity": u} for a, u in [(1.0, -1.0), (0.1, -3.0), (0.1, -1.0), (1.0, -3.0)]]
     ranking = label_free.rank(cells, ("alignment", "uniformity"))

@@ -136,6 +136,7 @@ def test_without_a_sweep(monkeypatch, capsys, tmp_path, command, config):
 LABEL_FREE = [
     (["--num-images", "1"], "num_images=1 must be 8 or more"),
     (["--num-labels", "7"], "num_labels=7 must be 8 or more, or 0 for none"),
+    (["--num-labels", "257"], "num_labels=257 must be 0 or more, and 256 at most"),
     (["--every", "100"], "every=100 fits none of the snapshots in "),
     (["--every", "100"], " (none); pretrain.py --snapshot-every makes them"),
 ]
