@@ -70,12 +70,13 @@ def rank_places(config: LabelFreeRanking, plan: "Plan", folder: Path) -> str:
         half = sweep.label_free(config.num_images // 2, config.num_labels // 2)
     names, num_images = [block.name for block in plan.space.blocks], min(config.num_images, plan.rungs[-1])
     order = best_cells(plan, scores.ranking, scores.ranking.size)
+    title = f"ranking with {config.num_labels:,} labels" if config.num_labels else "label-free ranking"
     heat_map(
         scores.ranking,
         names,
         plan.sigmas,
-        "label-free ranking, higher is better",
-        f"label-free ranking on {num_images:,} images   * its first",
+        "ranking, higher is better",
+        f"{title} on {num_images:,} images   * its first",
         folder / "label_free.png",
         star=order[0],
     )
