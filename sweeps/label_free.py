@@ -40,7 +40,12 @@ def main(config: LabelFreeRanking) -> None:
     from sweeps.tuning.run import check_cluster, ray_cluster
 
     least, most = 2 * MIN_IMAGES, 10**9  # half of the images are ranked as well
-    cli.check_numbers(config, num_images=(least, most), num_labels=(0, config.num_images), every=(0, most))
+    cli.check_numbers(config, num_images=(least, most), num_labels=(0, most), every=(0, most))
+    if config.num_labels > config.num_images:
+        raise ValueError(
+            f"num_labels={config.num_labels} must be 0 or more, and {config.num_images} at most, which is num_images; "
+            "raise that as well"
+        )
     if 0 < config.num_labels < least:
         raise ValueError(f"num_labels={config.num_labels} must be {least} or more, or 0 for none")
     steps = snapshots(Path(config.backbone), config.every) if config.every else {}
@@ -68,9 +73,10 @@ def rank_places(config: LabelFreeRanking, plan: "Plan", folder: Path) -> str:
     with Sweep(plan, num_passes(plan, config)) as sweep:
         scores = sweep.label_free(config.num_images, config.num_labels)
         half = sweep.label_free(config.num_images // 2, config.num_labels // 2)
-    names, num_images = [block.name for block in plan.space.blocks], min(config.num_images, plan.rungs[-1])
+    names = [block.name for block in plan.space.blocks]
+    num_images, num_labels = (min(number, plan.rungs[-1]) for number in (config.num_images, config.num_labels))
     order = best_cells(plan, scores.ranking, scores.ranking.size)
-    title = f"ranking with {config.num_labels:,} labels" if config.num_labels else "label-free ranking"
+    title = f"ranking with {num_labels:,} labels" if num_labels else "label-free ranking"
     heat_map(
         scores.ranking,
         names,
@@ -92,8 +98,8 @@ def rank_places(config: LabelFreeRanking, plan: "Plan", folder: Path) -> str:
         alone.append((name, f"{block}/{timestep}", f"{spearman(merit, half.merits[name]):.2f}"))
     joins = ", ".join(name for name in CONSENSUS if name in LABELLED)
     labels = "no label was read"
-    if config.num_labels:
-        labels = f"{', '.join(LABELLED)} saw the first {config.num_labels} labels, and {joins} joins the ranking"
+    if num_labels:
+        labels = f"{', '.join(LABELLED)} saw the first {num_labels} labels, and {joins} joins the ranking"
     return "\n".join(
         [
             *cli.aligned(rows[:11]),
