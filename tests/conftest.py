@@ -20,6 +20,11 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "RAY_ENABLE_WINDOW
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """The many short tests last, so that the processes of a run end together."""
+    items.sort(key=lambda item: item.path.is_relative_to(Path(__file__).parent / "ddae"))
+
+
 @pytest.fixture(autouse=True)
 def environment():
     """A command that runs in this process leaves no variable behind."""

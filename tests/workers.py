@@ -1,4 +1,4 @@
-"""Ray's workers as forks of a process that has imported what they need, so that an actor starts in a tenth of the time.
+"""Ray's workers as forks of a process that has imported what they need, so that no actor imports it anew.
 
 Ray starts `sys.executable` with the path of its worker; a script in that place asks for a fork here.
 """
@@ -33,15 +33,17 @@ with socket.socket(socket.AF_UNIX) as asked:
 
 @contextmanager
 def forked_workers() -> Iterator[Path]:
-    """What is to be sys.executable while a Ray starts. Its workers end with the block."""
+    """What is to be sys.executable while a Ray starts; that Ray has to end in the block."""
     with tempfile.TemporaryDirectory() as folder:
         address, script = Path(folder, "socket"), Path(folder, "python")
         script.write_text(SCRIPT.format(python=sys.executable, address=str(address)))
         script.chmod(0o755)
         with subprocess.Popen([sys.executable, __file__, address, *PRELOADED], stdout=subprocess.PIPE) as server:
-            assert server.stdout.readline()
-            yield script
-            server.kill()
+            try:
+                assert server.stdout.readline()
+                yield script
+            finally:
+                server.kill()
 
 
 def serve(address: str, preloaded: list[str]) -> None:
