@@ -129,7 +129,7 @@ def conclude(
 
     from ddae.report import render
     from storage.tracking import hidden
-    from sweeps.tuning import outcome, reporting
+    from sweeps.tuning import outcome, reporting, sections
     from sweeps.tuning.study import write_study
 
     plan = sweep.plan
@@ -137,15 +137,15 @@ def conclude(
     baseline = sweep.baseline(answer.winner.candidate.head)
     portrait = sweep.portrait(answer.winner)
     with sweep.at_work():
-        found = reporting.Findings(plan, answer, trials, race, label_free, portrait)
-        sections = reporting.draw(found, folder / "figures")
+        found = sections.Findings(plan, answer, trials, race, label_free, portrait)
+        drawn = sections.draw(found, folder / "figures")
     looked = race.accuracy(plan)
     cost = sweep.cost(race, trials, started)
     facts = outcome.answer_facts(plan, answer, trials, baseline, race, label_free, cost)
     text = outcome.answer_text(plan, answer, facts) + where_to_look(folder, tracker)
     (folder / "report.txt").write_text(text)
     test = reporting.test_text(outcome.read_test(folder), folder, answer.winner.candidate.name)
-    page = reporting.page(found, sections, facts, config.backbone, hidden(command(config)), test)
+    page = reporting.page(found, drawn, facts, config.backbone, hidden(command(config)), test)
     (folder / "report.html").write_text(render(page), encoding="utf-8")
     write_trials(folder / "trials.csv", trials)
     write_study(folder / "optuna.log", plan, trials)

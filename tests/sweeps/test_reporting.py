@@ -11,7 +11,7 @@ from ddae.backbones import Block, Settings
 from ddae.features import FeatureKey
 from ddae.probe import Candidate, ProbeResult
 from ddae.report import render, with_test
-from sweeps.tuning import outcome, reporting
+from sweeps.tuning import outcome, reporting, sections
 from sweeps.tuning.outcome import Cost, FinishedTrial, LabelFree
 from sweeps.tuning.plan import Plan
 from sweeps.tuning.portrait import Neighbours, Portrait
@@ -58,7 +58,7 @@ def findings(
     predicted = np.where(rng.random(NUM_VAL) < 0.8, labels["val"], 0)
     portrait = Portrait(classes, [picture] * 5, [picture] * 5, near, predicted)
     label_free = LabelFree(-scores["alignment"], scores)
-    return reporting.Findings(plan, outcome.choose(plan, trials), trials, Race(looks, places), label_free, portrait)
+    return sections.Findings(plan, outcome.choose(plan, trials), trials, Race(looks, places), label_free, portrait)
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,9 @@ def page_of(found, folder):
     baseline = replace(found.answer.winner, candidate=Candidate("pixels", 0, 8, "linear"))
     cost = Cost(100, 1000, 800, 100, 1.0, 2.0, 0.1)
     facts = outcome.answer_facts(found.plan, found.answer, found.trials, baseline, found.race, found.label_free, cost)
-    sections = reporting.draw(found, folder)
+    drawn = sections.draw(found, folder)
     test = reporting.test_text(None, folder, found.winner.name)
-    return sections, render(reporting.page(found, sections, facts, NASTY[0], "python x.py --dataset '<i>'", test))
+    return drawn, render(reporting.page(found, drawn, facts, NASTY[0], "python x.py --dataset '<i>'", test))
 
 
 class Seen(HTMLParser):
@@ -174,7 +174,7 @@ def test_pairs_differ_in_one_choice_alone():
         trial(("mid", 0, 1, "mlp"), 0.3, 0.4),
         trial(("mid", 5, 2, "mlp"), 0.2),
     ]
-    points = reporting.paired_points(trials, "pooling", 1)
+    points = sections.paired_points(trials, "pooling", 1)
     assert sorted(points[2]) == pytest.approx([-20, 20])  # mlp at 200 images, linear at 800
-    assert reporting.paired_points(trials, "head", "linear")["mlp"] == pytest.approx([-30, -50])
+    assert sections.paired_points(trials, "head", "linear")["mlp"] == pytest.approx([-30, -50])
     assert not len(points[4])
