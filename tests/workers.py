@@ -38,7 +38,8 @@ def forked_workers() -> Iterator[Path]:
         address, script = Path(folder, "socket"), Path(folder, "python")
         script.write_text(SCRIPT.format(python=sys.executable, address=str(address)))
         script.chmod(0o755)
-        with subprocess.Popen([sys.executable, __file__, address, *PRELOADED], stdout=subprocess.PIPE) as server:
+        command = [sys.executable, "-P", __file__, address, *PRELOADED]  # -P: beside this file lies a folder named ddae
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
             try:
                 assert server.stdout.readline()
                 yield script
