@@ -17,6 +17,7 @@ from tests.faults.sweeps import children, finish, table
 ROOT = Path(__file__).parents[2]
 ARGS = ["--dataset", "digits", "--timesteps", "0", "100", "--poolings", "1", "2", "--heads", "linear"]
 ARGS += ["--num-trials", "6"]
+NOT_COPIED = ["--exclude=.git", "--filter=dir-merge,- .gitignore"]
 LACKS = why_not()
 pytestmark = pytest.mark.skipif(bool(LACKS), reason=LACKS)
 
@@ -33,7 +34,7 @@ def shared(tmp_path) -> Path:
 @pytest.fixture
 def machines(shared, tiny_model):
     links = os.listdir("/sys/class/net")
-    seen = {ROOT, Path(sys.prefix), Path(sys.base_prefix), Path(tiny_model), shared}
+    seen = {Path(sys.prefix), Path(sys.base_prefix), Path(tiny_model), shared}
     soon = "RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=3"
     env = {"KEY": str(shared / "key"), "SET_ENV": f"PYTHONPATH={HOME}/ddae-sweeps {soon}"}
     laptop = Machine("laptop", 1, seen, SWITCH)
@@ -70,7 +71,8 @@ def config(shared) -> dict:
     config = yaml.safe_load(text.replace("=1 --head", "=0 --head").replace("timeout_s=30", "timeout_s=5"))
     config["provider"] |= {"head_ip": f"{NETWORK}.10", "worker_ips": [f"{NETWORK}.11", f"{NETWORK}.12"]}
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(shared / "key")}
-    config["file_mounts"]["~/ddae-sweeps"] = str(ROOT)
+    subprocess.run(["rsync", "-a", *NOT_COPIED, f"{ROOT}/", shared / "house"], check=True)  # `ray up` reads every file
+    config["file_mounts"]["~/ddae-sweeps"] = str(shared / "house")
     config["setup_commands"][0] = f"ln -sfn {sys.prefix} ddae-sweeps/.venv"
     return config
 
@@ -124,8 +126,7 @@ def prepare(laptop: Machine, new: Machine, config: dict) -> list[str]:
     for there, here in config["file_mounts"].items():
         here = here.replace("~", HOME)
         what = f"{here}/" if Path(here).is_dir() else here
-        ignored = "--exclude=.git", "--filter=dir-merge,- .gitignore"
-        laptop.run("rsync", "-a", "--mkpath", *ignored, "-e", " ".join(ssh), what, f"root@{new.address}:{there}")
+        laptop.run("rsync", "-a", "--mkpath", *NOT_COPIED, "-e", " ".join(ssh), what, f"root@{new.address}:{there}")
     login = [*ssh, f"root@{new.address}"]
     laptop.run(*login, "\n".join(config["setup_commands"]))
     start = [f"export RAY_HEAD_IP={NETWORK}.10", ". ~/.bashrc", config["worker_start_ray_commands"][1]]
