@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ddae.backbones import Settings, load_backbone
 from ddae.backbones.adm import from_state, noise_schedule, openai_places
+from tests.ddae.backbones import official
 
 META = Settings(device="meta")
 IMAGENET_256 = {
@@ -20,7 +21,7 @@ TINY = {"image_size": 16, "num_head_channels": 32}
 
 
 @pytest.fixture
-def load(official, tmp_path):
+def load(tmp_path):
     """(options beside the file, layout) -> (official tensors, backbone)."""
 
     def load(options, **layout):
@@ -33,7 +34,7 @@ def load(official, tmp_path):
 
 
 @pytest.fixture
-def load_shapes(official, tmp_path):
+def load_shapes(tmp_path):
     """(layout) -> a backbone without weights, however large. other: tensors besides, or of another shape."""
 
     def load_shapes(settings=META, other=None, **layout):
@@ -237,7 +238,7 @@ def test_what_cannot_be_loaded_exactly_is_refused_in_one_line(load_shapes, tmp_p
     assert "\n" not in str(refusal.value)
 
 
-def test_a_classifier_is_refused(official, tmp_path):
+def test_a_classifier_is_refused(tmp_path):
     shapes = {name: shape for name, shape in official.adm_shapes().items() if not name.startswith("output_blocks")}
     torch.save(official.random_state(shapes), tmp_path / "classifier.pt")
     with pytest.raises(ValueError, match="no output_blocks"):

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from ddae.backbones.checkpoints import read_checkpoint, read_options
+from tests.ddae.backbones import official
 
 STATE = {"stem.weight": torch.arange(6.0).reshape(2, 3), "stem.bias": torch.tensor([1.0, 2.0], dtype=torch.float16)}
 OTHER = {name: -tensor for name, tensor in STATE.items()}
@@ -72,7 +73,7 @@ def test_a_prefix_that_not_all_share_is_part_of_the_names(tmp_path):
     assert list(read_checkpoint(tmp_path / "model.pt")) == list(mixed)
 
 
-def test_a_snapshot_of_nvlabs_is_read_without_its_code(official, tmp_path):
+def test_a_snapshot_of_nvlabs_is_read_without_its_code(tmp_path):
     state = official.random_state(official.song_unet_shapes(num_augments=9))
     source = f"open({str(tmp_path / 'ran')!r}, 'w')"
     official.edm_snapshot(tmp_path / "network.pkl", state, module_src=source, sigma_data=0.5)
@@ -82,7 +83,7 @@ def test_a_snapshot_of_nvlabs_is_read_without_its_code(official, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_training_state_of_nvlabs_is_read(official, tmp_path):
+def test_a_training_state_of_nvlabs_is_read(tmp_path):
     network = official.nvlabs_module(prefixed("model.", STATE), "EDMPrecond")
     official.nvlabs_save(tmp_path / "state.pt", {"net": network, "optimizer_state": {"state": {}}})
     assert_is_state(read_checkpoint(tmp_path / "state.pt"))

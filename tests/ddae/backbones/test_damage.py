@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from ddae.backbones import load_backbone
 from ddae.backbones.checkpoints import read_checkpoint
 from ddae.features import check_timestep
+from tests.ddae.backbones import tiny
 
 CHANGES = st.one_of(st.binary(max_size=8), st.integers(-64, 64))
 PIECES = st.lists(st.tuples(st.floats(0, 1), CHANGES), min_size=1, max_size=4)
@@ -46,10 +47,10 @@ def sound_or_one_line(path):
 
 
 @pytest.fixture(scope="module", params=["adm.pt", "ddae.pth", "edm.pkl", "dit.pt", "adm.safetensors"])
-def checkpoint(request, official, tiny_model, tmp_path_factory):
+def checkpoint(request, tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("damage")
     family, _, suffix = request.param.partition(".")
-    path = Path(official.tiny[family](folder, tiny_model))
+    path = Path(tiny.TINY[family](folder, tiny_model))
     if suffix == "safetensors":
         state = read_checkpoint(path)
         path = path.with_suffix(".safetensors")
@@ -85,8 +86,8 @@ OPTIONS = st.sampled_from(["image_size", "num_heads", "num_head_channels", "diff
 
 @fuzzed(20)
 @given(option=OPTIONS, value=VALUES)
-def test_odd_options_beside_a_checkpoint(official, tiny_model, tmp_path_factory, option, value):
-    path = Path(official.tiny["adm"](tmp_path_factory.mktemp("options"), tiny_model))
+def test_odd_options_beside_a_checkpoint(tiny_model, tmp_path_factory, option, value):
+    path = Path(tiny.TINY["adm"](tmp_path_factory.mktemp("options"), tiny_model))
     options = json.loads(path.with_suffix(".json").read_text())
     path.with_suffix(".json").write_text(json.dumps({**options, option: value}))
     sound_or_one_line(path)

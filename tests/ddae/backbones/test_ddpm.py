@@ -8,13 +8,14 @@ from torch.nn import functional
 
 from ddae.backbones import Settings, load_backbone
 from ddae.backbones.ddpm import from_state
+from tests.ddae.backbones import official
 
 DDPM = {"model_type": "DDPM", "diffusion": {"n_T": 1000, "betas": [1e-4, 0.02]}}
 EDM = {"model_type": "EDM", "diffusion": {"sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80, "rho": 7}}
 
 
 @pytest.fixture
-def load(official, tmp_path):
+def load(tmp_path):
     """(YAML beside the file, layout) -> (official tensors, backbone)."""
 
     def load(options, name="model.pth", num_steps=18, **layout):
@@ -134,9 +135,7 @@ def test_every_block_is_what_the_official_tensors_give(load, options, timestep, 
         ),
     ],
 )
-def test_published_networks_have_the_blocks_that_the_paper_counts(
-    official, tmp_path, layout, millions, num_outputs, best
-):
+def test_published_networks_have_the_blocks_that_the_paper_counts(tmp_path, layout, millions, num_outputs, best):
     shapes = official.ddae_shapes(n_channels=128, attention=(1,), **layout)
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     backbone = from_state(state, tmp_path / "model.pth", "shapes", Settings(device="meta"))
@@ -176,7 +175,7 @@ def test_a_diffusion_that_is_not_known_is_refused(load):
         load({"model_type": "VDM"})
 
 
-def test_the_moving_average_of_a_training_checkpoint_is_read(official, tmp_path):
+def test_the_moving_average_of_a_training_checkpoint_is_read(tmp_path):
     state = official.random_state(official.ddae_shapes())
     averaged = {f"ema_model.nn_model.{name}": tensor for name, tensor in state.items()}
     online = {f"online_model.nn_model.{name}": -tensor for name, tensor in state.items()}

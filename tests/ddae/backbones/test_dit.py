@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from ddae.backbones import Settings, load_backbone
 from ddae.backbones.dit import from_state
+from tests.ddae.backbones import official, tiny
 
 NULL = 3
 """The last of dit_shapes's four labels."""
@@ -43,13 +44,13 @@ def dit(state: dict, x, timestep: int, label: int, num_heads: int) -> dict:
 
 
 @pytest.fixture
-def load(tmp_path, official):
+def load(tmp_path):
     """(state dict, sidecar, settings) -> Backbone."""
 
     def make(state, options=None, settings=None):
         torch.save(state, tmp_path / "dit.pt")
         (tmp_path / "dit.json").write_text(json.dumps(options or {}))
-        official.make_vae().save_pretrained(tmp_path / "vae")
+        tiny.make_vae().save_pretrained(tmp_path / "vae")
         return load_backbone(str(tmp_path / "dit.pt"), settings or Settings())
 
     return make
@@ -72,7 +73,7 @@ def maps_of(backbone, x_t, timestep=121) -> dict:
         ({"hidden_size": 1152, "depth": 1, "patch_size": 4}, 16),
     ],
 )
-def test_official_checkpoints_compute_what_the_paper_says(load, official, shapes, num_heads):
+def test_official_checkpoints_compute_what_the_paper_says(load, shapes, num_heads):
     state = official.random_state(official.dit_shapes(**shapes))
     known = shapes.get("hidden_size", 0) >= 384
     backbone = load(state, {} if known else {"num_heads": num_heads})
@@ -85,7 +86,7 @@ def test_official_checkpoints_compute_what_the_paper_says(load, official, shapes
 
 
 @torch.no_grad()
-def test_a_diffusers_folder_runs_as_the_checkpoint_it_was_converted_from(load, official, tmp_path):
+def test_a_diffusers_folder_runs_as_the_checkpoint_it_was_converted_from(load, tmp_path):
     from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
     backbone = load(official.random_state(official.dit_shapes(num_labels=NULL + 1)), {"num_heads": 2})
@@ -103,7 +104,7 @@ def test_a_diffusers_folder_runs_as_the_checkpoint_it_was_converted_from(load, o
     assert not torch.allclose(outputs[0].transpose(1, 2).flatten(2), maps["block.1"].flatten(2), atol=1e-2)
 
     scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02)
-    DiTPipeline(stock, official.make_vae(), scheduler).save_pretrained(tmp_path / "pipeline")
+    DiTPipeline(stock, tiny.make_vae(), scheduler).save_pretrained(tmp_path / "pipeline")
     for folder in ("pipeline", "pipeline/transformer"):
         converted = load_backbone(str(tmp_path / folder))
         converted.network.pos_embed.pos_embed.copy_(backbone.network.pos_embed.pos_embed)
@@ -113,14 +114,14 @@ def test_a_diffusers_folder_runs_as_the_checkpoint_it_was_converted_from(load, o
         assert converted.sigma(121) == pytest.approx(backbone.sigma(121), rel=1e-5)
 
 
-def test_positions_of_a_folder_are_the_official_ones(tmp_path, official):
+def test_positions_of_a_folder_are_the_official_ones(tmp_path):
     """MAE's fixed sine-cosine embedding: the first half of the channels for the column, the second for the row."""
     from diffusers import DiTTransformer2DModel
 
     DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=1, sample_size=8).save_pretrained(
         tmp_path / "model"
     )
-    official.make_vae().save_pretrained(tmp_path / "vae")
+    tiny.make_vae().save_pretrained(tmp_path / "vae")
     positions = load_backbone(str(tmp_path / "model")).network.pos_embed.pos_embed[0].unflatten(0, (4, 4))
     for row in range(4):
         for column in range(4):
@@ -130,7 +131,7 @@ def test_positions_of_a_folder_are_the_official_ones(tmp_path, official):
 
 
 @torch.no_grad()
-def test_every_image_gets_the_null_class(load, official):
+def test_every_image_gets_the_null_class(load):
     state = official.random_state(official.dit_shapes(num_labels=NULL + 1))
     x_t, table = torch.randn(2, 4, 8, 8), state["y_embedder.embedding_table.weight"]
     before = maps_of(load(state, {"num_heads": 2}), x_t)["block.1"]
@@ -140,7 +141,7 @@ def test_every_image_gets_the_null_class(load, official):
     assert not torch.allclose(maps_of(load(state, {"num_heads": 2}), x_t)["block.1"], before)
 
 
-def test_noise_is_the_linear_schedule_of_a_thousand(load, official):
+def test_noise_is_the_linear_schedule_of_a_thousand(load):
     backbone = load(official.random_state(official.dit_shapes()), {"num_heads": 2})
     assert backbone.schedule.timesteps == range(1000)
     alpha = 1.0
@@ -149,10 +150,10 @@ def test_noise_is_the_linear_schedule_of_a_thousand(load, official):
         assert backbone.sigma(t) == pytest.approx(((1 - alpha) / alpha) ** 0.5, rel=1e-9)
 
 
-def test_xl_2_is_counted_as_in_the_paper(tmp_path, official):
+def test_xl_2_is_counted_as_in_the_paper(tmp_path):
     """675M parameters, of which none is written to."""
     shapes = official.dit_shapes(hidden_size=1152, depth=28, input_size=32, num_labels=1001)
-    official.make_vae(levels=4).save_pretrained(tmp_path / "vae")
+    tiny.make_vae(levels=4).save_pretrained(tmp_path / "vae")
     state = {name: torch.empty(shape) for name, shape in shapes.items()}
     backbone = from_state(state, tmp_path / "DiT-XL-2-256x256.pt", "random", Settings())
 
@@ -171,7 +172,7 @@ def test_xl_2_is_counted_as_in_the_paper(tmp_path, official):
     assert best.flops_share == pytest.approx(0.464, abs=0.001)
 
 
-def test_images_of_another_size(load, official):
+def test_images_of_another_size(load):
     state, options = official.random_state(official.dit_shapes()), {"num_heads": 2}
     backbone = load(state, options, Settings(image_size=32))
     assert backbone.encoder.shape == (4, 16, 16) and backbone.blocks[0].size == 8
@@ -179,7 +180,7 @@ def test_images_of_another_size(load, official):
         load(state, options, Settings(image_size=30))
 
 
-def test_the_residual_stream_stays_float32_under_autocast(load, official):
+def test_the_residual_stream_stays_float32_under_autocast(load):
     state, options = official.random_state(official.dit_shapes()), {"num_heads": 2}
     x_t = torch.randn(2, 4, 8, 8)
     exact, rounded = (
@@ -190,7 +191,7 @@ def test_the_residual_stream_stays_float32_under_autocast(load, official):
         torch.testing.assert_close(map, exact[name], rtol=0.1, atol=0.1)
 
 
-def test_the_moving_average_of_a_training_checkpoint_is_read(load, official):
+def test_the_moving_average_of_a_training_checkpoint_is_read(load):
     state = official.random_state(official.dit_shapes())
     other = {name: tensor + 1 for name, tensor in state.items()}
     checkpoint = {"model": other, "ema": state, "opt": {"state": {}}, "args": Namespace(image_size=256)}
@@ -216,7 +217,7 @@ def test_the_moving_average_of_a_training_checkpoint_is_read(load, official):
         ({"y_embedder.embedding_table.weight": None}, {"num_heads": 2}, r"is no DiT, .* no y_embedder.embedding_table"),
     ],
 )
-def test_what_is_no_dit_says_why(load, official, change, options, message):
+def test_what_is_no_dit_says_why(load, change, options, message):
     state = official.random_state(official.dit_shapes())
     for name, shape in change.items():
         if shape is None:

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from ddae.backbones import Settings, edm, load_backbone
+from tests.ddae.backbones import official
 
 LAYOUTS = {
     "as the tiny ones": {},
@@ -23,7 +24,7 @@ PIXELS64 = CIFAR10 | {"size": 64, "widths": (128, 256, 256, 256)}
 
 
 @pytest.fixture
-def tiny_edm(official, tmp_path) -> str:
+def tiny_edm(tmp_path) -> str:
     state = official.random_state(official.song_unet_shapes())
     torch.save(state, tmp_path / "tiny-edm.pt")
     return str(tmp_path / "tiny-edm.pt")
@@ -91,7 +92,7 @@ def maps_by_formula(state, x, c_noise, num_blocks):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("step", [4, 14])
-def test_every_block_is_as_the_formulae_have_it(layout, step, official, tmp_path):
+def test_every_block_is_as_the_formulae_have_it(layout, step, tmp_path):
     state = official.random_state(official.song_unet_shapes(**LAYOUTS[layout]))
     backbone = edm.from_state(state, tmp_path / "network.pt", "", Settings())
     torch.manual_seed(0)
@@ -107,7 +108,7 @@ def test_every_block_is_as_the_formulae_have_it(layout, step, official, tmp_path
         torch.testing.assert_close(found[block.name], map, rtol=1e-4, atol=1e-4)
 
 
-def test_a_snapshot_of_the_training_code_is_what_its_state_dict_is(official, tmp_path):
+def test_a_snapshot_of_the_training_code_is_what_its_state_dict_is(tmp_path):
     state = official.random_state(official.song_unet_shapes())
     official.edm_snapshot(tmp_path / "network.pkl", state, sigma_data=0.5)
     torch.save({f"model.{name}": tensor for name, tensor in state.items()}, tmp_path / "network.pt")
@@ -116,7 +117,7 @@ def test_a_snapshot_of_the_training_code_is_what_its_state_dict_is(official, tmp
         assert torch.equal(tensor, second.state_dict()[name])
 
 
-def test_a_saved_folder_is_the_same_network(official, tmp_path):
+def test_a_saved_folder_is_the_same_network(tmp_path):
     state = official.random_state(official.song_unet_shapes(num_labels=3))
     backbone = edm.from_state(state, tmp_path / "network.pt", "", Settings())
     backbone.network.save_pretrained(tmp_path / "folder")
@@ -129,7 +130,7 @@ def test_a_saved_folder_is_the_same_network(official, tmp_path):
 
 
 @pytest.fixture
-def meta(official, tmp_path):
+def meta(tmp_path):
     """A network of real size, without its numbers."""
 
     def make(layout):
@@ -140,7 +141,7 @@ def meta(official, tmp_path):
     return make
 
 
-def test_cifar10_has_the_papers_numbers(meta, official):
+def test_cifar10_has_the_papers_numbers(meta):
     backbone = meta(CIFAR10)
     blocks = {block.alias: block for block in backbone.blocks if block.alias}
     assert list(blocks) == [f"out_{k}" for k in range(1, 16)]
@@ -192,7 +193,7 @@ def test_an_edm_scheduler_tells_its_noise_and_preconditioning(tiny_edm, tmp_path
     assert backbone.inputs(torch.ones(1, 3, 8, 8), 9)["sample"].max().item() == pytest.approx((sigma**2 + 1) ** -0.5)
 
 
-def test_sigma_data_comes_from_a_snapshot_or_a_sidecar(official, tmp_path):
+def test_sigma_data_comes_from_a_snapshot_or_a_sidecar(tmp_path):
     state = official.random_state(official.song_unet_shapes())
     official.edm_snapshot(tmp_path / "told.pkl", state, sigma_data=1.0)
     torch.save(state, tmp_path / "beside.pt")
@@ -204,14 +205,14 @@ def test_sigma_data_comes_from_a_snapshot_or_a_sidecar(official, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["map_noise.freqs", "enc.4x4_aux_residual.weight", "out_conv.weight"])
-def test_other_networks_of_its_code_are_refused(name, official, tmp_path):
+def test_other_networks_of_its_code_are_refused(name, tmp_path):
     state = official.random_state(official.song_unet_shapes()) | {name: torch.zeros(4)}
     torch.save(state, tmp_path / "network.pt")
     with pytest.raises(ValueError, match=rf"network.pt is not DDPM\+\+, as {name} shows"):
         load_backbone(str(tmp_path / "network.pt"))
 
 
-def test_another_resampling_filter_is_refused(official, tmp_path):
+def test_another_resampling_filter_is_refused(tmp_path):
     state = official.random_state(official.song_unet_shapes())
     torch.save(state | {"enc.4x4_down.conv0.resample_filter": torch.ones(1, 1, 4, 4)}, tmp_path / "network.pt")
     with pytest.raises(ValueError, match=r"not DDPM\+\+, as enc.4x4_down.conv0.resample_filter shows"):
@@ -219,7 +220,7 @@ def test_another_resampling_filter_is_refused(official, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["enc.4x4_down.", "dec.8x8_aux_conv.", "map_layer1.", "enc."])
-def test_half_a_network_is_refused(missing, official, tmp_path):
+def test_half_a_network_is_refused(missing, tmp_path):
     state = official.random_state(official.song_unet_shapes())
     torch.save({name: state[name] for name in state if not name.startswith(missing)}, tmp_path / "network.pt")
     with pytest.raises(ValueError, match=f"has no {missing.rstrip('.')}"):
@@ -227,7 +228,7 @@ def test_half_a_network_is_refused(missing, official, tmp_path):
 
 
 @pytest.mark.parametrize("class_name", ["VPPrecond", "VEPrecond", "iDDPMPrecond"])
-def test_other_preconditioning_is_refused(class_name, official, tmp_path):
+def test_other_preconditioning_is_refused(class_name, tmp_path):
     state = official.random_state(official.song_unet_shapes())
     official.edm_snapshot(tmp_path / "baseline.pkl", state, class_name)
     with pytest.raises(ValueError, match=f"{class_name}; .* only EDMPrecond"):

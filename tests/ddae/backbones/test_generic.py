@@ -8,6 +8,7 @@ import torch
 from ddae.backbones import Settings, load_backbone
 from ddae.backbones.base import Pixels
 from ddae.noise import VP, Flow
+from tests.ddae.backbones import tiny
 
 TRANSFORMERS = (
     "PixArtTransformer2DModel",
@@ -24,8 +25,8 @@ SMALL = Settings(image_size=16)
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", TRANSFORMERS)
-def test_the_last_blocks_map_is_what_the_output_layers_read_as_the_image(tmp_path, official, kind):
-    backbone = load_backbone(official.network_folder(tmp_path, kind), SMALL)
+def test_the_last_blocks_map_is_what_the_output_layers_read_as_the_image(tmp_path, kind):
+    backbone = load_backbone(tiny.network_folder(tmp_path, kind), SMALL)
     read = []
     backbone.network.norm_out.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
     x_t = torch.randn(2, *backbone.encoder.shape)
@@ -38,9 +39,9 @@ def test_the_last_blocks_map_is_what_the_output_layers_read_as_the_image(tmp_pat
 
 
 @torch.no_grad()
-def test_tokens_lie_row_by_row(tmp_path, official):
+def test_tokens_lie_row_by_row(tmp_path):
     """Blocks that add nothing show the patches."""
-    backbone = load_backbone(official.network_folder(tmp_path, "PixArtTransformer2DModel"))
+    backbone = load_backbone(tiny.network_folder(tmp_path, "PixArtTransformer2DModel"))
     for block in backbone.network.transformer_blocks:
         for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]):
             layer.weight.zero_()
@@ -52,10 +53,10 @@ def test_tokens_lie_row_by_row(tmp_path, official):
     torch.testing.assert_close(map, expected)
 
 
-def test_flux_is_fed_as_by_its_pipeline(tmp_path, official):
+def test_flux_is_fed_as_by_its_pipeline(tmp_path):
     from diffusers import FluxPipeline
 
-    backbone = load_backbone(official.network_folder(tmp_path, "FluxTransformer2DModel"), SMALL)
+    backbone = load_backbone(tiny.network_folder(tmp_path, "FluxTransformer2DModel"), SMALL)
     x_t = torch.randn(2, 4, 8, 8)
     inputs = backbone.inputs(x_t, 250)
     assert torch.equal(inputs["hidden_states"], FluxPipeline._pack_latents(x_t, 2, 4, 8, 8))
@@ -75,20 +76,20 @@ def test_flux_is_fed_as_by_its_pipeline(tmp_path, official):
         ("PixArtTransformer2DModel", 250),
     ],
 )
-def test_timesteps_reach_networks_in_their_own_units(tmp_path, official, kind, timestep):
-    backbone = load_backbone(official.network_folder(tmp_path, kind), SMALL)
+def test_timesteps_reach_networks_in_their_own_units(tmp_path, kind, timestep):
+    backbone = load_backbone(tiny.network_folder(tmp_path, kind), SMALL)
     assert backbone.inputs(torch.zeros(1, 4, 8, 8), 250)["timestep"].tolist() == [timestep]
     assert isinstance(backbone.schedule, VP if kind.startswith("PixArt") else Flow)
 
 
-def test_a_timestep_scale_in_the_configuration_goes_first(tmp_path, official):
-    folder = official.network_folder(tmp_path, "SanaTransformer2DModel", timestep_scale=0.001)
+def test_a_timestep_scale_in_the_configuration_goes_first(tmp_path):
+    folder = tiny.network_folder(tmp_path, "SanaTransformer2DModel", timestep_scale=0.001)
     assert load_backbone(folder).inputs(torch.zeros(1, 4, 8, 8), 250)["timestep"].tolist() == [0.25]
 
 
 @torch.no_grad()
-def test_a_stable_diffusion_xl_is_told_the_size_of_its_image(tmp_path, official):
-    folder = official.network_folder(
+def test_a_stable_diffusion_xl_is_told_the_size_of_its_image(tmp_path):
+    folder = tiny.network_folder(
         tmp_path, "UNet2DConditionModel", addition_embed_type="text_time", addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=34,
     )  # fmt: skip
@@ -98,9 +99,9 @@ def test_a_stable_diffusion_xl_is_told_the_size_of_its_image(tmp_path, official)
     assert [block.alias for block in backbone.blocks] == [f"b{i + 1}" for i in range(len(backbone.blocks))]
 
 
-def test_zeros_stand_for_text_and_it_is_said(tmp_path, official, caplog):
+def test_zeros_stand_for_text_and_it_is_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "ddae"):
-        backbone = load_backbone(official.network_folder(tmp_path, "PixArtTransformer2DModel"))
+        backbone = load_backbone(tiny.network_folder(tmp_path, "PixArtTransformer2DModel"))
     assert caplog.text.count("PixArtTransformer2DModel takes text; it gets zeros") == 1
     text = backbone.inputs(torch.zeros(2, 4, 8, 8), 10)["encoder_hidden_states"]
     assert text.shape == (2, 1, 12) and not text.any()
@@ -115,8 +116,8 @@ def test_zeros_stand_for_text_and_it_is_said(tmp_path, official, caplog):
         ({"_class_name": "DDIMScheduler", "beta_schedule": "linear", "num_train_timesteps": 100}, VP, 100),
     ],
 )  # fmt: skip
-def test_the_noise_is_that_of_the_pipelines_scheduler(tmp_path, official, scheduler, schedule, num_timesteps):
-    official.network_folder(tmp_path, "SD3Transformer2DModel")
+def test_the_noise_is_that_of_the_pipelines_scheduler(tmp_path, scheduler, schedule, num_timesteps):
+    tiny.network_folder(tmp_path, "SD3Transformer2DModel")
     (tmp_path / "model").rename(tmp_path / "transformer")
     (tmp_path / "model_index.json").write_text('{"_class_name": "SomePipeline"}')
     (tmp_path / "scheduler").mkdir()
@@ -125,8 +126,8 @@ def test_the_noise_is_that_of_the_pipelines_scheduler(tmp_path, official, schedu
     assert isinstance(backbone.schedule, schedule) and len(backbone.schedule.timesteps) == num_timesteps
 
 
-def test_a_network_of_pixels_gets_pixels(tmp_path, official):
-    folder = official.network_folder(tmp_path, "UNet2DConditionModel", in_channels=3, out_channels=3, sample_size=16)
+def test_a_network_of_pixels_gets_pixels(tmp_path):
+    folder = tiny.network_folder(tmp_path, "UNet2DConditionModel", in_channels=3, out_channels=3, sample_size=16)
     assert load_backbone(folder).encoder == Pixels(16)
 
 
@@ -147,10 +148,10 @@ def test_what_is_no_network_of_diffusers(tmp_path, name):
         load_backbone(str(tmp_path))
 
 
-def test_networks_that_need_what_is_not_known(tmp_path, official):
+def test_networks_that_need_what_is_not_known(tmp_path):
     import diffusers
 
-    official.make_vae().save_pretrained(tmp_path / "vae")
+    tiny.make_vae().save_pretrained(tmp_path / "vae")
     diffusers.Lumina2Transformer2DModel(
         sample_size=8, in_channels=4, hidden_size=24, num_layers=1, num_refiner_layers=1, num_attention_heads=3,
         num_kv_heads=1, multiple_of=2, axes_dim_rope=(4, 2, 2), axes_lens=(32, 32, 32), cap_feat_dim=12,

@@ -1,0 +1,302 @@
+"""Official checkpoints: the layouts of their tensors, and files as the official codes write them."""
+
+import math
+import pickle
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def weights(name: str, *shape: int) -> Shapes:
+    """Of a convolution, a linear layer or a norm."""
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+def random_state(shapes: Shapes) -> dict[str, torch.Tensor]:
+    """Nothing in it is zero, as the last convolution of every block is before training."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5 for name, shape in shapes.items()
+    }
+
+
+def adm_shapes(
+    num_channels: int = 32,
+    widths: tuple[int, ...] = (32, 64, 64),
+    attention: tuple[int, ...] = (1,),
+    num_res_blocks: int = 1,
+    scale_shift: bool = True,
+    resample: str = "resnet",
+) -> Shapes:
+    """Guided diffusion's UNet, by its official names. attention: levels that have it."""
+    time, last = 4 * num_channels, len(widths) - 1
+
+    def residual(name: str, channels: int, width: int) -> Shapes:
+        return {
+            **weights(f"{name}.in_layers.0", channels),
+            **weights(f"{name}.in_layers.2", width, channels, 3, 3),
+            **weights(f"{name}.emb_layers.1", width * (2 if scale_shift else 1), time),
+            **weights(f"{name}.out_layers.0", width),
+            **weights(f"{name}.out_layers.3", width, width, 3, 3),
+            **(weights(f"{name}.skip_connection", width, channels, 1, 1) if channels != width else {}),
+        }
+
+    def attend(name: str, width: int) -> Shapes:
+        return {
+            **weights(f"{name}.norm", width),
+            **weights(f"{name}.qkv", 3 * width, width, 1),
+            **weights(f"{name}.proj_out", width, width, 1),
+        }
+
+    def resampler(name: str, width: int, convolution: str) -> Shapes:
+        if resample == "conv":
+            return weights(f"{name}.{convolution}", width, width, 3, 3)
+        return residual(name, width, width) if resample == "resnet" else {}
+
+    shapes = {
+        **weights("time_embed.0", time, num_channels),
+        **weights("time_embed.2", time, time),
+        **weights("input_blocks.0.0", widths[0], 3, 3, 3),
+    }
+    channels, skips, b = widths[0], [widths[0]], 1
+    for level, width in enumerate(widths):
+        for _ in range(num_res_blocks):
+            shapes |= residual(f"input_blocks.{b}.0", channels, width)
+            shapes |= attend(f"input_blocks.{b}.1", width) if level in attention else {}
+            channels, b = width, b + 1
+            skips.append(width)
+        if level < last:
+            shapes |= resampler(f"input_blocks.{b}.0", width, "op")
+            skips.append(width)
+            b += 1
+    shapes |= residual("middle_block.0", channels, channels) | attend("middle_block.1", channels)
+    shapes |= residual("middle_block.2", channels, channels)
+    b = 0
+    for level in reversed(range(len(widths))):
+        for j in range(num_res_blocks + 1):
+            shapes |= residual(f"output_blocks.{b}.0", channels + skips.pop(), widths[level])
+            channels = widths[level]
+            shapes |= attend(f"output_blocks.{b}.1", channels) if level in attention else {}
+            if level and j == num_res_blocks:
+                shapes |= resampler(f"output_blocks.{b}.{1 + (level in attention)}", channels, "conv")
+            b += 1
+    return shapes | weights("out.0", channels) | weights("out.2", 6, channels, 3, 3)
+
+
+def ddae_shapes(
+    n_channels: int = 32,
+    ch_mults: tuple[int, ...] = (1, 2, 2),
+    attention: tuple[int, ...] = (1,),
+    n_blocks: int = 1,
+    use_res_for_updown: bool = False,
+    augment_dim: int = 0,
+) -> Shapes:
+    """The UNet of the DDAE paper's code, by its official names. attention: levels that have it."""
+    time, last = 4 * n_channels, len(ch_mults) - 1
+
+    def residual(name: str, channels: int, width: int) -> Shapes:
+        return {
+            **weights(f"{name}.norm1", channels),
+            **weights(f"{name}.conv1", width, channels, 3, 3),
+            **weights(f"{name}.norm2", width),
+            **weights(f"{name}.conv2.1", width, width, 3, 3),
+            **(weights(f"{name}.shortcut", width, channels, 1, 1) if channels != width else {}),
+            **weights(f"{name}.time_emb.1", width, time),
+        }
+
+    def attend(name: str, width: int) -> Shapes:
+        return {
+            **weights(f"{name}.norm", width),
+            **weights(f"{name}.projection", 3 * width, width),
+            **weights(f"{name}.output", width, width),
+        }
+
+    def resampler(name: str, width: int) -> Shapes:
+        if use_res_for_updown:
+            return residual(f"{name}.op", width, width)
+        return weights(f"{name}.conv", width, width, 3, 3)
+
+    shapes = {
+        **weights("image_proj", n_channels, 3, 3, 3),
+        **({"time_emb.aug_emb.weight": (n_channels, augment_dim)} if augment_dim else {}),
+        **weights("time_emb.lin1", time, n_channels),
+        **weights("time_emb.lin2", time, time),
+    }
+    widths = [n_channels * multiplier for multiplier in ch_mults]
+    channels, skips, k = n_channels, [n_channels], 0
+    for level, width in enumerate(widths):
+        for _ in range(n_blocks):
+            shapes |= residual(f"down.{k}.res", channels, width)
+            shapes |= attend(f"down.{k}.attn", width) if level in attention else {}
+            channels, k = width, k + 1
+            skips.append(width)
+        if level < last:
+            shapes |= resampler(f"down.{k}", width)
+            skips.append(width)
+            k += 1
+    shapes |= residual("middle.res1", channels, channels) | attend("middle.attn", channels)
+    shapes |= residual("middle.res2", channels, channels)
+    k = 0
+    for level in reversed(range(len(widths))):
+        for _ in range(n_blocks + 1):
+            shapes |= residual(f"up.{k}.res", channels + skips.pop(), widths[level])
+            channels = widths[level]
+            shapes |= attend(f"up.{k}.attn", channels) if level in attention else {}
+            k += 1
+        if level:
+            shapes |= resampler(f"up.{k}", channels)
+            k += 1
+    return shapes | weights("norm", channels) | weights("final", 3, channels, 3, 3)
+
+
+def song_unet_shapes(
+    size: int = 8,
+    stem: int = 8,
+    widths: tuple[int, ...] = (16, 8),
+    attention: tuple[int, ...] = (4,),
+    num_blocks: int = 1,
+    channels: int = 3,
+    num_labels: int = 0,
+    num_augments: int = 0,
+) -> Shapes:
+    """NVlabs' DDPM++, by its official names and in the order the data meets them. attention: sizes that have it."""
+
+    def residual(name: str, old: int, new: int, attend: bool = False, resample: bool = False) -> Shapes:
+        filters = {f"{name}.{module}.resample_filter": (1, 1, 2, 2) for module in ("conv0", "skip")}
+        return {
+            **weights(f"{name}.norm0", old),
+            **weights(f"{name}.conv0", new, old, 3, 3),
+            **weights(f"{name}.affine", new, 4 * stem),
+            **weights(f"{name}.norm1", new),
+            **weights(f"{name}.conv1", new, new, 3, 3),
+            **(weights(f"{name}.skip", new, old, 1, 1) if resample or old != new else {}),
+            **(filters if resample else {}),
+            **(weights(f"{name}.norm2", new) if attend else {}),
+            **(weights(f"{name}.qkv", 3 * new, new, 1, 1) if attend else {}),
+            **(weights(f"{name}.proj", new, new, 1, 1) if attend else {}),
+        }
+
+    shapes = {
+        **(weights("map_label", stem, num_labels) if num_labels else {}),
+        **({"map_augment.weight": (stem, num_augments)} if num_augments else {}),
+        **weights("map_layer0", 4 * stem, stem),
+        **weights("map_layer1", 4 * stem, 4 * stem),
+        **weights(f"enc.{size}x{size}_conv", stem, channels, 3, 3),
+    }
+    now, skips, last = stem, [stem], len(widths) - 1
+    for level, width in enumerate(widths):
+        side = size >> level
+        if level:
+            shapes |= residual(f"enc.{side}x{side}_down", now, now, resample=True)
+            skips.append(now)
+        for j in range(num_blocks):
+            shapes |= residual(f"enc.{side}x{side}_block{j}", now, width, side in attention)
+            now = width
+            skips.append(width)
+    for level in reversed(range(len(widths))):
+        side = size >> level
+        if level == last:
+            shapes |= residual(f"dec.{side}x{side}_in0", now, now, attend=True)
+            shapes |= residual(f"dec.{side}x{side}_in1", now, now)
+        else:
+            shapes |= residual(f"dec.{side}x{side}_up", now, now, resample=True)
+        for j in range(num_blocks + 1):
+            attend = side in attention and j == num_blocks
+            shapes |= residual(f"dec.{side}x{side}_block{j}", now + skips.pop(), widths[level], attend)
+            now = widths[level]
+    top = f"dec.{size}x{size}_aux"
+    return shapes | weights(f"{top}_norm", now) | weights(f"{top}_conv", channels, now, 3, 3)
+
+
+def _reconstruct_persistent_obj(meta: dict) -> None:
+    """Pickled by its name: what NVlabs' torch_utils.persistence has by that name runs meta["module_src"]."""
+    raise AssertionError("a checkpoint's code was about to run")
+
+
+_reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
+
+
+class Persistent:
+    """Pickled as NVlabs' torch_utils.persistence does it."""
+
+    def __init__(self, class_name: str, state: dict, module_src: str = ""):
+        self.meta = {"type": "class", "version": 6, "module_src": module_src, "class_name": class_name, "state": state}
+
+    def __reduce__(self):
+        return _reconstruct_persistent_obj, (self.meta,)
+
+
+def nvlabs_module(state: dict[str, torch.Tensor], class_name: str, module_src: str = "", **attributes: Any) -> Any:
+    """The module that a state dict is of, as it is pickled: persistent, but for ModuleDicts."""
+    inside: dict[str, dict[str, torch.Tensor]] = {}
+    own = {"_parameters": OrderedDict(), "_buffers": OrderedDict(), "_modules": OrderedDict()}
+    for name, tensor in state.items():
+        module, _, rest = name.partition(".")
+        if rest:
+            inside.setdefault(module, {})[rest] = tensor
+        elif name == "resample_filter":
+            own["_buffers"][name] = tensor
+        else:
+            own["_parameters"][name] = torch.nn.Parameter(tensor)
+    for name, tensors in inside.items():
+        own["_modules"][name] = nvlabs_module(tensors, name, module_src, skip_scale=np.sqrt(0.5))
+    if class_name not in ("enc", "dec"):
+        return Persistent(class_name, {**own, "_non_persistent_buffers_set": set(), **attributes}, module_src)
+    container = torch.nn.ModuleDict()
+    container._modules = own["_modules"]
+    return container
+
+
+def nvlabs_save(path: Path, data: Any) -> None:
+    """A .pkl, or a .pt as torch.save has it; persistent objects name a module that is there while they are written."""
+    package, persistence = ModuleType("torch_utils"), ModuleType("torch_utils.persistence")
+    persistence._reconstruct_persistent_obj = _reconstruct_persistent_obj
+    with patch.dict(sys.modules, {module.__name__: module for module in (package, persistence)}):
+        if path.suffix == ".pkl":
+            path.write_bytes(pickle.dumps(data))
+        else:
+            torch.save(data, path)
+
+
+def edm_snapshot(
+    path: Path, state: dict[str, torch.Tensor], class_name: str = "EDMPrecond", module_src: str = "", **attributes: Any
+) -> None:
+    """What EDM's training code publishes of a network."""
+    wrapped = {f"model.{name}": tensor for name, tensor in state.items()}
+    network = nvlabs_module(wrapped, class_name, module_src, **attributes)
+    nvlabs_save(path, {"ema": network, "loss_fn": Persistent("EDMLoss", {"P_mean": -1.2}, module_src)})
+
+
+def dit_shapes(
+    hidden_size: int = 16,
+    depth: int = 2,
+    patch_size: int = 2,
+    input_size: int = 8,
+    num_labels: int = 4,
+    in_channels: int = 4,
+    out_channels: int = 8,
+) -> Shapes:
+    """Meta's DiT, by its official names. num_labels: the classes and the null class."""
+    shapes = {
+        "pos_embed": (1, (input_size // patch_size) ** 2, hidden_size),
+        **weights("x_embedder.proj", hidden_size, in_channels, patch_size, patch_size),
+        **weights("t_embedder.mlp.0", hidden_size, 256),
+        **weights("t_embedder.mlp.2", hidden_size, hidden_size),
+        "y_embedder.embedding_table.weight": (num_labels, hidden_size),
+    }
+    for i in range(depth):
+        shapes |= weights(f"blocks.{i}.attn.qkv", 3 * hidden_size, hidden_size)
+        shapes |= weights(f"blocks.{i}.attn.proj", hidden_size, hidden_size)
+        shapes |= weights(f"blocks.{i}.mlp.fc1", 4 * hidden_size, hidden_size)
+        shapes |= weights(f"blocks.{i}.mlp.fc2", hidden_size, 4 * hidden_size)
+        shapes |= weights(f"blocks.{i}.adaLN_modulation.1", 6 * hidden_size, hidden_size)
+    shapes |= weights("final_layer.linear", patch_size**2 * out_channels, hidden_size)
+    return shapes | weights("final_layer.adaLN_modulation.1", 2 * hidden_size, hidden_size)
