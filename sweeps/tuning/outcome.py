@@ -217,9 +217,10 @@ def answer_facts(
     left = len(space.candidates_at(race.places))
     timesteps = ", ".join(map(str, race.places))
     new = "" if cost.new_passes else "; all of it was in the store"
+    beaten = "" if winner.val_accuracy > baseline.val_accuracy else "; the answer does not beat them"
     return {
         "answer": f"{winner.candidate.name} ({winner.setting}): {accuracy_text(winner)} % on val",
-        "raw pixels": f"{accuracy_text(baseline)} % under the same head",
+        "raw pixels": f"{accuracy_text(baseline)} % under the same head{beaten}",
         "without labels": without_labels(plan, winner.candidate, race, label_free),
         "cells": f"{len(space.candidates):,}; the looks left {left}, at t = {timesteps}; {len(trials)} "
         f"tried, {stopped} stopped early",

@@ -68,13 +68,25 @@ def shown(tmp_path_factory):
     return found, page_of(found, tmp_path_factory.mktemp("figures"))[1]
 
 
-def page_of(found, folder):
-    baseline = replace(found.answer.winner, candidate=Candidate("pixels", 0, 8, "linear"))
+def facts(found, baseline_accuracy=0.1):
+    baseline = replace(
+        found.answer.winner, candidate=Candidate("pixels", 0, 8, "linear"), val_accuracy=baseline_accuracy
+    )
     cost = Cost(100, 1000, 800, 100, 1.0, 2.0, 0.1)
-    facts = outcome.answer_facts(found.plan, found.answer, found.trials, baseline, found.race, found.label_free, cost)
+    return outcome.answer_facts(found.plan, found.answer, found.trials, baseline, found.race, found.label_free, cost)
+
+
+def page_of(found, folder):
     drawn = sections.draw(found, folder)
     test = reporting.test_text(None, folder, found.winner.name)
-    return drawn, render(reporting.page(found, drawn, facts, NASTY[0], "python x.py --dataset '<i>'", test))
+    return drawn, render(reporting.page(found, drawn, facts(found), NASTY[0], "python x.py --dataset '<i>'", test))
+
+
+@pytest.mark.parametrize(("lead", "beaten"), [(0.1, True), (0.0, False), (-0.1, False)])
+def test_an_answer_that_raw_pixels_match_says_so(shown, lead, beaten):
+    found, _ = shown
+    said = facts(found, found.answer.winner.val_accuracy - lead)["raw pixels"]
+    assert said.endswith("does not beat them") != beaten
 
 
 class Seen(HTMLParser):
