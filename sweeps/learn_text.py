@@ -116,10 +116,10 @@ def main(config: LearnText) -> None:
 def train(trainings: dict[str, "TextTraining"], backbone: "Backbone", dataset: "Dataset", checkpoint: Path) -> None:
     """Goes on from the checkpoint, which is written after every epoch."""
     import torch
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ddae.text_embedding import encode_split
     from storage.feature_store import published
+    from sweeps.tuning.progress import bars
 
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if checkpoint.exists():
@@ -127,8 +127,7 @@ def train(trainings: dict[str, "TextTraining"], backbone: "Backbone", dataset: "
             trainings[name].load_state(state)
     if all(training.finished for training in trainings.values()):
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}")) as progress:
+    with bars() as progress:
         images, val = (
             encode_split(backbone, dataset, split, partial(progress.track, task_id=progress.add_task(split, note="")))
             for split in ("train", "val")

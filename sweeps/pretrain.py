@@ -57,12 +57,12 @@ def main(config: Pretrain) -> None:
     import numpy as np
     import torch
     from diffusers.training_utils import EMAModel
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ddae import pretrain
     from ddae.datasets import load_dataset
     from ddae.report import image_grid, loss_curve
     from sweeps.tuning.plan import choose_device
+    from sweeps.tuning.progress import bars
 
     many = 1, 10**9
     cli.check_numbers(config, steps=many, batch_size=many, checkpoint_every=many, image_size=(8, 4096), seed=cli.SEEDS)
@@ -130,9 +130,8 @@ def main(config: Pretrain) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}")) as progress:
-        bar = progress.add_task("training", total=config.steps, completed=len(losses), loss=float("nan"))
+    with bars() as progress:
+        bar = progress.add_task("training", total=config.steps, completed=len(losses), note="")
         for step in range(len(losses), config.steps):
             started = time.perf_counter()
             for group in optimizer.param_groups:
@@ -146,7 +145,7 @@ def main(config: Pretrain) -> None:
             losses.append(loss)
             ema.step(unet.parameters())
             seconds += time.perf_counter() - started
-            progress.update(bar, advance=1, loss=sum(losses[-100:]) / len(losses[-100:]))
+            progress.update(bar, advance=1, note=f"loss {sum(losses[-100:]) / len(losses[-100:]):.4f}")
             if (step + 1) % config.checkpoint_every == 0:
                 save()
             if config.snapshot_every and (step + 1) % config.snapshot_every == 0:

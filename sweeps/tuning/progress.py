@@ -1,10 +1,13 @@
-"""What a person sees of a sweep under way: one live table, or a plain line now and then where there is no terminal."""
+"""What a person sees of long work: one live table, or a plain line now and then where there is no terminal."""
 
 import threading
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from time import monotonic
 
+from rich import progress as rich_progress
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -83,7 +86,7 @@ class Progress:
             self._live = Live(get_renderable=self.table, console=self.console, transient=True)
             self._live.start()
         else:
-            threading.Thread(target=self._print_on, args=[self._left_alone], daemon=True).start()
+            _now_and_then(self._print, self._left_alone)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -128,9 +131,29 @@ class Progress:
         line = "; ".join(f"{name} {text}" for name, text in self._rows().items() if text)
         self.console.print(line, soft_wrap=True, markup=False, highlight=False)
 
-    def _print_on(self, left_alone: threading.Event) -> None:
+
+@contextmanager
+def bars(console: Console | None = None) -> Iterator[rich_progress.Progress]:
+    """Of tasks that are counted in steps; each has a field `note`, which stands beside its bar."""
+    texts = rich_progress.TextColumn("{task.description}"), rich_progress.TextColumn("{task.fields[note]}")
+    counts = rich_progress.BarColumn(), rich_progress.MofNCompleteColumn(), rich_progress.TimeRemainingColumn()
+    left_alone = threading.Event()
+    console = console or Console(stderr=True)
+    with rich_progress.Progress(texts[0], *counts, texts[1], console=console) as shown:
+        if not console.is_terminal:
+            _now_and_then(lambda: console.print(shown.get_renderable()), left_alone)
+        try:
+            yield shown
+        finally:
+            left_alone.set()
+
+
+def _now_and_then(do: Callable[[], None], left_alone: threading.Event) -> None:
+    def work() -> None:
         while not left_alone.wait(PLAIN_SECONDS):
-            self._print()
+            do()
+
+    threading.Thread(target=work, daemon=True).start()
 
 
 def clock(seconds: float) -> str:

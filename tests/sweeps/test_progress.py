@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from sweeps.tuning import progress
-from sweeps.tuning.progress import Progress
+from sweeps.tuning.progress import Progress, bars
 
 CELL = "89.4 % down_blocks.1.attentions.0/250/4/mlp-2048-2048-2048"
 
@@ -127,3 +127,15 @@ def test_no_terminal_gets_a_line_a_stage_and_one_now_and_then(monkeypatch):
     assert second.startswith("stage look at 300, forward; images 300 of 2,100 extracted; cost 300 passes")
     time.sleep(0.2)
     assert len(console.file.getvalue().splitlines()) <= len(lines) + 1
+
+
+def test_bars_are_lines_where_there_is_no_terminal(monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.05)
+    console = Console(file=io.StringIO(), width=80)
+    with bars(console) as shown:
+        task = shown.add_task("training", total=300, note="")
+        shown.update(task, completed=200, note="loss 0.25")
+        while "200/300" not in console.file.getvalue():
+            time.sleep(0.01)
+    [line, *_] = (line for line in console.file.getvalue().splitlines() if "200/300" in line)
+    assert line.startswith("training") and line.rstrip().endswith("loss 0.25")
