@@ -70,15 +70,16 @@ def tracking_uri() -> str:
 
 def check_server(uri: str) -> None:
     """Raises ValueError where an http tracking server does not answer; other stores are checked when they open."""
-    if not uri.startswith(("http://", "https://")) or "@" in uri:  # urllib takes no password; MLflow does
+    if not uri.startswith(("http://", "https://")):
         return
+    address = hidden(uri)
     try:
-        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=10).close()
+        urllib.request.urlopen(address.rstrip("/") + "/health", timeout=10).close()
     except urllib.error.HTTPError:
-        return  # it answers, though not on that page
+        return  # it answers, though not on that page, or not without a password
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise ValueError(
-            f"MLFLOW_TRACKING_URI={uri} does not answer ({error}); start the server, or unset the variable "
+            f"MLFLOW_TRACKING_URI={address} does not answer ({error}); start the server, or unset the variable "
             f"to log to {DEFAULT_URI}"
         ) from error
 

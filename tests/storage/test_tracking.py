@@ -88,9 +88,10 @@ def free_port():
         return s.getsockname()[1]
 
 
-def test_a_server_that_does_not_answer_is_one_line():
+@pytest.mark.parametrize("user", ["", "me:secret@"])
+def test_a_server_that_does_not_answer_is_one_line(user):
     with pytest.raises(ValueError, match=r"MLFLOW_TRACKING_URI=http://127.0.0.1:\d+ does not answer"):
-        check_server(f"http://127.0.0.1:{free_port()}")
+        check_server(f"http://{user}127.0.0.1:{free_port()}")
 
 
 def test_a_database_that_cannot_be_opened_is_one_line():
@@ -121,6 +122,7 @@ def test_a_real_server(tmp_path):
                 assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.5)
         check_server(uri)
+        check_server(uri.replace("//", "//me:secret@"))
         for _ in range(2):
             tracker = Tracker(uri, "digits", "sweep", "sweep")
             tracker.log_trial(trial("a"))
