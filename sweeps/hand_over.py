@@ -48,11 +48,11 @@ def main(config: HandOver) -> None:
 
     check_server(tracking_uri())
     folder = config.sweep or newest_sweep(config.out)
-    winner, tested = read_winner(folder), read_test(folder) or {}
-    fitted = refit(folder, winner, with_test=bool(tested) and config.features != "none")
+    winner, tested = read_winner(folder), read_test(folder)
+    fitted = refit(folder, winner, with_test=tested is not None and config.features != "none")
     measured = {"val_accuracy": fitted.result.val_accuracy, "val_stderr": fitted.result.stderr}
-    if tested.get("cell") == winner.name:
-        measured |= {name: tested[name] for name in ("test_accuracy", "test_stderr")}
+    if tested and tested.cell == winner.name:
+        measured |= {"test_accuracy": tested.test_accuracy, "test_stderr": tested.test_stderr}
     model, example = folder / "model", folder / "example.png"
     write_example(fitted, example)
     shutil.rmtree(model, ignore_errors=True)

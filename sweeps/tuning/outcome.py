@@ -81,25 +81,32 @@ def choose(plan: Plan, trials: list[FinishedTrial]) -> Answer:
     return Answer(tied[0], best, tied, len(full))
 
 
-TESTED = {"cell", "setting", "num_train", "num_test", "test_accuracy", "test_stderr", "val_accuracy", "date"}
-"""What final_test.py records."""
+@dataclass(frozen=True)
+class Tested:
+    """What final_test.json records: the cell, fitted again, on the test images."""
+
+    cell: str
+    setting: str
+    num_train: int
+    num_test: int
+    test_accuracy: float
+    test_stderr: float
+    val_accuracy: float
+    date: str
 
 
-def read_test(folder: Path) -> dict | None:
+def read_test(folder: Path) -> Tested | None:
     """What final_test.py has recorded of the sweep in a folder, if it has."""
     record = folder / "final_test.json"
     if not record.exists():
         return None
     try:
-        final = json.loads(record.read_text())
-        if final.keys() != TESTED:
-            raise ValueError(f"it has {', '.join(final)}")
-    except (ValueError, AttributeError) as error:
+        return Tested(**json.loads(record.read_text()))
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"{record}, the record that the test set has been looked at, is damaged; restore it, "
             "or delete it to look again"
         ) from error
-    return final
 
 
 def best_accuracies(plan: Plan, trials: list[FinishedTrial]) -> np.ndarray | None:

@@ -39,14 +39,13 @@ def page(
     )
 
 
-def test_text(final: Mapping | None, folder: Path, cell: str) -> str:
-    """final: what final_test.py has recorded, if it has."""
-    if final is None:
+def test_text(tested: outcome.Tested | None, folder: Path, cell: str) -> str:
+    if tested is None:
         return f"The test images have not been looked at. Once: python sweeps/final_test.py --sweep {folder}"
-    other = "" if final["cell"] == cell else f", of {final['cell']}, which was the answer then"
+    other = "" if tested.cell == cell else f", of {tested.cell}, which was the answer then"
     return (
-        f"On test {100 * final['test_accuracy']:.1f} +- {100 * final['test_stderr']:.1f} % "
-        f"({final['num_test']:,} images), measured once, on {final['date']}{other}."
+        f"On test {100 * tested.test_accuracy:.1f} +- {100 * tested.test_stderr:.1f} % "
+        f"({tested.num_test:,} images), measured once, on {tested.date}{other}."
     )
 
 

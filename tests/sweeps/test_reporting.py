@@ -162,7 +162,7 @@ def test_names_are_text_and_nothing_else(shown):
 
 def test_the_test_accuracy_takes_its_place(shown, tmp_path):
     found, html = shown
-    final = {"cell": found.winner.name, "test_accuracy": 0.876, "test_stderr": 0.007, "num_test": 2000, "date": "today"}
+    final = outcome.Tested(found.winner.name, "penalty=1", 800, 2000, 0.876, 0.007, 0.89, "today")
     tested = with_test(html, reporting.test_text(final, tmp_path, found.winner.name))
     assert "have not been looked at" in html and "have not been looked at" not in tested
     assert "87.6 ± 0.7\xa0% (2,000 images), measured once, on today." in Seen(tested).text
