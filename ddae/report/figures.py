@@ -252,10 +252,11 @@ def courses(
     axes.set(xlabel="training images", ylabel=ylabel, xlim=(counts[0] / 1.2, counts[-1] * 1.5))
     ends = [(*line[-1], label) for line, label in zip(lines, labels, strict=True) if label]
     low, high = axes.get_ylim()
+    readable = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
     for count in counts:
-        heights = [(100 * y, label) for x, y, label in ends if x == count]
-        for (y, label), apart in zip(sorted(heights), _apart(sorted(heights), (high - low) / 22), strict=True):
-            axes.annotate(label, (count, y), (count * 1.07, apart), va="center", size=8)
+        heights = sorted(((100 * y, label) for x, y, label in ends if x == count), reverse=True)
+        for (y, label), apart in zip(heights, _apart(heights, (high - low) / 22), strict=True):
+            axes.annotate(label, (count, y), (count * 1.07, apart), va="center", size=8, bbox=readable)
     axes.legend(frameon=False, fontsize=8)
     return _save(_open(figure), path)
 
@@ -311,10 +312,10 @@ def _stderr(points: np.ndarray) -> float:
 
 
 def _apart(heights: Sequence[tuple[float, str]], least: float) -> list[float]:
-    """Places for labels, at least so far apart, near their heights, which ascend."""
+    """Places for labels, at least so far apart, near their heights, which descend."""
     places: list[float] = []
     for height, _ in heights:
-        places.append(max(height, places[-1] + least) if places else height)
+        places.append(min(height, places[-1] - least) if places else height)
     return places
 
 
