@@ -4,6 +4,8 @@
     python benchmarks/label_free.py --pair fashion_mnist --dataset fashion-mnist --poolings 1 2
     python sweeps/pretrain.py --family edm --dataset digits --no-autocast --channels 32 64 64 --steps 800
     python benchmarks/label_free.py --pair edm_digits --dataset digits --folds 5 --backbone out/edm-digits/model
+    python sweeps/pretrain.py --family edm --no-autocast --channels 16 32 64 --steps 3000
+    python benchmarks/label_free.py --pair edm_fashion_mnist --backbone out/edm-fashion-mnist/model --poolings 1 2
 
 Truth: `linear` is fitted on all training images at every (block, timestep) and pooling. Half of val chooses pooling and
 penalty, and the accuracy is of the other half, the mean over 64 halves. Scores see two noise draws of training images,

@@ -254,8 +254,8 @@ def courses(
     low, high = axes.get_ylim()
     readable = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
     for count in counts:
-        heights = sorted(((100 * y, label) for x, y, label in ends if x == count), reverse=True)
-        for (y, label), apart in zip(heights, _apart(heights, (high - low) / 22), strict=True):
+        here = sorted(((100 * y, label) for x, y, label in ends if x == count), reverse=True)
+        for (y, label), apart in zip(here, _apart([y for y, _ in here], (high - low) / 22), strict=True):
             axes.annotate(label, (count, y), (count * 1.07, apart), va="center", size=8, bbox=readable)
     axes.legend(frameon=False, fontsize=8)
     return _save(_open(figure), path)
@@ -311,10 +311,10 @@ def _stderr(points: np.ndarray) -> float:
     return float(points.std(ddof=1) / len(points) ** 0.5) if len(points) > 1 else 0.0
 
 
-def _apart(heights: Sequence[tuple[float, str]], least: float) -> list[float]:
+def _apart(heights: Sequence[float], least: float) -> list[float]:
     """Places for labels, at least so far apart, near their heights, which descend."""
     places: list[float] = []
-    for height, _ in heights:
+    for height in heights:
         places.append(min(height, places[-1] - least) if places else height)
     return places
 

@@ -135,11 +135,16 @@ class Progress:
 @contextmanager
 def bars(console: Console | None = None) -> Iterator[rich_progress.Progress]:
     """Of tasks that are counted in steps; each has a field `note`, which stands beside its bar."""
-    texts = rich_progress.TextColumn("{task.description}"), rich_progress.TextColumn("{task.fields[note]}")
-    counts = rich_progress.BarColumn(), rich_progress.MofNCompleteColumn(), rich_progress.TimeRemainingColumn()
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[note]}"),
+    )
     left_alone = threading.Event()
     console = console or Console(stderr=True)
-    with rich_progress.Progress(texts[0], *counts, texts[1], console=console) as shown:
+    with rich_progress.Progress(*columns, console=console) as shown:
         if not console.is_terminal:
             _now_and_then(lambda: console.print(shown.get_renderable()), left_alone)
         try:
