@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +19,9 @@ from tests.workers import forked_workers
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 PRELOADED = ["sweeps.tuning.run", "diffusers.models.unets.unet_2d", "mlflow", "sklearn.datasets", "matplotlib.pyplot"]
+
+PATIENCE_SECONDS = 300
+"""For what a machine at rest does in seconds: a busy one that reads all libraries again takes minutes."""
 
 ONE_CPU = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 1}'}
 
@@ -68,6 +72,18 @@ class Fork:
         if self.returncode is None:
             raise subprocess.TimeoutExpired(str(SWEEPS), timeout or 0)
         return [path.read_text() for path in self._printed]
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | Fork, log: Path | None = None) -> bool:
+    """False where the process ends first. log: what it writes, if it has no pipes."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text() if log else "it takes too long"
+        if process.poll() is not None:
+            print(log.read_text() if log else process.communicate())
+            return False
+        time.sleep(0.05)
+    return True
 
 
 @contextmanager

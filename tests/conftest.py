@@ -3,11 +3,8 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sysconfig
 import threading
-import time
-import urllib.request
 import uuid
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -116,6 +113,8 @@ KEYS = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "a-secret", "AW
 @pytest.fixture(scope="session")
 def s3_port(tmp_path_factory):
     """Where a real S3 server (SeaweedFS) listens on loopback; it has one bucket, `features`."""
+    from tests.servers import answers, serving
+
     folder = tmp_path_factory.mktemp("s3")
     names = "s3.port", "master.port", "volume.port", "filer.port", "admin.port"
     names += tuple(f"{name}.grpc" for name in names)
@@ -126,19 +125,13 @@ def s3_port(tmp_path_factory):
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += ["-bucket=features", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     command += ["-webdav=false", "-admin.ui=false", *(f"-{name}={port}" for name, port in ports.items())]
-    with open(folder / "log", "wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=os.environ | KEYS)
-    deadline = time.monotonic() + 120
-    while True:
-        with suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{ports['s3.port']}/healthz", timeout=5).close()
-            if "All enabled components" in (folder / "log").read_text():
-                break
-        assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-        time.sleep(0.1)
-    yield ports["s3.port"]
-    server.terminate()
-    server.wait(30)
+    health, log = f"http://127.0.0.1:{ports['s3.port']}/healthz", folder / "log"
+
+    def ready():
+        return answers(health) and "All enabled components" in log.read_text()
+
+    with serving(command, ready, log, folder, os.environ | KEYS):
+        yield ports["s3.port"]
 
 
 class Bucket:

@@ -3,15 +3,13 @@
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.clusters.lab import HOME, HOST, NETWORK, SWITCH, Machine, why_not
-from tests.commands import start
+from tests.commands import PATIENCE_SECONDS, start, wait_for
 from tests.faults.sweeps import children, finish, table
 
 ROOT = Path(__file__).parents[2]
@@ -89,14 +87,14 @@ def test_sweep_on_a_cluster(alone, machines, config, shared, tiny_model, tmp_pat
     command = f"cd ddae-sweeps && python sweeps/layer_noise.py --backbone {tiny_model} --store {shared}/store"
     sweep = laptop.start("ray", "exec", file, f"{command} {' '.join(ARGS)}")
 
-    wait_for(lambda: two.processes("ray::Extractor"), sweep)
+    assert wait_for(lambda: two.processes("ray::Extractor"), sweep)
     head.run("sh", "-c", STOP)
     laptop.inside("ip", "link", "set", "two", "down")
     laptop.run(*start_new)
-    wait_for(lambda: new.address in head.run("ss", "-Htn", "sport = :6379"), sweep)
+    assert wait_for(lambda: new.address in head.run("ss", "-Htn", "sport = :6379"), sweep)
     head.run("sh", "-c", "kill -CONT $(pgrep -f '[l]ayer_noise.py' | sort -rn)")
-    wait_for(lambda: new.processes("ray::Extractor", "ray::ProbeTrial"), sweep)
-    printed, _ = sweep.communicate(timeout=200)
+    assert wait_for(lambda: new.processes("ray::Extractor", "ray::ProbeTrial"), sweep)
+    printed, _ = sweep.communicate(timeout=PATIENCE_SECONDS)
     assert sweep.returncode == 0, printed
 
     finish(alone)
@@ -108,16 +106,7 @@ def test_sweep_on_a_cluster(alone, machines, config, shared, tiny_model, tmp_pat
     laptop.run("ray", "down", "-y", file)
     laptop.inside("ip", "link", "set", "two", "up")
     hosts = head, one, two, new
-    wait_for(lambda: not any(host.processes("ray", sys.executable) for host in hosts), laptop.unshare)
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
-    """While the process runs."""
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.1)
+    assert wait_for(lambda: not any(host.processes("ray", sys.executable) for host in hosts), laptop.unshare)
 
 
 def prepare(laptop: Machine, new: Machine, config: dict) -> list[str]:

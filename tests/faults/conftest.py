@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import PATIENCE_SECONDS
 from tests.faults.sweeps import ARGS, SMALL, finish
 
 
@@ -35,7 +36,7 @@ def refused(begin):
 
     def refused(*args, cwd, **env):
         process = begin(*args, cwd=cwd, **env)
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 2 and out == "" and "Traceback" not in err, err
         return err.splitlines()[-1]
 

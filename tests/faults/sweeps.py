@@ -5,13 +5,11 @@ import os
 import signal
 import sqlite3
 import subprocess
-import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from tests.commands import Fork
+from tests.commands import PATIENCE_SECONDS, Fork
 
 Process = subprocess.Popen | Fork
 ARGS = ["--dataset", "digits", "--timesteps", "0", "100", "600", "--poolings", "1", "2", "--num-trials", "10"]
@@ -32,7 +30,7 @@ def listens_at(process: Process) -> set[str]:
 
 def finish(process: Process) -> str:
     """Its report."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, err
     return out
 
@@ -42,18 +40,6 @@ def kill(process: Process) -> None:
     process.kill()
     process.communicate()
     subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
-
-
-def wait_for(condition: Callable[[], bool], process: Process, seconds: float = 180) -> bool:
-    """False where the process ends first."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it takes too long"
-        if process.poll() is not None:
-            print(process.communicate()[1][-1500:])
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def table(cwd: Path) -> list[tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """A sweep whose store is a bucket of a real S3 server, which goes away in the middle."""
 
-from tests.commands import ray_of_one_cpu
-from tests.faults.sweeps import SMALL, finish, table, wait_for
+from tests.commands import PATIENCE_SECONDS, ray_of_one_cpu, wait_for
+from tests.faults.sweeps import SMALL, finish, table
 
 
 def test_a_sweep_from_a_bucket(bucket, begin, tiny_model, tmp_path):
@@ -15,7 +15,7 @@ def test_a_sweep_from_a_bucket(bucket, begin, tiny_model, tmp_path):
         process = start("layer_noise", *flags, cwd=one)
         assert wait_for(lambda: bucket.asked("PUT", ".arrow"), process)
         bucket.close()
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 2 and out == "" and "Traceback" not in err, err
         last = err.splitlines()[-1]
         assert last.startswith(f"error: store='{bucket.address}") and last.endswith("and the same command goes on")

@@ -15,7 +15,7 @@ from sweeps.cli import ModelAndData
 from sweeps.tuning.extractor import Extractor
 from sweeps.tuning.plan import make_plan
 from sweeps.tuning.space import Need
-from tests.commands import PRELOADED
+from tests.commands import PATIENCE_SECONDS, PRELOADED, wait_for
 
 NUM_PROCESSES = 8
 BLOCKS = ("mid", "up.0.0")
@@ -39,9 +39,9 @@ def test_of_eight_processes_one_extracts(tiny_model, tmp_path):
     processes = [forked.Process(target=extract_all, args=(plan, together, passes)) for _ in range(NUM_PROCESSES)]
     for process in processes:
         process.start()
-    total = sum(passes.get(timeout=240) for _ in processes)
+    total = sum(passes.get(timeout=PATIENCE_SECONDS) for _ in processes)
     for process in processes:
-        process.join(60)
+        process.join(PATIENCE_SECONDS)
     assert [process.exitcode for process in processes] == [0] * NUM_PROCESSES
     assert total == pytest.approx(plan.space.forward_passes(NEEDS))
     contended = {path: path.read_bytes() for path in (tmp_path / "store").rglob("*.arrow")}
@@ -73,9 +73,7 @@ def test_a_killed_writer_leaves_whole_shards_alone(tmp_path, caplog):
     for delay in np.random.default_rng(1).uniform(0, 0.02, 8):
         num_rows = 512 * len(list(tmp_path.rglob("*.arrow")))
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(num_rows)])
-        deadline = time.monotonic() + 60
-        while not any(tmp_path.rglob("*.part")):
-            assert writer.poll() is None and time.monotonic() < deadline
+        assert wait_for(lambda: any(tmp_path.rglob("*.part")), writer)
         time.sleep(delay)
         os.kill(writer.pid, signal.SIGKILL)
         writer.wait()

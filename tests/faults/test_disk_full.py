@@ -7,6 +7,7 @@ import pytest
 
 from storage.results import Ledger
 from storage.tracking import Metric, Tracker, Trial
+from tests.commands import PATIENCE_SECONDS
 
 
 def mount(*args):
@@ -99,7 +100,7 @@ def test_with_room_again_the_same_command_goes_on(begin, refused, small_disk, tm
     damaged, kept = sorted(whole)[0], sorted(whole)[1:]
     damaged.write_bytes(damaged.read_bytes()[:-100])
     process = begin(cwd=tmp_path)
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0 and "answer" in out, err
     assert err.replace("\n", "").count(f"damaged shard {damaged}") == 1  # though an actor found it
     assert all(shards(store)[path] == whole[path] for path in kept)

@@ -4,8 +4,8 @@ import os
 import signal
 import time
 
-from tests.commands import start
-from tests.faults.sweeps import ARGS, children, finish, kill, kill_one, listens_at, progress, table, wait_for
+from tests.commands import PATIENCE_SECONDS, start, wait_for
+from tests.faults.sweeps import ARGS, children, finish, kill, kill_one, listens_at, progress, table
 
 NUM_START_UP = 2
 NUM_LATER = int(os.environ.get("NUM_KILLS", 6)) - NUM_START_UP
@@ -25,7 +25,7 @@ def test_driver(undisturbed, fork, tiny_model, tmp_path):
             assert wait_for(lambda: any(tmp_path.rglob("*.arrow")), process)
             assert listens_at(process) == LOOPBACK
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=PATIENCE_SECONDS)
             assert process.returncode == 130 and err.splitlines()[-1].startswith("stopped; what was finished is kept")
 
     begun, whole, num_killed = progress(tmp_path), progress(undisturbed), 0

@@ -1,6 +1,8 @@
 """Extractors on Ray's cluster of several nodes, of which one leaves and one joins."""
 
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,18 +14,24 @@ from sweeps.cli import ModelAndData
 from sweeps.tuning.extraction import Extraction
 from sweeps.tuning.plan import make_plan
 from sweeps.tuning.space import Need
+from tests.commands import PATIENCE_SECONDS
 from tests.faults.sweeps import kill_one
+from tests.workers import forked_workers
 
 NODE = {"num_cpus": 1, "object_store_memory": 2**27}
 NEED = Need(30, "train", 1100, ("mid", "up.0.0"))
 
 
 @pytest.fixture
-def cluster():
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+def cluster(monkeypatch):
+    with forked_workers() as python:
+        monkeypatch.setattr(sys, "executable", str(python))
+        cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})
+        yield cluster
+        for log in Path(cluster.head_node.get_logs_dir_path()).glob("*.*"):  # shown where the test fails
+            print(log.name, log.read_text()[-2000:], sep="\n")
+        ray.shutdown()
+        cluster.shutdown()
 
 
 @pytest.fixture
@@ -38,7 +46,7 @@ def test_extractors_follow_the_machines(cluster, plan):
     heard = []
     extraction = Extraction(plan, heard.append)
     try:
-        extraction.run(extraction.fill([NEED])).result(120)
+        extraction.run(extraction.fill([NEED])).result(PATIENCE_SECONDS)
         assert sum(work.passes for work in heard) == pytest.approx(plan.space.forward_passes([NEED]))
         expected = np.concatenate(FeatureStore(plan.store).read(plan.column(30, "train", "mid"), 1100))
 
@@ -51,7 +59,7 @@ def test_extractors_follow_the_machines(cluster, plan):
         time.sleep(1)
         assert not looks.done()
         cluster.add_node(**NODE)
-        right = looks.result(120)
+        right = looks.result(PATIENCE_SECONDS)
         assert [need.blocks for need in right] == [("mid",), ("up.0.0",)]
         again = np.concatenate(FeatureStore(plan.store).read(plan.column(30, "train", "mid"), 1100))
         assert np.array_equal(again, expected)

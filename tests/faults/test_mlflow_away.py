@@ -3,25 +3,20 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
 from storage.tracking import Metric, Tracker, Trial
+from tests.commands import PATIENCE_SECONDS, wait_for
+from tests.servers import answers, free_port, serving
 
 OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", 8))
 CREATE_RUN = b"/mlflow/runs/create"
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +24,9 @@ def server(tmp_path_factory):
     folder, port = tmp_path_factory.mktemp("server"), free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)]
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
-    process.port = port
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-            break
-        except OSError:
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.2)
-    yield process
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait(30)
+    with serving(command, partial(answers, f"http://127.0.0.1:{port}/health"), folder / "log", folder) as process:
+        process.port = port
+        yield process
 
 
 class Proxy:
@@ -152,27 +136,21 @@ def test_a_sweep_does_not_wait_for_a_slow_server_and_outlasts_an_outage(begin, s
     than a search that does not wait. One answer is lost as well."""
     proxy.delay_seconds = 0.3
 
-    def wait_for(condition):
-        deadline = time.monotonic() + 150
-        while not condition():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-
     def num_fitted():
         return sum('"candidate"' in path.read_text() for path in tmp_path.glob("out/store/results/*/*.json"))
 
     process = begin(cwd=tmp_path, MLFLOW_TRACKING_URI=proxy.uri)
-    wait_for(lambda: any(tmp_path.rglob("*.arrow")))  # the parent is there; the next one created is a child
+    assert wait_for(lambda: any(tmp_path.rglob("*.arrow")), process)  # the parent is there; what comes next is a child
     proxy.drop, before = 1, proxy.num_created()
-    wait_for(lambda: proxy.num_created() > before)
+    assert wait_for(lambda: proxy.num_created() > before, process)
     os.killpg(server.pid, signal.SIGSTOP)
     stopped = time.time()
     try:
-        wait_for(lambda: num_fitted() == 4)
+        assert wait_for(lambda: num_fitted() == 4, process)
         time.sleep(max(0.0, stopped + OUTAGE_SECONDS - time.time()))
     finally:
         os.killpg(server.pid, signal.SIGCONT)
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0 and "answer" in out and "Traceback" not in err, err
 
     tracker = Tracker(f"http://127.0.0.1:{server.port}", "digits", "unused", "unused")

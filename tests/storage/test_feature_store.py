@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from storage.feature_store import FeatureStore
+from tests.commands import PATIENCE_SECONDS
 
 COLUMN = "digits/abc/t=60/split=train/block=up.1.0"
 
@@ -113,7 +114,7 @@ def test_processes_that_write_the_same_shard_leave_one(store, rows, tmp_path):
         f"FeatureStore(sys.argv[1]).write({COLUMN!r}, 0, numpy.load(sys.argv[1] + '/rows.npy'))"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert [process.wait(PATIENCE_SECONDS) for process in processes] == [0, 0, 0]
     assert [path.name for path in (store.root / COLUMN).iterdir()] == [shard(store).name]
     assert np.array_equal(store.read(COLUMN, 1000)[0], rows)
 

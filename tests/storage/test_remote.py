@@ -12,6 +12,7 @@ from pyarrow import fs
 from storage.feature_store import FeatureStore
 from storage.remote import Remote
 from storage.results import Ledger
+from tests.commands import PATIENCE_SECONDS
 
 COLUMN = "digits/abc/t=60/split=train/block=up.1.0"
 KEY = "ab" * 16
@@ -123,7 +124,7 @@ def test_of_many_processes_one_fetches(bucket, rows, node):
     node("two")
     code = f"from storage.feature_store import FeatureStore; FeatureStore({bucket.address!r}).read({COLUMN!r}, 1000)"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
-    assert [process.wait(60) for process in processes] == [0] * 4
+    assert [process.wait(PATIENCE_SECONDS) for process in processes] == [0] * 4
     fetched = Counter(bucket.asked("GET", ".arrow"))
     assert len(fetched) == 4 and set(fetched.values()) == {1}
 

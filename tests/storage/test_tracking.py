@@ -1,14 +1,10 @@
-import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
+from functools import partial
 
 import pytest
 
 from storage.tracking import Metric, Tracker, Trial, check_server, tracking_uri
+from tests.servers import answers, free_port, serving
 
 
 def trial(name, stopped_early=False):
@@ -82,12 +78,6 @@ class TestTracker:
         assert [file.path for file in tracker.client.list_artifacts(tracker.parent_id)] == ["figure.png"]
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 @pytest.mark.parametrize("user", ["", "me:secret@"])
 def test_a_server_that_does_not_answer_is_one_line(user):
     with pytest.raises(ValueError, match=r"MLFLOW_TRACKING_URI=http://127.0.0.1:\d+ does not answer"):
@@ -110,23 +100,10 @@ def test_a_real_server(tmp_path):
     uri = f"http://127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", uri.rsplit(":")[-1]]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path)]
-    with open(tmp_path / "log", "wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
-                time.sleep(0.5)
+    with serving(command, partial(answers, f"{uri}/health"), tmp_path / "log", tmp_path):
         check_server(uri)
         check_server(uri.replace("//", "//me:secret@"))
         for _ in range(2):
             tracker = Tracker(uri, "digits", "sweep", "sweep")
             tracker.log_trial(trial("a"))
         assert list(children(tracker)) == ["a"]
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)  # its helpers too
-        server.wait(30)

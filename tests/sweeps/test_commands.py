@@ -13,7 +13,7 @@ from PIL import Image
 
 from ddae.label_free import LABELLED, SCORES
 from storage.tracking import Tracker
-from tests.commands import start
+from tests.commands import PATIENCE_SECONDS, start
 
 SMALL = ["--dataset", "digits", "--timesteps", "0", "100", "600", "--poolings", "1", "2"]
 NUM_TRIALS = 8
@@ -21,7 +21,7 @@ AXES = "block", "timestep", "pooling", "head"
 
 
 def run(command, *args, cwd, start=start):
-    out, err = (process := start(command, *args, cwd=cwd)).communicate(timeout=300)
+    out, err = (process := start(command, *args, cwd=cwd)).communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, err
     return out
 
@@ -188,7 +188,7 @@ def test_one_sweep_is_run_by_one_process(folder, fork, tiny_model, place):
     (folder / "results.json").rename(folder / "kept.json")
     with FileLock(folder / ".lock"):
         process = fork("layer_noise", *search_args(tiny_model), cwd=place)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=PATIENCE_SECONDS)
     (folder / "kept.json").rename(folder / "results.json")
     assert process.returncode == 2
     assert "another process is running this sweep" in err

@@ -6,15 +6,11 @@ import json
 import os
 import re
 import shlex
-import signal
-import socket
-import subprocess
 import sysconfig
-import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +22,12 @@ from PIL import Image
 import ddae
 from ddae.datasets import load_dataset
 from storage.tracking import Tracker
-from tests.commands import own_environment
+from tests.commands import PATIENCE_SECONDS, own_environment
+from tests.servers import answers, free_port, serving
 
 
 def run(fork, command, *args, cwd):
-    out, err = (process := fork(command, *args, cwd=cwd)).communicate(timeout=300)
+    out, err = (process := fork(command, *args, cwd=cwd)).communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, err
     return out
 
@@ -132,24 +129,12 @@ def check_features(tables, winner, dataset):
 def address(printed, place):
     """Of the server that the printed command starts."""
     [command] = re.findall(r"serve it  (mlflow models serve .*) -p \d+", printed)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     scripts = sysconfig.get_path("scripts")
     env = own_environment(PATH=f"{scripts}{os.pathsep}{os.environ['PATH']}", MLFLOW_DISABLE_TELEMETRY="true")
-    with open(place / "log", "wb") as log:
-        server = subprocess.Popen(
-            [*shlex.split(command), "-p", str(port)], cwd=place, env=env, stdout=log, stderr=log, start_new_session=True
-        )
-    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 240
-    while True:
-        with suppress(OSError):
-            urllib.request.urlopen(f"{address}/ping", timeout=5).close()
-            break
-        assert server.poll() is None and time.monotonic() < deadline, (place / "log").read_text()
-        time.sleep(0.2)
-    yield address
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait(30)
+    command, address = [*shlex.split(command), "-p", str(port)], f"http://127.0.0.1:{port}"
+    with serving(command, partial(answers, f"{address}/ping"), place / "log", place, env):
+        yield address
 
 
 def post(address, content, kind="application/json"):
@@ -157,7 +142,7 @@ def post(address, content, kind="application/json"):
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": kind})
     try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)

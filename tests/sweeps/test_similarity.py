@@ -12,12 +12,14 @@ from ddae.features import FeatureKey, extract
 from ddae.pooling import pool
 from ddae.probe import to_maps
 from ddae.similarity import cka
+from tests.commands import PATIENCE_SECONDS
 
 CLASSIFIER = "timm:test_resnet@random"
 
 
 def run(fork, cwd, *args):
-    out, err = (process := fork("similarity", *args, "--dataset", "digits", cwd=cwd)).communicate(timeout=300)
+    process = fork("similarity", *args, "--dataset", "digits", cwd=cwd)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, err
     return out
 

@@ -6,22 +6,21 @@ python -m tests.ui.mlflow_ui out/layer-noise-20129128 docs/mlflow_compare.png   
 import os
 import shlex
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.commands import PATIENCE_SECONDS
+from tests.servers import answers, free_port, serving
 
 WITHOUT_BROWSER = "" if shutil.which("chromedriver") else "no Chromium here: apt install chromium-driver"
 SWITCHES = "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--enable-unsafe-swiftshader", "--no-first-run"
@@ -33,31 +32,17 @@ def ui(report: str, cwd: Path) -> Iterator[str]:
     """The address that the report prints, on another port, while the command runs that it prints."""
     [line] = [line for line in report.splitlines() if line.startswith("trials ")]
     command, address = line.removeprefix("trials").split(", then ")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     scripts = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"]))
-    with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(
-            [*shlex.split(command), "--port", str(port), "--workers", "1"],
-            cwd=cwd, stdout=log, stderr=log, start_new_session=True,
-            env=os.environ | {"PATH": scripts, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        )  # fmt: skip
-        try:
-            deadline = time.monotonic() + 120
-            while True:
-                with suppress(OSError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                    break
-                assert server.poll() is None and time.monotonic() < deadline, log.seek(0) or log.read().decode()
-                time.sleep(0.2)
-            yield address.replace(":5000", f":{port}")
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait(30)
+    env = os.environ | {"PATH": scripts, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [*shlex.split(command), "--port", str(port), "--workers", "1"]
+    ready = partial(answers, f"http://127.0.0.1:{port}/health")
+    with tempfile.TemporaryDirectory() as folder, serving(command, ready, Path(folder, "log"), cwd, env):
+        yield address.replace(":5000", f":{port}")
 
 
 class Browser:
-    """Chromium without a screen. What is asked for is waited for, a minute at most."""
+    """Chromium without a screen. What is asked for is waited for."""
 
     def __init__(self, width: int = 2000) -> None:
         options = ChromeOptions()
@@ -69,7 +54,7 @@ class Browser:
 
     def wait(self, condition: Callable[[], object]) -> object:
         """What the condition gives, as soon as that is true."""
-        return WebDriverWait(self.driver, 60, 0.1).until(lambda _: condition())
+        return WebDriverWait(self.driver, PATIENCE_SECONDS, 0.1).until(lambda _: condition())
 
     def find(self, selector: str, text: str = "") -> WebElement:
         """The first element that is shown, and whose text is this one if one is given."""

@@ -75,7 +75,7 @@ def hub(tmp_path):
 def fingerprint(address: str, home: Path) -> str:
     env = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", FINGERPRINT, "lab/model@main"], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", FINGERPRINT, "lab/model@main"], env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
