@@ -1,6 +1,7 @@
 """Images in one row order, from memory or from files that are decoded when they are read."""
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -77,8 +78,10 @@ def image_files(
     stamp.update(os.fsencode("\n".join(paths)))
     stamp.update(labels.tobytes())
     for path in paths[:: 1 + len(paths) // 1000 if published else 1]:
-        stat = os.stat(os.path.join(root, path))
-        stamp.update(b"%d %d " % (stat.st_size, 0 if published else stat.st_mtime_ns))
+        status = os.stat(os.path.join(root, path))
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{root / path} is named like an image and is no file; rename or remove it")
+        stamp.update(b"%d %d " % (status.st_size, 0 if published else status.st_mtime_ns))
 
     def read(rows: np.ndarray) -> Tensor:
         found = [os.path.join(root, paths[row]) for row in rows]

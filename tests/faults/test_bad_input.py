@@ -256,6 +256,7 @@ DATA = {
     ),
     "a link to nothing": (link("cat/x.png", "/nowhere"), "cat/x.png cannot be read (No such file"),
     "a link to itself": (link("cat/x.png", "x.png"), "cannot be read (Too many levels of symbolic links)"),
+    "a pipe": (lambda f: os.mkfifo(f / "cat" / "x.png"), "cat/x.png is named like an image and is no file; rename or"),
     "folders in a class": (lambda f: (f / "bird" / "photos").mkdir(parents=True), "bird has folders instead of images"),
     "a saved dataset that is none": (write("state.json", b"{"), "Hugging Face does not load it"),
     "unlabelled metadata": (
