@@ -1,7 +1,9 @@
+import sys
 from pathlib import Path
 
 import pytest
 
+from sweeps import cli
 from tests.commands import PATIENCE_SECONDS
 from tests.faults.sweeps import ARGS, SMALL, finish
 
@@ -41,3 +43,24 @@ def refused(begin):
         return err.splitlines()[-1]
 
     return refused
+
+
+@pytest.fixture
+def error_of(monkeypatch, capsys, tmp_path):
+    """A function that runs a command on a mistake, and gives its line; tmp_path/given holds what the user gives."""
+
+    def error_of(command, config, args):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        monkeypatch.setattr(sys, "argv", ["command", *args])
+        with pytest.raises(SystemExit) as exit:
+            cli.run(command.main, config, command.__doc__)
+        assert exit.value.code == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        [line] = err.strip().splitlines()
+        assert line.startswith("error: ")
+        assert [path for path in tmp_path.rglob("*") if path.is_file() and "given" not in path.parts] == []
+        return line
+
+    return error_of

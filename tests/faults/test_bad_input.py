@@ -1,23 +1,8 @@
 """A user's mistake is one line that names the value and what is allowed, a non-zero exit, and nothing written."""
 
-import io
-import json
-import os
-import pickle
-import shutil
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from safetensors.torch import load_file, save, save_file
 
-from ddae.backbones import load_backbone
-from sweeps import cli, final_test, hand_over, label_free, layer_noise, pretrain, similarity
-from sweeps.tuning.extractor import Extractor
-from sweeps.tuning.space import Need
+from sweeps import cli, label_free, layer_noise, pretrain, similarity
 
 CASES = [
     (["--blocks", "up.9"], "block='up.9' is not known; allowed: down.0.0,"),
@@ -87,50 +72,24 @@ CASES = [
 ]
 
 
-def fail(monkeypatch, capsys, tmp_path, command, config, args):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(sys, "argv", ["command", *args])
-    with pytest.raises(SystemExit) as exit:
-        cli.run(command.main, config, command.__doc__)
-    assert exit.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    [line] = err.strip().splitlines()
-    assert line.startswith("error: ")
-    assert [path for path in tmp_path.rglob("*") if path.is_file() and "given" not in path.parts] == []
-    return line
-
-
 @pytest.mark.parametrize(("args", "expected"), CASES, ids=lambda case: " ".join(case) if isinstance(case, list) else "")
-def test_layer_noise(monkeypatch, capsys, tmp_path, tiny_model, args, expected):
+def test_layer_noise(error_of, tiny_model, args, expected):
     given = ["--backbone", tiny_model, "--dataset", "digits", *args]
-    assert expected in fail(monkeypatch, capsys, tmp_path, layer_noise, layer_noise.LayerNoise, given)
+    assert expected in error_of(layer_noise, layer_noise.LayerNoise, given)
 
 
-def test_unreachable_tracking_server(monkeypatch, capsys, tmp_path, tiny_model):
+def test_unreachable_tracking_server(error_of, monkeypatch, tiny_model):
     args = ["--backbone", tiny_model, "--dataset", "digits"]
     monkeypatch.setattr("storage.tracking.tracking_uri", lambda: "http://127.0.0.1:9")
-    line = fail(monkeypatch, capsys, tmp_path, layer_noise, layer_noise.LayerNoise, args)
+    line = error_of(layer_noise, layer_noise.LayerNoise, args)
     assert "MLFLOW_TRACKING_URI=http://127.0.0.1:9 does not answer" in line
 
 
-def test_unreachable_cluster(monkeypatch, capsys, tmp_path, tiny_model):
+def test_unreachable_cluster(error_of, monkeypatch, tiny_model):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     for command, config in ((layer_noise, layer_noise.LayerNoise), (label_free, label_free.LabelFreeRanking)):
-        line = fail(monkeypatch, capsys, tmp_path, command, config, ["--backbone", tiny_model, "--dataset", "digits"])
+        line = error_of(command, config, ["--backbone", tiny_model, "--dataset", "digits"])
         assert "RAY_ADDRESS=127.0.0.1:9 does not answer" in line
-
-
-AFTERWARDS = pytest.mark.parametrize(
-    ("command", "config"), [(final_test, final_test.FinalTest), (hand_over, hand_over.HandOver)]
-)
-
-
-@AFTERWARDS
-def test_without_a_sweep(monkeypatch, capsys, tmp_path, command, config):
-    line = fail(monkeypatch, capsys, tmp_path, command, config, [])
-    assert "run `python sweeps/layer_noise.py` first" in line
 
 
 LABEL_FREE = [
@@ -143,9 +102,9 @@ LABEL_FREE = [
 
 
 @pytest.mark.parametrize(("args", "expected"), LABEL_FREE)
-def test_label_free(monkeypatch, capsys, tmp_path, tiny_model, args, expected):
+def test_label_free(error_of, tiny_model, args, expected):
     given = ["--backbone", tiny_model, "--dataset", "digits", *args]
-    assert expected in fail(monkeypatch, capsys, tmp_path, label_free, label_free.LabelFreeRanking, given)
+    assert expected in error_of(label_free, label_free.LabelFreeRanking, given)
 
 
 AGAINST = ["--against", "timm:test_resnet@random"]
@@ -173,16 +132,16 @@ AGAINST = ["--against", "timm:test_resnet@random"]
     ],
     ids=lambda case: " ".join(case) if isinstance(case, list) else "",
 )
-def test_similarity(monkeypatch, capsys, tmp_path, tiny_model, args, expected):
+def test_similarity(error_of, tiny_model, args, expected):
     given = ["--backbone", tiny_model, "--dataset", "digits", *args]
-    assert expected in fail(monkeypatch, capsys, tmp_path, similarity, similarity.Similarity, given)
+    assert expected in error_of(similarity, similarity.Similarity, given)
 
 
 @pytest.mark.parametrize(
     ("command", "config"), [(label_free, label_free.LabelFreeRanking), (pretrain, pretrain.Pretrain)]
 )
-def test_other_commands_check_their_data(monkeypatch, capsys, tmp_path, command, config):
-    assert "dataset='nowhere'" in fail(monkeypatch, capsys, tmp_path, command, config, ["--dataset", "nowhere"])
+def test_other_commands_check_their_data(error_of, command, config):
+    assert "dataset='nowhere'" in error_of(command, config, ["--dataset", "nowhere"])
 
 
 CONFIGS = [
@@ -207,186 +166,11 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize(("text", "expected"), CONFIGS)
-def test_config_file(monkeypatch, capsys, tmp_path, text, expected):
+def test_config_file(error_of, tmp_path, text, expected):
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "config.yaml").write_text(text)
     args = ["--config", "given/config.yaml"]
-    assert expected in fail(monkeypatch, capsys, tmp_path, layer_noise, layer_noise.LayerNoise, args)
-
-
-def keep_one_image(folder):
-    for file in list(folder.rglob("*.png"))[1:]:
-        file.unlink()
-
-
-def write(name, content):
-    """Into the file of this name, or into every file of this pattern."""
-
-    def change(folder):
-        for path in list(folder.glob(name)) if "*" in name else [folder / name]:
-            path.write_bytes(content if isinstance(content, bytes) else content(path))
-
-    return change
-
-
-def link(name, target):
-    return lambda folder: (folder / name).symlink_to(target)
-
-
-def without(*names):
-    def change(folder):
-        for name in names:
-            shutil.rmtree(folder / name)
-
-    return change
-
-
-DATA = {
-    "an empty folder": (without("cat", "dog"), "no images in "),
-    "no image": (write("*/*.png", lambda path: path.unlink() or b""), "cannot be read as an image"),
-    "one class": (without("dog"), "has 1 class (cat); a probe needs at least 2"),
-    "one image": (keep_one_image, "has 1 class ("),
-    "one image a class": (lambda f: [p.unlink() for p in f.glob("*/[1-9].png")], "the val split is empty: 2 training"),
-    "not an image": (write("*/*.png", b"not an image"), ".png cannot be read as an image (cannot identify"),
-    "empty images": (write("*/*.png", b""), "repair or remove the file"),
-    "cut images": (write("*/*.png", lambda path: path.read_bytes()[:60]), ".png cannot be read as an image"),
-    "32-bit images": (
-        write("*/*.png", lambda path: encoded(np.ones((9, 9), np.float32), "TIFF")),
-        "its white is not known; 8 and 16 bits a channel are read, 32 are not",
-    ),
-    "a link to nothing": (link("cat/x.png", "/nowhere"), "cat/x.png cannot be read (No such file"),
-    "a link to itself": (link("cat/x.png", "x.png"), "cannot be read (Too many levels of symbolic links)"),
-    "a pipe": (lambda f: os.mkfifo(f / "cat" / "x.png"), "cat/x.png is named like an image and is no file; rename or"),
-    "folders in a class": (lambda f: (f / "bird" / "photos").mkdir(parents=True), "bird has folders instead of images"),
-    "a saved dataset that is none": (write("state.json", b"{"), "Hugging Face does not load it"),
-    "unlabelled metadata": (
-        write("metadata.csv", b"file_name\ncat/0.png\n"),
-        "has no label columns among image (Image)",
-    ),
-    "metadata of files that are not there": (
-        write("metadata.csv", b"file_name,label\ncat/0.png,1\nnope.png,2\n"),
-        "nope.png cannot be read (No such file or directory); mend it, or remove it",
-    ),
-}
-
-
-def encoded(pixels, format, **options):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format, **options)
-    return file.getvalue()
-
-
-@pytest.fixture
-def images(tmp_path):
-    """given/pets/{cat,dog}/{0..9}.png"""
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (tmp_path / "given" / "pets" / name).mkdir(parents=True)
-        for i in range(10):
-            pixels = encoded(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), "PNG")
-            (tmp_path / "given" / "pets" / name / f"{i}.png").write_bytes(pixels)
-    return tmp_path / "given" / "pets"
-
-
-@pytest.mark.parametrize("case", DATA)
-def test_data(monkeypatch, capsys, tmp_path, tiny_model, images, case):
-    change, expected = DATA[case]
-    change(images)
-    args = ["--backbone", tiny_model, "--dataset", "given/pets", "--dry-run"]
-    assert expected in fail(monkeypatch, capsys, tmp_path, layer_noise, layer_noise.LayerNoise, args)
-
-
-WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-TENSOR = "mid_block.resnets.0.conv1.weight"
-
-
-def tensors(change):
-    """change: state dict -> state dict."""
-
-    def rewrite(folder):
-        state = load_file(folder / WEIGHTS)
-        save_file(change(state), folder / WEIGHTS)
-
-    return rewrite
-
-
-def option(name, **options):
-    return write(name, lambda path: json.dumps({**json.loads(path.read_text()), **options}).encode())
-
-
-class Hostile:
-    def __reduce__(self):
-        return os.system, ("touch given/ran",)
-
-
-def pickled(folder):
-    (folder / WEIGHTS).unlink()
-    torch.save({TENSOR: Hostile()}, folder / "unet" / "diffusion_pytorch_model.bin")
-
-
-def checkpoint(suffix, content):
-    """Instead of the folder."""
-
-    def change(folder):
-        shutil.rmtree(folder)
-        folder.with_suffix(suffix).write_bytes(content)
-
-    return change
-
-
-SCHEDULE = "scheduler/scheduler_config.json"
-MODELS = {
-    "NaN": (
-        tensors(lambda s: {**s, TENSOR: s[TENSOR] * float("nan")}),
-        f"tensor={TENSOR!r} of the UNet2DModel holds NaN",
-    ),
-    "infinity": (tensors(lambda s: {**s, TENSOR: s[TENSOR] / 0}), "holds NaN or infinity; its file is damaged or its"),
-    "beyond float16": (
-        tensors(lambda s: {**s, TENSOR: s[TENSOR] * 1e30}),
-        "beyond float16's 65504; leave the block out",
-    ),
-    "a tensor is missing": (
-        tensors(lambda s: {k: v for k, v in s.items() if k != TENSOR}),
-        "lacks 1 weights that its config.json calls for",
-    ),
-    "another shape": (tensors(lambda s: {**s, TENSOR: torch.ones(2)}), "size mismatch for mid_block.resnets.0.conv1"),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), "look at its files, or fetch them again"),
-    "cut": (
-        write(WEIGHTS, lambda path: path.read_bytes()[:999]),
-        "cannot be loaded as a UNet2DModel (OSError: Unable to load",
-    ),
-    "no class": (write("model_index.json", b"{}"), "model_index.json does not name a diffusers class"),
-    "odd options": (
-        option("unet/config.json", norm_num_groups=5),
-        "num_channels (8) must be divisible by num_groups (5)",
-    ),
-    "wrong types": (option("unet/config.json", in_channels="a"), "cannot be loaded as a UNet2DModel (TypeError"),
-    "no JSON": (write(SCHEDULE, b"{"), "scheduler_config.json is not JSON (Expecting property name"),
-    "no mapping": (write(SCHEDULE, b"[]"), "scheduler_config.json must be a mapping of options to values, not list"),
-    "betas beyond 1": (option(SCHEDULE, beta_start=2, beta_end=3), "betas beyond 0 to 1; mend the scheduler's"),
-    "NaN betas": (option(SCHEDULE, beta_start=float("nan")), "betas beyond 0 to 1; mend the scheduler's"),
-    "no steps": (option(SCHEDULE, num_train_timesteps=0), "the schedule has no steps"),
-    "a hostile pickle in a folder": (pickled, "Unable to load weights from checkpoint file"),
-    "a hostile pickle": (
-        checkpoint(".pkl", pickle.dumps(Hostile())),
-        "system, which no tensor needs; nothing of it was run",
-    ),
-    "another family": (
-        checkpoint(".safetensors", save({"layer1.0.conv1.weight": torch.ones(2)})),
-        "holds no network that is known",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", MODELS)
-def test_models(monkeypatch, capsys, tmp_path, tiny_model, case):
-    change, expected = MODELS[case]
-    shutil.copytree(tiny_model, tmp_path / "given" / "model")
-    change(tmp_path / "given" / "model")
-    [model] = (tmp_path / "given").iterdir()
-    args = ["--backbone", str(model), "--dataset", "digits", "--dry-run"]
-    assert expected in fail(monkeypatch, capsys, tmp_path, layer_noise, layer_noise.LayerNoise, args)
-    assert not (tmp_path / "given" / "ran").exists()
+    assert expected in error_of(layer_noise, layer_noise.LayerNoise, args)
 
 
 def test_flags_win_over_the_config_file(tmp_path):
@@ -394,40 +178,6 @@ def test_flags_win_over_the_config_file(tmp_path):
     path.write_text("timesteps: [1, 2]\nnum-trials: 5\nseed: 2\ndry_run: true\nout: elsewhere\n")
     config = cli.parse(layer_noise.LayerNoise, ["--num-trials", "7", f"--config={path}", "--seed", "3"], "")
     assert (config.timesteps, config.num_trials, config.seed) == ((1, 2), 7, 3)
-
-
-@pytest.mark.parametrize(
-    ("change_images", "change_model", "expected"),
-    [
-        (write("*/*.png", b"broken"), None, r"png cannot be read as an image \(cannot identify image file"),
-        (
-            None,
-            tensors(lambda s: {**s, TENSOR: s[TENSOR] * 1e30}),
-            r"block='mid' at timestep=5 reaches .* beyond float16",
-        ),
-    ],
-    ids=["a broken image", "activations beyond float16"],
-)
-def test_what_an_extractor_meets(tmp_path, tiny_model, images, change_images, change_model, expected):
-    """Ray hands on what it raises; the store keeps nothing of that shard."""
-    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
-    for change, folder in ((change_images, images), (change_model, model)):
-        if change:
-            change(folder)
-    store = tmp_path / "store"
-    config = layer_noise.LayerNoise(str(model), str(images), timesteps=(5,), store=str(store))
-    plan, *_ = config.plan()
-    need = Need(5, "train", 4, tuple(block.name for block in plan.space.blocks))
-    with pytest.raises(ValueError, match=expected):
-        Extractor(plan, 1).ensure(need)
-    assert [path for path in store.rglob("*") if path.suffix in (".part", ".arrow")] == []
-
-
-def test_a_tensor_too_many_is_told(tmp_path, tiny_model, caplog):
-    shutil.copytree(tiny_model, tmp_path / "model")
-    tensors(lambda state: {**state, "x": state[TENSOR] + 0})(tmp_path / "model")
-    assert load_backbone(str(tmp_path / "model")).blocks
-    assert "has 1 weights that its config.json does not call for, such as x; they are left out" in caplog.text
 
 
 PRETRAINING = [
@@ -445,25 +195,5 @@ PRETRAINING = [
 
 
 @pytest.mark.parametrize(("args", "expected"), PRETRAINING)
-def test_pretrain(monkeypatch, capsys, tmp_path, args, expected):
-    assert expected in fail(monkeypatch, capsys, tmp_path, pretrain, pretrain.Pretrain, ["--dataset", "digits", *args])
-
-
-@AFTERWARDS
-@pytest.mark.parametrize("content", ["{", "[]", '{"winner": {}}'])
-def test_a_damaged_sweep(monkeypatch, capsys, tmp_path, command, config, content):
-    (tmp_path / "given").mkdir()
-    (tmp_path / "given" / "results.json").write_text(content)
-    line = fail(monkeypatch, capsys, tmp_path, command, config, ["--sweep", "given"])
-    assert "given/results.json is damaged; run its sweep again" in line
-
-
-@AFTERWARDS
-@pytest.mark.parametrize("content", ["{", "[]", '{"cell": "mid/0/1/linear"}'])
-def test_a_damaged_record_of_the_test(monkeypatch, capsys, tmp_path, command, config, content):
-    (tmp_path / "given").mkdir()
-    cell = {"block": "mid", "timestep": 0, "pooling": 1, "head": "linear"}
-    (tmp_path / "given" / "results.json").write_text(json.dumps({"winner": {"candidate": cell}}))
-    (tmp_path / "given" / "final_test.json").write_text(content)
-    line = fail(monkeypatch, capsys, tmp_path, command, config, ["--sweep", "given"])
-    assert "given/final_test.json, the record that the test set has been looked at, is damaged; restore it" in line
+def test_pretrain(error_of, args, expected):
+    assert expected in error_of(pretrain, pretrain.Pretrain, ["--dataset", "digits", *args])
