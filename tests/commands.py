@@ -80,7 +80,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen | Fork, 
     while not condition():
         assert time.monotonic() < deadline, log.read_text() if log else "it takes too long"
         if process.poll() is not None:
-            print(log.read_text() if log else process.communicate())
+            print(*([log.read_text()] if log else process.communicate()), sep="\n")
             return False
         time.sleep(0.05)
     return True

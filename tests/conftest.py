@@ -3,7 +3,6 @@ import os
 import re
 import shutil
 import socket
-import sysconfig
 import threading
 import uuid
 from contextlib import ExitStack, suppress
@@ -121,7 +120,7 @@ def s3_port(tmp_path_factory):
     with ExitStack() as held:
         sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
         ports = {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
-    command = [Path(sysconfig.get_path("scripts"), "weed"), "mini", f"-dir={folder}"]
+    command = ["weed", "mini", f"-dir={folder}"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += ["-bucket=features", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     command += ["-webdav=false", "-admin.ui=false", *(f"-{name}={port}" for name, port in ports.items())]
@@ -130,7 +129,7 @@ def s3_port(tmp_path_factory):
     def ready():
         return answers(health) and "All enabled components" in log.read_text()
 
-    with serving(command, ready, log, folder, os.environ | KEYS):
+    with serving(command, ready, log, folder, **KEYS):
         yield ports["s3.port"]
 
 

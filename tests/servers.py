@@ -4,12 +4,14 @@ import os
 import signal
 import socket
 import subprocess
+import sysconfig
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from tests.commands import wait_for
+from tests.commands import own_environment, wait_for
 
 
 def free_port() -> int:
@@ -27,9 +29,12 @@ def answers(address: str) -> bool:
 
 @contextmanager
 def serving(
-    command: Sequence[str | Path], ready: Callable[[], bool], log: Path, cwd: Path, env: Mapping[str, str] | None = None
+    command: Sequence[str], ready: Callable[[], bool], log: Path, cwd: Path, **env: str
 ) -> Iterator[subprocess.Popen]:
-    """The server of a command, from when it is ready until the block ends. log: what it prints."""
+    """The server of a command, inside the environment, from when it is ready until the block ends. log: what it
+    prints."""
+    path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"]))
+    env = own_environment(PATH=path, MLFLOW_DISABLE_TELEMETRY="true", **env)
     with log.open("wb") as printed:
         server = subprocess.Popen(command, cwd=cwd, env=env, stdout=printed, stderr=printed, start_new_session=True)
     try:
@@ -38,3 +43,12 @@ def serving(
     finally:
         os.killpg(server.pid, signal.SIGKILL)  # its helpers too
         server.wait()
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen]:
+    """With its database and artifacts in that folder."""
+    command = ["mlflow", "server", "--workers", "1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)]
+    with serving(command, partial(answers, f"http://127.0.0.1:{port}/health"), folder / "log", folder) as server:
+        yield server

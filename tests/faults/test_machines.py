@@ -27,11 +27,12 @@ def cluster(monkeypatch):
     with forked_workers() as python:
         monkeypatch.setattr(sys, "executable", str(python))
         cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})
+        logs = Path(cluster.head_node.get_logs_dir_path())
         yield cluster
-        for log in Path(cluster.head_node.get_logs_dir_path()).glob("*.*"):  # shown where the test fails
-            print(log.name, log.read_text()[-2000:], sep="\n")
         ray.shutdown()
         cluster.shutdown()
+        for log in logs.glob("*.*"):  # shown where the test fails
+            print(log.name, log.read_text(errors="replace")[-2000:], sep="\n")
 
 
 @pytest.fixture

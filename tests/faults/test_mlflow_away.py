@@ -3,17 +3,15 @@
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from contextlib import suppress
-from functools import partial
 
 import pytest
 
 from storage.tracking import Metric, Tracker, Trial
 from tests.commands import PATIENCE_SECONDS, wait_for
-from tests.servers import answers, free_port, serving
+from tests.servers import free_port, mlflow_server
 
 OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", 8))
 CREATE_RUN = b"/mlflow/runs/create"
@@ -21,10 +19,8 @@ CREATE_RUN = b"/mlflow/runs/create"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)]
-    with serving(command, partial(answers, f"http://127.0.0.1:{port}/health"), folder / "log", folder) as process:
+    port = free_port()
+    with mlflow_server(tmp_path_factory.mktemp("server"), port) as process:
         process.port = port
         yield process
 

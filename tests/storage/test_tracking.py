@@ -1,10 +1,7 @@
-import sys
-from functools import partial
-
 import pytest
 
 from storage.tracking import Metric, Tracker, Trial, check_server, tracking_uri
-from tests.servers import answers, free_port, serving
+from tests.servers import free_port, mlflow_server
 
 
 def trial(name, stopped_early=False):
@@ -97,10 +94,8 @@ def test_the_environment_decides_the_server(monkeypatch):
 
 
 def test_a_real_server(tmp_path):
-    uri = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", uri.rsplit(":")[-1]]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path)]
-    with serving(command, partial(answers, f"{uri}/health"), tmp_path / "log", tmp_path):
+    uri = f"http://127.0.0.1:{(port := free_port())}"
+    with mlflow_server(tmp_path, port):
         check_server(uri)
         check_server(uri.replace("//", "//me:secret@"))
         for _ in range(2):

@@ -3,10 +3,8 @@
 import base64
 import io
 import json
-import os
 import re
 import shlex
-import sysconfig
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +20,7 @@ from PIL import Image
 import ddae
 from ddae.datasets import load_dataset
 from storage.tracking import Tracker
-from tests.commands import PATIENCE_SECONDS, own_environment
+from tests.commands import PATIENCE_SECONDS
 from tests.servers import answers, free_port, serving
 
 
@@ -129,11 +127,8 @@ def check_features(tables, winner, dataset):
 def address(printed, place):
     """Of the server that the printed command starts."""
     [command] = re.findall(r"serve it  (mlflow models serve .*) -p \d+", printed)
-    port = free_port()
-    scripts = sysconfig.get_path("scripts")
-    env = own_environment(PATH=f"{scripts}{os.pathsep}{os.environ['PATH']}", MLFLOW_DISABLE_TELEMETRY="true")
-    command, address = [*shlex.split(command), "-p", str(port)], f"http://127.0.0.1:{port}"
-    with serving(command, partial(answers, f"{address}/ping"), place / "log", place, env):
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    with serving([*shlex.split(command), "-p", str(port)], partial(answers, f"{address}/ping"), place / "log", place):
         yield address
 
 

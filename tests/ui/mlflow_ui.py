@@ -3,11 +3,9 @@
 python -m tests.ui.mlflow_ui out/layer-noise-20129128 docs/mlflow_compare.png    # the picture in the README
 """
 
-import os
 import shlex
 import shutil
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,11 +31,9 @@ def ui(report: str, cwd: Path) -> Iterator[str]:
     [line] = [line for line in report.splitlines() if line.startswith("trials ")]
     command, address = line.removeprefix("trials").split(", then ")
     port = free_port()
-    scripts = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"]))
-    env = os.environ | {"PATH": scripts, "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [*shlex.split(command), "--port", str(port), "--workers", "1"]
     ready = partial(answers, f"http://127.0.0.1:{port}/health")
-    with tempfile.TemporaryDirectory() as folder, serving(command, ready, Path(folder, "log"), cwd, env):
+    with tempfile.TemporaryDirectory() as folder, serving(command, ready, Path(folder, "log"), cwd):
         yield address.replace(":5000", f":{port}")
 
 
