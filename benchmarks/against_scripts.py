@@ -36,8 +36,9 @@ from ddae.heads.mlp import mlp
 from ddae.heads.recipes import DDAE
 from ddae.heads.training import train
 from ddae.pooling import pool
-from ddae.probe import Candidate, fit_probe, standard_error, to_maps
+from ddae.probe import fit_probe, standard_error, to_maps
 from storage.feature_store import FeatureStore
+from sweeps.probing.space import Cell
 
 SAME_RECIPE = "ddae"
 """Our head that is trained as the scripts' linear one; here for their epochs, however few steps these are."""
@@ -61,7 +62,7 @@ class AgainstScripts:
     """Of the heads; the network runs in batches of 64, the fastest on a CPU, on both sides."""
 
 
-class Task:
+class Material:
     """The network, the images and the blocks: all but the first, which leaves 12."""
 
     def __init__(self, config: AgainstScripts):
@@ -76,80 +77,83 @@ class Task:
         self.channels = {block.name: block.channels for block in self.backbone.blocks[1:]}
 
 
-def rerun(task: Task, cells: Sequence[Candidate]) -> np.ndarray:
+def rerun(material: Material, cells: Sequence[Cell]) -> np.ndarray:
     """Train one head a cell, running the whole network anew for every batch of every epoch.
 
     Returns which val images each gets right, bool [cells, num_val].
     """
-    config = task.config
-    heads = [new_head(cell, task) for cell in cells]
+    config = material.config
+    heads = [new_head(cell, material) for cell in cells]
     optimisers = [torch.optim.Adam(head.parameters(), lr=1e-3) for head in heads]
     num_steps = config.epochs * -(-config.num_train // config.batch_size)
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, num_steps) for optimiser in optimisers]
     rng = torch.Generator().manual_seed(0)
     for _ in range(config.epochs):
         for batch in torch.randperm(config.num_train, generator=rng).split(config.batch_size):
-            features = noisy_features(task, task.rows["train"][batch], cells)
+            features = noisy_features(material, material.rows["train"][batch], cells)
             for head, optimiser, schedule, x in zip(heads, optimisers, schedules, features, strict=True):
                 optimiser.zero_grad()
-                functional.cross_entropy(head(x), task.labels["train"][batch]).backward()
+                functional.cross_entropy(head(x), material.labels["train"][batch]).backward()
                 optimiser.step()
                 schedule.step()
     correct = []
     with torch.no_grad():
         for batch in torch.arange(config.num_val).split(config.batch_size):
-            features = noisy_features(task, task.rows["val"][batch], cells)
+            features = noisy_features(material, material.rows["val"][batch], cells)
             guesses = torch.stack([head(x).argmax(1) for head, x in zip(heads, features, strict=True)])
-            correct.append(guesses == task.labels["val"][batch])
+            correct.append(guesses == material.labels["val"][batch])
     return torch.cat(correct, 1).numpy()
 
 
-def new_head(cell: Candidate, task: Task) -> nn.Module:
+def new_head(cell: Cell, material: Material) -> nn.Module:
     torch.manual_seed(0)
-    width, classes = task.channels[cell.block] * cell.pooling**2, task.dataset.num_classes
+    width, classes = material.channels[cell.block] * cell.pooling**2, material.dataset.num_classes
     if cell.head == "linear":
         return nn.Linear(width, classes)
     return nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, classes))
 
 
-def noisy_features(task: Task, rows: np.ndarray, cells: Sequence[Candidate]) -> list[Tensor]:
+def noisy_features(material: Material, rows: np.ndarray, cells: Sequence[Cell]) -> list[Tensor]:
     """Pooled, flat features under fresh noise, one a cell; the network runs to its last block whatever is asked."""
     grid = max(cell.pooling for cell in cells)
-    wanted = [*dict.fromkeys([*(cell.block for cell in cells), task.backbone.blocks[-1].name])]
+    wanted = [*dict.fromkeys([*(cell.block for cell in cells), material.backbone.blocks[-1].name])]
     maps: dict[tuple[int, str], list[Tensor]] = {}
     for timestep in dict.fromkeys(cell.timestep for cell in cells):
         for start in range(0, len(rows), NETWORK_BATCH):
-            x0 = task.backbone.encode(task.dataset.images.read(rows[start : start + NETWORK_BATCH]))
+            x0 = material.backbone.encode(material.dataset.images.read(rows[start : start + NETWORK_BATCH]))
             noise = torch.randn_like(x0)
-            found = task.backbone.activations(x0, noise, timestep, wanted, lambda map: pool(map, grid))
+            found = material.backbone.activations(x0, noise, timestep, wanted, lambda map: pool(map, grid))
             for name, map in found.items():
                 maps.setdefault((timestep, name), []).append(map)
     whole = {key: torch.cat(parts) for key, parts in maps.items()}
     return [pool(whole[cell.timestep, cell.block], cell.pooling).flatten(1) for cell in cells]
 
 
-def fill(task: Task, store: FeatureStore) -> None:
+def fill(material: Material, store: FeatureStore) -> None:
     """Every image once a timestep, all blocks, into the store."""
-    key = FeatureKey("", "", split_seed=0, val_fraction=0.2, noise_seed=0, draw=0, pooling=max(task.config.poolings))
-    for timestep, (split, rows) in itertools.product(task.config.timesteps, task.rows.items()):
+    key = FeatureKey(
+        "", "", split_seed=0, val_fraction=0.2, noise_seed=0, draw=0, pooling=max(material.config.poolings)
+    )
+    for timestep, (split, rows) in itertools.product(material.config.timesteps, material.rows.items()):
         for start in range(0, len(rows), SHARD_ROWS):
             shard = rows[start : start + SHARD_ROWS]
-            features = extract(task.backbone, task.dataset, shard, timestep, list(task.channels), key, NETWORK_BATCH)
+            features = extract(
+                material.backbone, material.dataset, shard, timestep, list(material.channels), key, NETWORK_BATCH
+            )
             for block, values in features.items():
                 store.write(f"t={timestep}/split={split}/block={block}", start, values)
 
 
-def fit(task: Task, store: FeatureStore, cells: Sequence[Candidate], heads: dict[str, str]) -> np.ndarray:
+def fit(material: Material, store: FeatureStore, cells: Sequence[Cell], heads: dict[str, str]) -> np.ndarray:
     """Each cell's head, by its name in `heads`, fitted from the store: bool [cells, num_val], as rerun."""
     correct = []
     for cell in cells:
         data = {}
-        for split, labels in task.labels.items():
+        for split, labels in material.labels.items():
             views = store.read(f"t={cell.timestep}/split={split}/block={cell.block}", len(labels))
-            data[split] = pool(to_maps(views, task.channels[cell.block]), cell.pooling), labels
-        ours = Candidate(cell.block, cell.timestep, cell.pooling, heads[cell.head])
-        _, result = fit_probe(ours, data["train"], data["val"], task.dataset.num_classes, seed=0)
-        correct.append(result.correct)
+            data[split] = pool(to_maps(views, material.channels[cell.block]), cell.pooling), labels
+        fitted = fit_probe(heads[cell.head], data["train"], data["val"], material.dataset.num_classes, seed=0)
+        correct.append(fitted.correct)
     return np.stack(correct)
 
 
@@ -196,20 +200,20 @@ def show(title: str, rows: dict[str, dict[str, float]]) -> None:
 
 def main(config: AgainstScripts) -> None:
     torch.set_num_threads(1)
-    task = Task(config)
+    material = Material(config)
     HEADS[SAME_RECIPE] = Head(partial(fit_same, epochs=config.epochs))
-    axes = list(task.channels), config.timesteps, config.poolings, list(OURS)
-    cells = [Candidate(*cell) for cell in itertools.product(*axes)]
+    axes = list(material.channels), config.timesteps, config.poolings, list(OURS)
+    cells = [Cell(*cell) for cell in itertools.product(*axes)]
     grid = [cell for cell in cells if (cell.pooling, cell.head) == (1, "linear")]
-    sample = [Candidate(*cell) for cell in MEASURED]
+    sample = [Cell(*cell) for cell in MEASURED]
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(folder)
-        filled, _ = timed(lambda: fill(task, store))
+        filled, _ = timed(lambda: fill(material, store))
         heads = dict.fromkeys([SAME_RECIPE, "linear"])
-        ours = {head: timed(lambda head=head: fit(task, store, grid, {"linear": head})) for head in heads}
-        all_ours, all_correct = timed(lambda: fit(task, store, cells, OURS))
-    runs = [timed(lambda cell=cell: rerun(task, [cell])) for cell in sample]
-    script, script_correct = timed(lambda: rerun(task, grid))
+        ours = {head: timed(lambda head=head: fit(material, store, grid, {"linear": head})) for head in heads}
+        all_ours, all_correct = timed(lambda: fit(material, store, cells, OURS))
+    runs = [timed(lambda cell=cell: rerun(material, [cell])) for cell in sample]
+    script, script_correct = timed(lambda: rerun(material, grid))
 
     one_script = {"the script": row(script, script, script_correct, script_correct)}
     for head, (seconds, correct) in ours.items():

@@ -1,4 +1,4 @@
-"""Which score ranks the places of a network as a full probe does: without a label, or with a hundred.
+"""Which score ranks the sites of a network as a full probe does: without a label, or with a hundred.
 
     python benchmarks/label_free.py                                  # the shipped model and images
     python benchmarks/label_free.py --pair fashion_mnist --dataset fashion-mnist --poolings 1 2
@@ -11,13 +11,13 @@ Truth: `linear` is fitted on all training images at every (block, timestep) and 
 penalty, and the accuracy is of the other half, the mean over 64 halves. Scores see two noise draws of training images,
 averaged over the block; every seed draws other images.
 
-Regret: accuracy on the other half of the place that the choosing half likes best minus that of the score's first
-choice, in points; it can be below 0. Stable: the least number of images from which on two seeds rank the places with a
+Regret: accuracy on the other half of the site that the choosing half likes best minus that of the score's first
+choice, in points; it can be below 0. Stable: the least number of images from which on two seeds rank the sites with a
 Spearman of 0.95.
 """
 
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from multiprocessing import get_context
 
@@ -26,19 +26,19 @@ import record
 import torch
 import tyro
 from matplotlib.figure import Figure
-from search_cost import wait
+from search_cost import read_maps, wait
 
 from ddae import label_free
 from ddae.heads import find_head
 from ddae.pooling import pool
-from ddae.probe import Candidate, to_maps
-from storage.feature_store import FeatureStore
-from storage.results import Ledger, content_key
-from sweeps.cli import ModelAndData
-from sweeps.tuning.evaluation import pack, read_features, unpack
-from sweeps.tuning.extractor import Extractor
-from sweeps.tuning.plan import PROBE_VERSION, Plan, make_plan
-from sweeps.tuning.space import Need
+from storage.ledger import Ledger, content_key
+from sweeps.flags import ModelAndData
+from sweeps.probing.extractor import opened
+from sweeps.probing.source import Need
+from sweeps.probing.space import Cell
+from sweeps.probing.sweep import set_up
+from sweeps.probing.task import ProbeTask
+from sweeps.search.task import pack, unpack
 
 SECOND_DRAW = 2048
 """Training images, at most, that have a second noise draw here: of them every seed draws its own."""
@@ -73,76 +73,83 @@ class LabelFree(ModelAndData):
 
 def main(config: LabelFree) -> None:
     with ProcessPoolExecutor(config.processes, get_context("spawn"), torch.set_num_threads, (1,)) as workers:
-        plan, right = prepare(config, workers)
-        places = [(timestep, block.name) for timestep in plan.space.timesteps for block in plan.space.blocks]
-        jobs = [workers.submit(measure, plan, *place, config.seeds) for place in places]
+        task, right = prepare(config, workers)
+        sites = [(timestep, block) for timestep, blocks in task.space.sites.items() for block in blocks]
+        jobs = [workers.submit(measure, task, *site, config.seeds) for site in sites]
         measured = wait("scores", jobs)
-    accuracy, regret = judge([right[place] for place in places])
+    accuracy, regret = judge([right[site] for site in sites])
     merits = to_merits(measured)
-    shape = len(plan.space.timesteps), -1
+    shape = len(task.space.timesteps), -1
     rows = {name: trust(values, accuracy, regret, shape) for name, values in merits.items()}
-    best = places[accuracy.argmax()]
+    best = sites[accuracy.argmax()]
     print(
-        f"{len(places)} places, {plan.rungs[-1]:,} training images; the best is {best[1]}/{best[0]}, "
+        f"{len(sites)} sites, {task.num_train:,} training images; the best is {best[1]}/{best[0]}, "
         f"{accuracy.max():.1f} %, the median {np.median(accuracy):.1f} %; {config.seeds} seeds, {NUM_SHOWN} images\n"
         f"{'':<24} Spearman  in a timestep  regret  worst  top 5  stable  first choice"
     )
     for name, row in rows.items():
-        first = places[merits[name][NUM_SHOWN][0].argmax()]
+        first = sites[merits[name][NUM_SHOWN][0].argmax()]
         print(LINE.format(name, *row.values(), f"{first[1]}/{first[0]}"))
-    results = {"places": len(places), "best": best, "accuracy": accuracy.max(), "scores": rows}
+    results = {"sites": len(sites), "best": best, "accuracy": accuracy.max(), "scores": rows}
     record.write(f"label_free_{config.pair}", results)
-    draw({name: merits[name][NUM_SHOWN][0] for name in merits}, accuracy, rows, plan, config.pair)
+    draw({name: merits[name][NUM_SHOWN][0] for name in merits}, accuracy, rows, task, config.pair)
 
 
 LINE = "{:<24} {:8.2f}  {:13.2f}  {:6.2f}  {:5.2f}  {:5.2f}  {:>6}  {}"
 
 
-def prepare(config: LabelFree, workers: ProcessPoolExecutor) -> tuple[Plan, dict[tuple[int, str], np.ndarray]]:
-    """Features in the store, and of every place bool [poolings and penalties, images]: which its probes get right."""
-    plan, _, _ = make_plan(config, config.poolings, ("linear",))
+def prepare(config: LabelFree, workers: ProcessPoolExecutor) -> tuple[ProbeTask, dict[tuple[int, str], np.ndarray]]:
+    """Features in the store, and for every site bool [poolings and penalties, images]: which its probes get right."""
+    task = set_up(config, config.poolings, ("linear",)).task
     kept = {"train": config.num_train, "val": config.num_val}
-    labels = {split: all_labels[: kept[split]] for split, all_labels in plan.labels.items()}
-    plan = replace(plan, labels=labels, rungs=(len(labels["train"]),))
-    wait("extraction", [workers.submit(extract, plan, *place) for place in plan.space.places.items()])
-    cells = plan.space.candidates
-    probed = wait("probes", [workers.submit(probe, plan, cell, config.folds) for cell in cells])
+    labels = {split: all_labels[: kept[split]] for split, all_labels in task.labels.items()}
+    task = replace(task, labels=labels, rungs=(len(labels["train"]),))
+    wait("extraction", [workers.submit(extract, task, *site) for site in task.space.sites.items()])
+    cells = task.space.cells
+    probed = wait("probes", [workers.submit(probe, task, cell, config.folds) for cell in cells])
     right: dict[tuple[int, str], list[np.ndarray]] = {}
     for cell, bits in zip(cells, probed, strict=True):
         right.setdefault((cell.timestep, cell.block), []).append(bits)
-    return plan, {place: np.concatenate(bits) for place, bits in right.items()}
+    return task, {site: np.concatenate(bits) for site, bits in right.items()}
 
 
-def extract(plan: Plan, timestep: int, blocks: tuple[str, ...]) -> None:
-    extractor = Extractor(plan, 1)
-    extractor.ensure(Need(timestep, "train", plan.rungs[-1], blocks))
-    extractor.ensure(Need(timestep, "train", min(SECOND_DRAW, plan.rungs[-1]), blocks, draw=1))
-    extractor.ensure(Need(timestep, "val", plan.num_val, blocks))
+def extract(task: ProbeTask, timestep: int, blocks: tuple[str, ...]) -> None:
+    extractor = opened(task.source)
+    extractor.ensure(Need(timestep, "train", task.num_train, blocks))
+    extractor.ensure(Need(timestep, "train", min(SECOND_DRAW, task.num_train), blocks, draw=1))
+    extractor.ensure(Need(timestep, "val", task.num_val, blocks))
 
 
-def probe(plan: Plan, cell: Candidate, folds: int) -> np.ndarray:
-    """bool [penalties, images]: which of val, or with folds of train and val, the cell's head gets right."""
-    ledger = Ledger(f"{plan.store}/label_free-{PROBE_VERSION}")
-    num_train, num_val = plan.rungs[-1], plan.num_val
-    key = content_key(features=asdict(plan.key), cell=cell.name, num_images=(num_train, num_val), folds=folds)
+def probe(task: ProbeTask, cell: Cell, folds: int) -> np.ndarray:
+    """bool [penalties, images]: which of val, or with folds of train and val, the cell's head classifies correctly."""
+    ledger = Ledger(f"{task.source.store}/label_free")
+    head, sizes = find_head(cell.head)
+    num_train, num_val = task.num_train, task.num_val
+    key = content_key(
+        features=task.source.key.asdict(),
+        cell=cell.name,
+        num_images=(num_train, num_val),
+        folds=folds,
+        version=head.version,
+    )
     if (kept := ledger.get(key)) is None:
-        parts = read_features(plan, cell, "train", num_train), read_features(plan, cell, "val", num_val)
-        features, labels = (torch.cat(both) for both in zip(*parts, strict=True))
+        splits = task.read(cell, "train", num_train), task.read(cell, "val", num_val)
+        features = torch.cat([pooled[cell.pooling] for pooled, _ in splits])
+        labels = torch.cat([its_labels for _, its_labels in splits])
         fold = torch.arange(num_train + num_val)
         fold = fold % folds if folds else (fold >= num_train).int() - 1
-        head, sizes = find_head(cell.head)
         right = []
         for judged in range(max(1, folds)):
-            fitted = head.fit(features[fold != judged], labels[fold != judged], plan.num_classes, 0, *sizes)
+            fitted = head.fit(features[fold != judged], labels[fold != judged], task.num_classes, 0, *sizes)
             right.append((fitted(features[fold == judged]).argmax(-1) == labels[fold == judged]).numpy())
         bits = np.concatenate(right, axis=1)
-        kept = {"shape": bits.shape, **pack(bits.ravel())}
+        kept = {"shape": bits.shape, "right": pack(bits.ravel())}
         ledger.put(key, kept)
-    return unpack(kept).reshape(kept["shape"])
+    return unpack(kept["right"]).reshape(kept["shape"])
 
 
 def judge(right: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(accuracy, regret) of every place, in per cent and points."""
+    """(accuracy, regret) of every site, in per cent and points."""
     num_images = right[0].shape[1]
     accuracy, regret = np.zeros((2, len(right)))
     for halving in range(NUM_HALVINGS):
@@ -156,31 +163,31 @@ def judge(right: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return tuple(100 * total / (2 * NUM_HALVINGS) for total in (accuracy, regret))
 
 
-def measure(plan: Plan, timestep: int, block: str, seeds: int) -> dict[tuple[int, int], dict[str, float]]:
-    """(number of images, seed) -> score -> value of a place; with NUM_LABELS labels, the mean of both draws."""
-    store, timesteps = FeatureStore(plan.store), plan.space.timesteps
+def measure(task: ProbeTask, timestep: int, block: str, seeds: int) -> dict[tuple[int, int], dict[str, float]]:
+    """(number of images, seed) -> score -> value of a site; with NUM_LABELS labels, the mean of both draws."""
+    timesteps = task.space.timesteps
     following = timesteps[min(timesteps.index(timestep) + 1, len(timesteps) - 1)]
-    num_images = min(SECOND_DRAW, plan.rungs[-1])
-    views = []
+    num_images = min(SECOND_DRAW, task.num_train)
+    draws = []
     for at, draw in ((timestep, 0), (timestep, 1), (following, 1)):
-        shards = store.read(plan.column(at, "train", block, draw), num_images)
-        views.append(pool(to_maps(shards, plan.space.block(block).channels), 1).flatten(1))
+        maps = read_maps(task, Need(at, "train", num_images, (block,), draw))
+        draws.append(pool(maps, 1).flatten(1))
     values = {}
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(num_images)
-        labels = torch.from_numpy(plan.labels["train"][order[:NUM_LABELS]])
+        labels = torch.from_numpy(task.labels["train"][order[:NUM_LABELS]])
         for num in NUM_IMAGES:
             few = labels if num == NUM_SHOWN else None
-            values[num, seed] = label_free.measure(*(view[order[:num]] for view in views), few, plan.num_classes)
+            values[num, seed] = label_free.measure(*(each[order[:num]] for each in draws), few, task.num_classes)
     return values
 
 
 def to_merits(measured: list[dict[tuple[int, int], dict[str, float]]]) -> dict[str, dict[int, np.ndarray]]:
-    """score -> number of images -> [seeds, places], higher is better; consensuses as well."""
+    """score -> number of images -> [seeds, sites], higher is better; consensuses as well."""
     merits: dict[str, dict[int, list[np.ndarray]]] = {}
     every = {**label_free.SCORES, **label_free.LABELLED}
     for num, seed in measured[0]:
-        cells = [place[num, seed] for place in measured]
+        cells = [site[num, seed] for site in measured]
         found = {name: every[name].merit(np.array([cell[name] for cell in cells])) for name in cells[0]}
         found |= {name: label_free.rank(cells, members).numpy() for name, members in CONSENSUSES.items()
                   if set(members) <= set(cells[0])}  # fmt: skip
@@ -213,11 +220,13 @@ def trust(
     }
 
 
-def draw(merits: dict[str, np.ndarray], accuracy: np.ndarray, rows: dict[str, dict], plan: Plan, pair: str) -> None:
-    """Score against accuracy, a panel a score, a point a place."""
+def draw(
+    merits: dict[str, np.ndarray], accuracy: np.ndarray, rows: dict[str, dict], task: ProbeTask, pair: str
+) -> None:
+    """Score against accuracy, a panel a score, a point a site."""
     names = list(merits)
     figure = Figure(figsize=(11, 2.3 * -(-len(names) // 4)), layout="constrained")
-    noise = np.repeat(np.arange(len(plan.space.timesteps)), len(plan.space.blocks))
+    noise = np.repeat(np.arange(len(task.space.timesteps)), len(task.space.blocks))
     panels = figure.subplots(-(-len(names) // 4), 4).flat
     for axes in panels[len(names) :]:
         axes.remove()

@@ -3,7 +3,7 @@
 python benchmarks/on_paper.py                                     # the defaults of sweeps/layer_noise.py
 python benchmarks/on_paper.py --num-timesteps 50 --views 8
 
-Counts come from the plan that a sweep would make; only the network's shape is known here, not its weights. What is
+Counts come from the Task that a sweep would run; only the network's shape is known here, not its weights. What is
 assumed of machines and prices are the flags; the time of heads is measured on one core, with fewer images and classes.
 """
 
@@ -21,12 +21,15 @@ from torch import Tensor
 from ddae.backbones import Backbone, Settings
 from ddae.features import FeatureKey, width
 from ddae.heads.linear import PENALTIES, fit_linear
-from ddae.screening import leave_one_out
+from ddae.ridge import leave_one_out
 from sweeps.layer_noise import LayerNoise
-from sweeps.tuning.evaluation import LOOK_FEATURES
-from sweeps.tuning.extractor import SHARD_ROWS
-from sweeps.tuning.plan import VAL_FRACTION, Plan, choose_rungs
-from sweeps.tuning.space import Need, Space
+from sweeps.probing.cost import planned
+from sweeps.probing.extractor import SHARD_ROWS
+from sweeps.probing.screening import ScreeningRules, choose_rungs
+from sweeps.probing.source import VAL_FRACTION, FeatureSource, Need
+from sweeps.probing.space import Space, stored_pooling
+from sweeps.probing.sweep import rules_of
+from sweeps.probing.task import SCREENED_FEATURES, ProbeTask
 
 NUM_IMAGES, NUM_CLASSES = 1_281_167, 1000
 
@@ -45,38 +48,37 @@ class OnPaper:
     s3_gigabyte_month_dollars: float = 0.023
 
 
-def make_plan(config: OnPaper, backbone: Backbone) -> Plan:
-    """As layer_noise.py has it, with labels of which only the number is known."""
+def make_task(config: OnPaper, backbone: Backbone) -> tuple[ProbeTask, ScreeningRules]:
+    """As layer_noise.py has them, with labels of which only the number is known."""
+    default = LayerNoise()
     num_val = round(NUM_IMAGES * VAL_FRACTION)
     step = 1000 // max(1, config.num_timesteps)
     timesteps = tuple(range(0, 1000, step)) if config.num_timesteps else backbone.schedule.defaults
+    space = Space(backbone.blocks, dict.fromkeys(timesteps, 0.0), default.poolings, default.heads)
+    key = FeatureKey("", "", 0, VAL_FRACTION, 0, stored_pooling(default.poolings))
+    source = FeatureSource("imagenet", "adm-256", "imagenet", "", backbone.settings, encoder="", store="", key=key)
     rungs = choose_rungs(NUM_IMAGES - num_val, NUM_CLASSES)
-    default = LayerNoise()
-    return Plan(
-        name="imagenet", backbone="adm-256", dataset="imagenet", data_root="", settings=backbone.settings, encoder="",
-        store="", key=FeatureKey("", "", 0, VAL_FRACTION, 0, 0, max(default.poolings)),
-        space=Space(backbone.blocks, timesteps, default.poolings, default.heads),
-        looks=rungs[:-1], rungs=rungs[-2:], exhaustive=False, keep=default.keep, finalists=default.finalists,
-        labels={"train": np.zeros(rungs[-1]), "val": np.zeros(num_val)}, num_classes=NUM_CLASSES,
-        sigmas={}, seed=0, views=config.views,
-    )  # fmt: skip
+    labels = {"train": np.zeros(rungs[-1]), "val": np.zeros(num_val)}
+    task = ProbeTask(source, space, space.sites, labels, NUM_CLASSES, rungs[-2:], views=config.views)
+    return task, rules_of(default, rungs)
 
 
-def stored(plan: Plan, needs: Iterable[Need]) -> tuple[float, int]:
+def stored(task: ProbeTask, needs: Iterable[Need]) -> tuple[float, int]:
     """Bytes, and shards, of what fills the needs."""
-    rows: dict[tuple[int, str, int, str], int] = {}
+    rows: dict[tuple[int, str, int, int, str], int] = {}
     for need in needs:
         for block in need.blocks:
-            column = need.timestep, need.split, need.draw, block
+            column = need.timestep, need.split, need.draw, need.view, block
             rows[column] = max(rows.get(column, 0), need.num_images)
-    size = sum(2.0 * num * width(plan.space.block(block), plan.key.pooling) for (_, _, _, block), num in rows.items())
+    pooling = task.source.key.pooling
+    size = sum(2.0 * num * width(task.space.block(block), pooling) for (*_, block), num in rows.items())
     return size, sum(-(-num // SHARD_ROWS) for num in rows.values())
 
 
-def extraction(config: OnPaper, plan: Plan, backbone: Backbone, needs: list[Need]) -> dict[str, float]:
-    passes = plan.space.forward_passes(needs)
+def extraction(config: OnPaper, task: ProbeTask, backbone: Backbone, needs: list[Need]) -> dict[str, float]:
+    passes = task.space.forward_passes(needs)
     gpu_seconds = passes * backbone.flops / (config.teraflops * 1e12)
-    size, shards = stored(plan, needs)
+    size, shards = stored(task, needs)
     return {
         "passes": passes,
         "GPU hours": gpu_seconds / 3600,
@@ -101,13 +103,13 @@ def core_hours(fit: Callable[[Tensor, Tensor], object]) -> float:
     return (time.process_time() - started) / 3600 / num_images / num_inputs
 
 
-def fits(plan: Plan, channels: int) -> dict[str, dict[str, float]]:
-    """A look at one place, and `linear` on all training images at each pooling."""
-    look = core_hours(lambda features, labels: leave_one_out(features, labels, NUM_CLASSES))
+def fits(task: ProbeTask, rules: ScreeningRules, channels: int) -> dict[str, dict[str, float]]:
+    """Ridge at one site in each round of screening, and `linear` on all training images at each pooling."""
+    ridge = core_hours(lambda features, labels: leave_one_out(features, labels, NUM_CLASSES))
     linear = core_hours(lambda features, labels: fit_linear(features, labels, NUM_CLASSES, 0))
-    num_train = plan.views * plan.rungs[-1]
-    cases = {f"look at {num:,}": (num, LOOK_FEATURES, look, 8) for num in plan.looks}
-    for pooling in plan.space.poolings:
+    num_train = task.views * task.num_train
+    cases = {f"ridge on {num:,}": (num, SCREENED_FEATURES, ridge, 8) for num in rules.rounds}
+    for pooling in task.space.poolings:
         cases[f"linear, {pooling}x{pooling}"] = num_train, channels * pooling**2, linear, 4 * len(PENALTIES)
     return {
         name: {
@@ -124,24 +126,25 @@ def fits(plan: Plan, channels: int) -> dict[str, dict[str, float]]:
 def main(config: OnPaper) -> None:
     with torch.device("meta"):
         backbone = adm_256(Settings(device="meta"))
-    plan = make_plan(config, backbone)
-    blocks = tuple(block.name for block in backbone.blocks)
+    task, rules = make_task(config, backbone)
+    space = task.space
     [b24] = (block for block in backbone.blocks if block.alias == "b24")
     everything = [
-        Need(timestep, split, num_images, blocks, draw)
-        for timestep in plan.space.timesteps
-        for split, num_images, draws in (("train", plan.rungs[-1], plan.draws), ("val", plan.num_val, (0,)))
-        for draw in draws
+        Need(timestep, split, num_images, blocks, view=view)
+        for timestep, blocks in space.sites.items()
+        for split, num_images, num_views in (("train", task.num_train, task.views), ("val", task.num_val, 1))
+        for view in range(num_views)
     ]
     cases = {
-        "only b24 is left": [*plan._planned((b24.name,))],
-        "no block is lost": [*plan._planned(blocks)],
+        "only b24 is left": [*planned(task, rules, (b24.name,))],
+        "no block is lost": [*planned(task, rules, space.block_names)],
         "the grid": everything,
     }
-    columns = {name: extraction(config, plan, backbone, needs) for name, needs in cases.items()}
-    heads = fits(plan, b24.channels)
-    print(f"{backbone.flops / 1e12:.2f} TFLOP a pass, {plan.bytes_per_image:,} bytes an image and timestep")
-    print(f"{len(plan.space.candidates):,} cells, looks {plan.looks}, rungs {plan.rungs}, val {plan.num_val:,}")
+    columns = {name: extraction(config, task, backbone, needs) for name, needs in cases.items()}
+    heads = fits(task, rules, b24.channels)
+    size_bytes = space.bytes_per_image(task.source.key.pooling)
+    print(f"{backbone.flops / 1e12:.2f} TFLOP a pass, {size_bytes:,} bytes an image and timestep")
+    print(f"{len(space.cells):,} cells, screening {rules.rounds}, rungs {task.rungs}, val {task.num_val:,}")
     for rows in (columns, heads):
         print(f"\n{'':<24}" + "".join(f"{name:>20}" for name in rows))
         for name in next(iter(rows.values())):

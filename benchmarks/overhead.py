@@ -2,33 +2,29 @@
 
 python benchmarks/overhead.py            # about 6 minutes
 
-A trial burns 0.2 CPU-seconds. "Added" is what a slot spends between two of them; how much longer the trial itself takes
-than in the loop is apart, and so is starting Ray and the first actor. Every variant but the last changes one thing of
-how a sweep runs: a class trainable in reused actors, and our searcher.
+A trial burns 0.2 CPU-seconds. "Added" is the time that a slot spends between two of them, with the ledger that each
+result goes into. How much longer the trial itself takes than in the loop is listed apart, and so is starting Ray and
+the first actor. Every variant but the last changes one thing of how a sweep runs its Task: a class trainable in reused
+actors, no checkpoint at the end, and our searcher.
 """
 
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
 import record
 import tyro
 from ray import tune
+from toy import Toy, burn, stands_ready, toy_space
 
-from ddae.backbones import Block
-from sweeps.tuning.run import ray_cluster
-from sweeps.tuning.searcher import HalvingSearch, TuneSearcher
-from sweeps.tuning.space import Space
+from sweeps.cluster.session import ray_session
+from sweeps.cluster.tune import Group, Run, TaskTrial, TuneSearcher, Watch, placement
+from sweeps.search.halving import HalvingSearch
+from sweeps.search.task import Resources
 
-SPACE = Space(
-    blocks=tuple(Block(f"up.{i}", i, "up", 16, 8, 0.5) for i in range(8)),
-    timesteps=(0, 10, 30, 60, 120, 250, 500),
-    poolings=(1, 2, 4),
-    heads=("linear", "mlp"),
-)
+SPACE = toy_space(num_blocks=8, timesteps=(0, 10, 30, 60, 120, 250, 500))
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class Variant:
     reuse_actors: bool = True
     searcher: bool = True
     """Ours; else Tune's own random search."""
-    checkpoint_at_end: bool | None = None
+    checkpoint_at_end: bool | None = False
     """None is Tune's default, which saves a class trainable when it ends."""
     share_of_trials: float = 1
 
@@ -48,11 +44,11 @@ VARIANTS = {
     "as a sweep runs": AS_A_SWEEP,
     "two slots": replace(AS_A_SWEEP, slots=2),
     "no searcher": replace(AS_A_SWEEP, searcher=False),
-    "no checkpoint at the end": replace(AS_A_SWEEP, checkpoint_at_end=False),
+    "checkpoint at the end": replace(AS_A_SWEEP, checkpoint_at_end=None),
     "function trainable, reused actors": replace(AS_A_SWEEP, trainable="function"),
     "class trainable, new actors": replace(AS_A_SWEEP, reuse_actors=False, share_of_trials=0.2),
     "stock: function, new actors, no searcher": Variant(
-        trainable="function", reuse_actors=False, searcher=False, share_of_trials=0.2
+        trainable="function", reuse_actors=False, searcher=False, checkpoint_at_end=None, share_of_trials=0.2
     ),
 }
 
@@ -78,44 +74,26 @@ class Overhead:
     repeats: int = 3
 
 
-def burn(seconds: float) -> dict[str, float]:
-    started = time.time()
-    deadline = time.process_time() + seconds
-    while time.process_time() < deadline:
-        pass
-    return {"val_accuracy": 0.5, "lost": "", "started": started, "ended": time.time()}
+def busy_function(config: dict, tasks: Sequence[tuple[Toy, str]]) -> None:
+    """The same work as Tune's users write it."""
+    [result] = tasks[0][0].run(config["group"].cells, 1, [])
+    tune.report({"records": [(0, result.as_record())], "warnings": [], "mistake": "", "lost": ""})
 
 
-class BusyTrial(tune.Trainable):
-    def setup(self, config: dict, seconds: float) -> None:
-        self.seconds = seconds
-
-    def reset_config(self, new_config: dict) -> bool:
-        return True
-
-    def step(self) -> dict:
-        return {**burn(self.seconds), "done": True}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing, as a sweep's trial."""
-
-
-def busy_function(config: dict, seconds: float) -> None:
-    tune.report(burn(seconds))
-
-
-class Clock(tune.Callback):
+class Clock(Watch):
     """When each step ran, by the worker's clock, and the driver's CPU time when it heard of it."""
 
     def __init__(self) -> None:
+        super().__init__([])
         self.steps: list[dict] = []
         self.driver_cpu: list[float] = []
 
-    def __getstate__(self) -> dict:
-        return {}
-
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
-        self.steps.append(result)
+        super().on_trial_result(iteration, trials, trial, result, **info)
+        [(_, record)] = result["records"]
+        self.steps.append(
+            {"pid": result["pid"], "started": record["started_seconds"], "ended": record["ended_seconds"]}
+        )
         self.driver_cpu.append(time.process_time())
 
 
@@ -139,21 +117,19 @@ class TimedSearcher(TuneSearcher):
 def run(variant: Variant, config: Overhead, loop_seconds: float) -> dict[str, float]:
     """One Tune run; loop_seconds: what a trial's work takes in a plain loop."""
     num_trials = max(4, round(config.num_trials * variant.share_of_trials))
-    trainable = BusyTrial if variant.trainable == "class" else busy_function
-    trainable = tune.with_parameters(trainable, seconds=config.work_seconds)
-    clock, searcher = Clock(), None
-    with tempfile.TemporaryDirectory() as folder:
+    task, clock, searcher = Toy(SPACE, (1,), config.work_seconds), Clock(), None
+    trainable = TaskTrial if variant.trainable == "class" else busy_function
+    with tempfile.TemporaryDirectory() as store, tempfile.TemporaryDirectory() as folder:
         if variant.searcher:
-            search = HalvingSearch(SPACE, SPACE.candidates, [1], num_trials, round_size=4)
-            there: Future = Future()
-            there.set_result(None)
-            searcher = TimedSearcher(search, lambda fit: None, lambda fit, lost: there, lambda: variant.slots)
+            one = Run(HalvingSearch(task, num_trials, round_size=4), store, stands_ready)
+            searcher = TimedSearcher([one], lambda: Resources(num_cpus=variant.slots))
+        groups = [Group(0, (cell,), 1) for cell in task.cells[:num_trials]]
         tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": 1}),
-            param_space=None if searcher else {"x": tune.uniform(0, 1)},
+            tune.with_resources(tune.with_parameters(trainable, tasks=[(task, store)]), placement),
+            param_space=None if searcher else {"group": tune.grid_search(groups), "resources": Resources(num_cpus=1)},
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                num_samples=num_trials,
+                num_samples=num_trials if searcher else 1,
                 max_concurrent_trials=None if searcher else variant.slots,
                 reuse_actors=variant.reuse_actors,
             ),
@@ -196,7 +172,7 @@ def main(config: Overhead) -> None:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     loops: list[float] = []
     started = time.perf_counter()
-    with ray_cluster():
+    with ray_session():
         ray_seconds = time.perf_counter() - started
         run(replace(AS_A_SWEEP, share_of_trials=0), config, 0)
         for _ in range(config.repeats):

@@ -4,19 +4,20 @@ python benchmarks/scale.py nodes         # 1, 2, 4 and 8 simulated nodes
 python benchmarks/scale.py trials        # 10,000 trials in one search
 
 nodes: Ray nodes of one CPU each on this machine. A forward pass sleeps for as long as it was measured to take, and so
-does a look, so that two cores do for eight nodes; all else is as in a sweep, from the images to the shards.
+does the ridge regression of screening, so that two cores do for eight nodes; all else is as in a sweep, from the images
+to the shards.
 
-trials: each returns at once, so that what is measured is the driver: the search, Tune, and the table of progress.
+trials: each returns at once, so that what is measured is the driver: the search, Tune, the ledger, and the table of
+progress.
 """
 
 import json
 import os
-import random
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -26,22 +27,25 @@ import record
 import torch
 import tyro
 from matplotlib.figure import Figure
-from ray import tune
 from ray.cluster_utils import Cluster
 from torch import Tensor
+from toy import Toy, stands_ready, toy_space
 
-from ddae.backbones import Backbone, Block
+from ddae.backbones import Backbone
 from ddae.backbones.base import Reduce
-from ddae.screening import leave_one_out
+from ddae.ridge import leave_one_out
+from sweeps.cluster.pool import Pool
+from sweeps.cluster.session import ray_session
+from sweeps.cluster.tune import Run
+from sweeps.driver import run_searches
 from sweeps.layer_noise import LayerNoise
-from sweeps.tuning import extraction
-from sweeps.tuning.evaluation import LOOK_FEATURES
-from sweeps.tuning.extractor import Extractor
-from sweeps.tuning.plan import Plan
-from sweeps.tuning.progress import Progress
-from sweeps.tuning.run import Sweep, Watch, num_slots, ray_cluster, tune_fits
-from sweeps.tuning.searcher import HalvingSearch, TuneSearcher
-from sweeps.tuning.space import Need, Space
+from sweeps.probing import filling
+from sweeps.probing.extractor import Extracted, opened
+from sweeps.probing.source import FeatureSource, Need
+from sweeps.probing.sweep import ProbeSweep, rules_for, set_up_search
+from sweeps.probing.task import SCREENED_FEATURES
+from sweeps.progress import Progress
+from sweeps.search.halving import HalvingSearch
 
 
 @dataclass(frozen=True)
@@ -70,71 +74,73 @@ class SleepingBackbone(Backbone):
         }
 
 
-class SleepingExtractor(Extractor):
-    ridge_seconds: dict[int, float]
-    """Number of images -> of one look."""
+def extract_asleep(pass_seconds: float, source: FeatureSource, need: Need, shard: int) -> Extracted:
+    extractor = opened(source)
+    extractor.backbone.__class__, extractor.backbone.pass_seconds = SleepingBackbone, pass_seconds
+    return extractor.extract(need, shard)
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.backbone.__class__ = SleepingBackbone
 
-    def look(self, need: Need) -> np.ndarray:
-        """All places are alike."""
-        time.sleep(self.ridge_seconds[need.num_images])
-        return np.arange(need.num_images) % 2 == 0
+def screen_asleep(
+    ridge_seconds: dict[int, float], source: FeatureSource, need: Need, poolings: tuple[int, ...]
+) -> tuple[np.ndarray, float]:
+    """All sites are alike."""
+    seconds = ridge_seconds[need.num_images]
+    time.sleep(seconds)
+    return np.arange(need.num_images) % 2 == 0, seconds
 
 
 def nodes(config: Nodes) -> None:
     timesteps = tuple(range(0, 10 * config.num_timesteps, 10))
     sweep = LayerNoise(timesteps=timesteps, blocks=config.blocks, device="cpu")
     measured = json.loads((record.RESULTS / "extraction.json").read_text())["results"]
-    SleepingBackbone.pass_seconds = measured["float32: bare forward"]["milliseconds_an_image"] / 1000
-    SleepingExtractor.ridge_seconds = time_looks(sweep.plan()[0])
-    extraction.Extractor = SleepingExtractor  # type: ignore[misc]
+    pass_seconds = measured["float32: bare forward"]["milliseconds_an_image"] / 1000
+    ridge_seconds = time_ridge(sweep)
+    filling.extract_shard = partial(extract_asleep, pass_seconds)  # type: ignore[assignment]
+    filling.screen = partial(screen_asleep, ridge_seconds)  # type: ignore[assignment]
     rows: dict[int, dict[str, float]] = {}
     for num_nodes in config.counts:
-        seconds, num_images = look_on(num_nodes, sweep)
+        seconds, num_images = screen_on(num_nodes, sweep)
         rows[num_nodes] = {"seconds": seconds, "images_a_second": num_images / seconds}
         first = rows[config.counts[0]]["seconds"] * config.counts[0]
         rows[num_nodes]["efficiency"] = first / (seconds * num_nodes)
         print(
             f"{num_nodes} nodes: {num_images / seconds:6.0f} images/s, {rows[num_nodes]['efficiency']:.2f}", flush=True
         )
-    results = {"pass_ms": 1000 * SleepingBackbone.pass_seconds, "ridge_seconds": SleepingExtractor.ridge_seconds}
-    record.write("scale_nodes", {**results, "nodes": rows})
+    record.write("scale_nodes", {"pass_ms": 1000 * pass_seconds, "ridge_seconds": ridge_seconds, "nodes": rows})
 
 
-def time_looks(plan: Plan) -> dict[int, float]:
-    """Number of images -> seconds of ridge on the most numbers an image that a look takes."""
+def time_ridge(config: LayerNoise) -> dict[int, float]:
+    """Number of images -> seconds of ridge on the most numbers an image that screening takes."""
     torch.set_num_threads(1)
+    task = set_up_search(config).task
     seconds = {}
-    for num_images in plan.looks:
-        features, labels = torch.randn(num_images, LOOK_FEATURES, 1, 1), torch.arange(num_images) % plan.num_classes
+    for num_images in rules_for(config, task).rounds:
+        features, labels = torch.randn(num_images, SCREENED_FEATURES, 1, 1), torch.arange(num_images) % task.num_classes
         started = time.perf_counter()
-        leave_one_out(features, labels, plan.num_classes)
+        leave_one_out(features, labels, task.num_classes)
         seconds[num_images] = time.perf_counter() - started
     return seconds
 
 
-def look_on(num_nodes: int, config: LayerNoise) -> tuple[float, int]:
-    """Seconds of a sweep's looks on so many nodes, whose actors have started, and the images that pass in them."""
+def screen_on(num_nodes: int, config: LayerNoise) -> tuple[float, int]:
+    """Seconds of a sweep's screening on so many nodes, whose workers have started, and the images that pass in it."""
     node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     for _ in range(num_nodes - 1):
         cluster.add_node(**node)
     os.environ["RAY_ADDRESS"] = cluster.address
     try:
-        with tempfile.TemporaryDirectory() as store, ray_cluster():
-            plan, _, _ = replace(config, store=store).plan()
-            with Sweep(plan) as sweep:
-                while sweep.extraction.num_ready < num_nodes:
+        with tempfile.TemporaryDirectory() as store, ray_session():
+            task = set_up_search(replace(config, store=store)).task
+            with Pool() as pool:
+                while pool.num_ready < num_nodes:
                     time.sleep(0.1)
                 started = time.perf_counter()
-                race = sweep.look()
+                screening = ProbeSweep(task, pool, least_passes=0).screen(rules_for(config, task))
                 seconds = time.perf_counter() - started
     finally:
         cluster.shutdown()
-    return seconds, sum({need.timestep: need.num_images for need in race.needs(plan)}.values())
+    return seconds, sum({need.timestep: need.num_images for need in screening.needs}.values())
 
 
 @dataclass(frozen=True)
@@ -148,62 +154,42 @@ class Trials:
     """Of each curve."""
 
 
-SPACE = Space(
-    blocks=tuple(Block(f"b{i}", i, "up", 512, 16, (i + 1) / 37) for i in range(37)),
-    timesteps=tuple(range(0, 1000, 20)),
-    poolings=(1, 2, 4),
-    heads=("linear", "mlp"),
-)
+SPACE = toy_space(num_blocks=37, timesteps=range(0, 1000, 20))
 """The cells of a model of 37 blocks, as ADM, at fifty timesteps: 11,100."""
 
 
-class InstantTrial(tune.Trainable):
-    def setup(self, config: dict) -> None:
-        self.reset_config(config)
+class Meter(Progress):
+    """The table of progress, and what the driver is after every so many trials."""
 
-    def reset_config(self, new_config: dict) -> bool:
-        self.fit = dict(new_config)
-        return True
-
-    def step(self) -> dict:
-        """Best at one block and timestep, with noise."""
-        apart = abs(int(self.fit["block"][1:]) - 24) / 37 + abs(self.fit["timestep"] - 90) / 1000
-        accuracy = 0.8 - 0.3 * apart + 0.02 * random.Random(str(self.fit)).random()
-        now = time.time()
-        told = {"lost": "", "mistake": "", "warnings": [], "fit_started": now, "fit_ended": now, "done": True}
-        return {"val_accuracy": accuracy, **told}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing, as a sweep's trial."""
-
-
-class Meter(Watch):
-    """What the driver is after every so many trials."""
-
-    def __init__(self, search: HalvingSearch, every: int):
-        super().__init__(Progress(1, 1), search, log=lambda: None)
+    def __init__(self, every: int):
+        super().__init__(1, 1)
         self.every = every
         self.points: list[dict[str, float]] = []
 
-    def update(self) -> None:
-        super().update()
-        if self.num_settled >= len(self.points) * self.every:
+    def trials(self, num_ended: int, num_trials: int, num_stopped: int, best: str) -> None:
+        super().trials(num_ended, num_trials, num_stopped, best)
+        if num_ended >= len(self.points) * self.every:
             resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-            point = {"trials": self.num_settled, "resident_mb": resident / 1e6}
+            point = {"trials": num_ended, "resident_mb": resident / 1e6}
             self.points.append({**point, "seconds": time.time(), "cpu_seconds": time.process_time()})
 
 
+class NoTracker:
+    """MLflow is written in the background, and is not what is measured."""
+
+    uri = ""
+
+    def log_child(self, *child: object) -> None:
+        pass
+
+
 def trials(config: Trials) -> None:
-    round_size = config.round_size if config.search == "optuna" else None
     search = HalvingSearch(
-        SPACE, SPACE.candidates, (256, 1024), config.num_trials, sampler=config.search, round_size=round_size
+        Toy(SPACE, (256, 1024)), config.num_trials, sampler=config.search, round_size=config.round_size
     )
-    there: Future = Future()
-    there.set_result(None)
-    meter = Meter(search, config.num_trials // config.num_points)
-    with ray_cluster(), meter.progress:
-        meter.update()
-        tune_fits(InstantTrial, TuneSearcher(search, lambda fit: None, lambda fit, lost: there, num_slots), meter)
+    meter = Meter(config.num_trials // config.num_points)
+    with tempfile.TemporaryDirectory() as store, ray_session():
+        run_searches([Run(search, store, stands_ready)], NoTracker(), meter, [])  # type: ignore[arg-type]
     rows = [
         {
             "trials": after["trials"],

@@ -2,11 +2,11 @@
 
     python benchmarks/search_cost.py                     # the shipped model and images, 546 cells: about 20 minutes
     python benchmarks/search_cost.py --name search_cost_fashion_mnist --dataset fashion-mnist --poolings 1 2 \\
-        --methods "looks, optuna + ASHA (default)" "label-free first"       # 48,000 + 12,000 images, about an hour
+        --methods "screening, optuna + ASHA (default)" "label-free first"       # 48,000 + 12,000 images, about an hour
 
-Every cell is fitted on all images once. A method is then played with the project's own looks, searcher and scheduler,
-one trial at a time, on fits that are made when it asks for them. A seed shuffles the training images, so that every
-prefix differs, splits val into a half that the methods see and one that they do not, and seeds the sampler.
+Every cell is fitted on all images once. A method is then played with the project's own screening and search, one trial
+at a time, on fits that are made when it asks for them. A seed shuffles the training images, so that every prefix
+differs, splits val into a half that the methods see and one that they do not, and seeds the sampler.
 
 Regret: accuracy on the unseen half of the grid's best cell minus that of the method's, in points; both chosen on the
 seen half. Passes: full forward passes (by FLOPs) over the training images. Stop it and start it again as you like.
@@ -29,21 +29,24 @@ import tyro
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from ddae import label_free
+from ddae import label_free, ridge
 from ddae.heads import find_head, linear, mlp
 from ddae.pooling import pool
-from ddae.probe import Candidate, to_maps
+from ddae.probe import to_maps
 from storage.feature_store import FeatureStore
-from storage.results import Ledger, content_key
-from sweeps.cli import ModelAndData
+from storage.ledger import Ledger, content_key
+from sweeps.flags import ModelAndData
 from sweeps.layer_noise import LayerNoise
-from sweeps.tuning.evaluation import look_at, look_poolings, pack, read_features, unpack
-from sweeps.tuning.extractor import Extractor
-from sweeps.tuning.outcome import best_cells, warm_start
-from sweeps.tuning.plan import PROBE_VERSION, REDUCTION, Plan, make_plan
-from sweeps.tuning.race import Race
-from sweeps.tuning.searcher import HalvingSearch
-from sweeps.tuning.space import Need, Places
+from sweeps.probing.cost import label_free_needs
+from sweeps.probing.extractor import correct_at, opened
+from sweeps.probing.findings import warm_start
+from sweeps.probing.screening import Screening, ScreeningRules, choose_rungs
+from sweeps.probing.source import Need
+from sweeps.probing.space import Cell, Sites
+from sweeps.probing.sweep import set_up
+from sweeps.probing.task import ProbeTask
+from sweeps.search.halving import HalvingSearch
+from sweeps.search.task import REDUCTION, Result, pack, unpack
 
 
 @dataclass(frozen=True)
@@ -73,17 +76,17 @@ class Played:
 
 
 class Lab:
-    """All fits and looks of one plan, made once and kept."""
+    """All fits and screenings of one task, made once and kept."""
 
-    def __init__(self, plan: Plan):
-        self.plan = plan
-        self.num_train, self.num_val = plan.rungs[-1], plan.num_val
-        self.kept = Ledger(f"{plan.store}/search_cost-{PROBE_VERSION}")
+    def __init__(self, task: ProbeTask):
+        self.task = task
+        self.num_train, self.num_val = task.num_train, task.num_val
+        self.kept = Ledger(f"{task.source.store}/search_cost")
         self.head_seconds = 0.0
 
     @cached_property
     def labels(self) -> dict[str, torch.Tensor]:
-        return {split: torch.from_numpy(labels) for split, labels in self.plan.labels.items()}
+        return {split: torch.from_numpy(labels) for split, labels in self.task.labels.items()}
 
     def order(self, seed: int, num_images: int) -> torch.Tensor:
         """The training images that a rung of this seed has."""
@@ -96,40 +99,51 @@ class Lab:
         order = np.random.default_rng(seed).permutation(self.num_val)
         return order[: self.num_val // 2], order[self.num_val // 2 :]
 
-    def right(self, cell: Candidate, num_images: int, seed: int, epochs: float = 1.0) -> np.ndarray:
+    def right(self, cell: Cell, num_images: int, seed: int, epochs: float = 1.0) -> np.ndarray:
         """bool [settings, num_val] of the cell's head. epochs: share of its usual training."""
-        seed = 0 if num_images == self.num_train else seed
+        seed, version = 0 if num_images == self.num_train else seed, find_head(cell.head)[0].version
         return self._once(
             lambda: self._fit(cell, self.order(seed, num_images), epochs),
-            cell=cell.name, num_images=num_images, seed=seed, epochs=epochs,
+            cell=cell.name, num_images=num_images, seed=seed, epochs=epochs, version=version,
         )  # fmt: skip
 
-    def look(self, need: Need, seed: int) -> np.ndarray:
-        """Of a need of one block: which images leave-one-out ridge gets right."""
-        poolings = look_poolings(self.plan.space, need.blocks[0])
-        rows = self.order(seed, need.num_images).numpy()
-        return self._once(lambda: look_at(self.plan, need, poolings, rows)[None], need=asdict(need), seed=seed)[0]
+    def screen(self, need: Need, seed: int) -> np.ndarray:
+        """For a need of one block: which images leave-one-out ridge classifies correctly."""
+        poolings = self.task.screening_poolings(need.blocks[0])
+        decides = {"need": asdict(need), "seed": seed, "poolings": poolings, "version": ridge.VERSION}
+        return self._once(lambda: self._screen(need, self.order(seed, need.num_images), poolings)[None], **decides)[0]
 
-    def _fit(self, cell: Candidate, rows: torch.Tensor, epochs: float) -> np.ndarray:
+    def _screen(self, need: Need, rows: torch.Tensor, poolings: tuple[int, ...]) -> np.ndarray:
+        maps = read_maps(self.task, replace(need, num_images=int(rows.max()) + 1))[rows]
+        return correct_at(maps, self.labels["train"][rows], poolings, self.task.num_classes)
+
+    def _fit(self, cell: Cell, rows: torch.Tensor, epochs: float) -> np.ndarray:
         features, labels = self._features(cell, "train")[rows], self.labels["train"][rows]
         head, sizes = find_head(cell.head)
         with fewer_epochs(epochs):
-            fitted = head.fit(features, labels, self.plan.num_classes, 0, *sizes)
+            fitted = head.fit(features, labels, self.task.num_classes, 0, *sizes)
         return (fitted(self._features(cell, "val")).argmax(-1) == self.labels["val"]).numpy()
 
-    def _features(self, cell: Candidate, split: str) -> torch.Tensor:
-        return read_features(self.plan, cell, split, len(self.plan.labels[split]))[0]
+    def _features(self, cell: Cell, split: str) -> torch.Tensor:
+        return self.task.read(cell, split, len(self.task.labels[split]))[0][cell.pooling]
 
     def _once(self, make: Callable[[], np.ndarray], **decides) -> np.ndarray:
-        key = content_key(features=self.plan.key.asdict(), poolings=self.plan.space.poolings, **decides)
+        key = content_key(features=self.task.source.key.asdict(), **decides)
         found = self.kept.get(key)
         if found is None:
             started = time.perf_counter()
-            bits = make()
-            found = {"seconds": time.perf_counter() - started, "shape": bits.shape, **pack(bits.ravel())}
+            right = make()
+            found = {"seconds": time.perf_counter() - started, "shape": right.shape, "right": pack(right.ravel())}
             self.kept.put(key, found)
         self.head_seconds += found["seconds"]
-        return unpack(found).reshape(found["shape"])
+        return unpack(found["right"]).reshape(found["shape"])
+
+
+def read_maps(task: ProbeTask, need: Need) -> torch.Tensor:
+    """float32 [num_images, C, g, g] of a need of one block."""
+    [block] = need.blocks
+    shards = FeatureStore(task.source.store).read(task.source.column(need, block), need.num_images)
+    return to_maps(shards, task.space.block(block).channels)
 
 
 @contextmanager
@@ -148,56 +162,55 @@ def fewer_epochs(share: float) -> Iterator[None]:
 class Play:
     """One method with one seed: what it saw, and what that cost."""
 
-    def __init__(self, plan: Plan, seed: int):
-        self.lab, self.plan, self.seed = Lab(plan), plan, seed
+    def __init__(self, task: ProbeTask, seed: int):
+        self.lab, self.task, self.seed = Lab(task), task, seed
         self.seen, self.unseen = self.lab.halves(seed)
         self.needs: list[Need] = []
-        self.full: dict[Candidate, float] = {}
+        self.full: dict[Cell, float] = {}
         """Cells fitted on all images, and their accuracy on the seen half."""
 
-    def fit(self, cell: Candidate, num_images: int, places: Places, epochs: float = 1.0) -> float:
-        """Accuracy on the seen half, of the setting that is best there."""
+    def fit(self, cell: Cell, num_images: int, sites: Sites, epochs: float = 1.0) -> float:
+        """Accuracy on the seen half, of the setting that is best there. sites: where cells are tried."""
         accuracy = self.lab.right(cell, num_images, self.seed, epochs)[:, self.seen].mean(1).max()
-        self.needs += self.plan.trial_needs(cell, num_images, places)
+        self.needs += replace(self.task, sites=sites).needs(cell, num_images)
         if num_images == self.lab.num_train and epochs == 1:
             self.full[cell] = float(accuracy)
         return float(accuracy)
 
-    def unseen_right(self, cell: Candidate) -> np.ndarray:
+    def unseen_right(self, cell: Cell) -> np.ndarray:
         """On the unseen half, of the setting that is best on the seen one."""
         right = self.lab.right(cell, self.lab.num_train, self.seed)
         return right[right[:, self.seen].mean(1).argmax()][self.unseen]
 
-    def race(self, looks: tuple[int, ...], kept: tuple[int, ...], label_free: bool = True) -> Race:
-        race = Race([], self.plan.space.places)
-        for num_images, num_kept in zip(looks, kept, strict=True):
-            needs = [Need(t, "train", num_images, (b,)) for t, blocks in race.places.items() for b in blocks]
+    def screen(self, rules: ScreeningRules, label_free: bool = True) -> Screening:
+        screening = Screening(rules, self.task.space, (), self.task.space.sites)
+        for num_images in rules.rounds:
+            needs = [Need(t, "train", num_images, (b,)) for t, blocks in screening.sites.items() for b in blocks]
             self.needs += needs
-            race = race.after({need: self.lab.look(need, self.seed) for need in needs}, num_kept)
+            screening = screening.after({need: self.lab.screen(need, self.seed) for need in needs})
         if label_free:
-            self.needs += self.plan.label_free_needs()
-        return race
+            self.needs += label_free_needs(self.task, draw=1)
+        return screening
 
-    def trials(self, sampler: str, rungs: tuple[int, ...], num_trials: int, race: Race | None = None) -> None:
+    def trials(self, sampler: str, rungs: tuple[int, ...], num_trials: int, screening: Screening | None = None) -> None:
         """The project's search."""
-        space, places = self.plan.space, race.places if race else self.plan.space.places
-        first = warm_start(self.plan, race) if race else []
-        round_size = LayerNoise.round_size if sampler == "optuna" else None
-        candidates = space.candidates_at(places)
-        search = HalvingSearch(space, candidates, rungs, num_trials, first, sampler, self.seed, round_size)
+        sites = screening.sites if screening else self.task.space.sites
+        first = warm_start(self.task, screening) if screening else []
+        task = replace(self.task, sites=sites, rungs=rungs)
+        search = HalvingSearch(task, num_trials, sampler, self.seed, LayerNoise.round_size, first=first)
         while fit := search.ask():
-            search.tell(fit, self.fit(*fit, places))
+            search.tell(fit, Result({"val_accuracy": self.fit(*fit, sites)}, {}, 0, 0))
 
 
-def ours(play: Play, sampler: str = "optuna", label_free: bool = True, **race: float) -> None:
-    """As sweeps/layer_noise.py goes. race: its --keep and --finalists."""
-    plan = replace(play.plan, **race)
-    kept = [plan.num_kept(place) for place in range(len(plan.looks))]
-    play.trials(sampler, plan.rungs, NUM_TRIALS, play.race(plan.looks, kept, label_free))
+def ours(play: Play, sampler: str = "optuna", label_free: bool = True, **rules: float) -> None:
+    """As sweeps/layer_noise.py goes. rules: its --keep and --finalists."""
+    task = play.task
+    rounds = choose_rungs(task.num_train, task.num_classes)[:-1] or task.rungs
+    play.trials(sampler, task.rungs, NUM_TRIALS, play.screen(ScreeningRules(rounds, **rules), label_free))  # type: ignore[arg-type]
 
 
 def whole_space(play: Play, sampler: str, num_trials: int, stop: bool = True) -> None:
-    """Trials anywhere, without looks: rungs of a sixteenth, a quarter and all of the images, or all at once."""
+    """Trials anywhere, without screening: rungs of a sixteenth, a quarter and all of the images, or all at once."""
     num_train = play.lab.num_train
     rungs = (num_train // REDUCTION**2, num_train // REDUCTION, num_train) if stop else (num_train,)
     play.trials(sampler, rungs, num_trials)
@@ -205,30 +218,27 @@ def whole_space(play: Play, sampler: str, num_trials: int, stop: bool = True) ->
 
 def halving_by_epochs(play: Play) -> None:
     """Every cell for a sixteenth of the epochs, the better quarter for a quarter of them, and so on."""
-    cells, places = list(play.plan.space.candidates), play.plan.space.places
+    cells, sites = list(play.task.space.cells), play.task.space.sites
     for epochs in (1 / 16, 1 / 4, 1.0):
-        accuracy = {cell: play.fit(cell, play.lab.num_train, places, epochs) for cell in cells}
+        accuracy = {cell: play.fit(cell, play.lab.num_train, sites, epochs) for cell in cells}
         cells = sorted(cells, key=lambda cell: -accuracy[cell])[: -(-len(cells) // REDUCTION)]
 
 
-def label_free_first(play: Play, num_places: int = 5) -> None:
-    """Every pooling and head at the first places of the label-free ranking."""
-    plan = play.plan
-    rows = np.random.default_rng(play.seed).permutation(SECOND_DRAW)[: plan.label_free_needs()[0].num_images]
+def label_free_first(play: Play, num_sites: int = 5) -> None:
+    """Every pooling and head at the first sites of the label-free ranking."""
+    task, space = play.task, play.task.space
+    needs = label_free_needs(task, draw=1)
+    rows = np.random.default_rng(play.seed).permutation(SECOND_DRAW)[: needs[0].num_images]
     scores = []
-    for block in plan.space.blocks:
-        timesteps = plan.space.timesteps
-        for timestep, following in zip(timesteps, timesteps[1:] + timesteps[-1:], strict=True):
-            views = []
-            for at, draw in ((timestep, 0), (timestep, 1), (following, 1)):
-                column = plan.column(at, "train", block.name, draw)
-                maps = to_maps(FeatureStore(plan.store).read(column, SECOND_DRAW), block.channels)
-                views.append(pool(maps, 1).flatten(1)[rows])
-            scores.append(label_free.measure(*views))
-    ranking = label_free.rank(scores).numpy().reshape(len(plan.space.blocks), -1)
-    play.needs += [replace(need, draw=draw) for need in plan.label_free_needs() for draw in (0, 1)]
-    for block, timestep in best_cells(plan, ranking, num_places):
-        for cell in plan.space.candidates_at({timestep: (block,)}):
+    for block in space.block_names:
+        for timestep, following in zip(space.timesteps, space.timesteps[1:] + space.timesteps[-1:], strict=True):
+            columns = (timestep, 0), (timestep, 1), (following, 1)
+            draws = [Need(at, "train", SECOND_DRAW, (block,), draw) for at, draw in columns]
+            scores.append(label_free.measure(*(pool(read_maps(task, need), 1).flatten(1)[rows] for need in draws)))
+    ranking = label_free.rank(scores).numpy().reshape(len(space.blocks), -1)
+    play.needs += [replace(need, draw=draw) for need in needs for draw in (0, 1)]
+    for block, timestep in space.ranked(ranking)[:num_sites]:
+        for cell in space.cells_at({timestep: (block,)}):
             play.fit(cell, play.lab.num_train, {timestep: (block,)})
 
 
@@ -237,7 +247,7 @@ SECOND_DRAW = 512
 
 NUM_TRIALS = 40
 METHODS: dict[str, Callable[[Play], None]] = {
-    "looks, optuna + ASHA (default)": ours,
+    "screening, optuna + ASHA (default)": ours,
     "  --finalists 1": partial(ours, finalists=1),
     "  --keep 0.25 --finalists 1": partial(ours, keep=0.25, finalists=1),
     "  --keep 0.25 --finalists 2": partial(ours, keep=0.25),
@@ -254,30 +264,31 @@ METHODS: dict[str, Callable[[Play], None]] = {
 
 
 def main(config: SearchCost) -> None:
-    plan, _, _ = make_plan(config, config.poolings, config.heads)
+    task = set_up(config, config.poolings, config.heads).task
+    space = task.space
     with ProcessPoolExecutor(config.processes, get_context("spawn"), torch.set_num_threads, (1,)) as workers:
-        wait("extraction", [workers.submit(extract, plan, *place) for place in plan.space.places.items()])
-        wait("grid", [workers.submit(fit_on_all, plan, cell) for cell in plan.space.candidates])
-        grid = wait("grid's choice", [workers.submit(choose_from_grid, plan, seed) for seed in range(config.seeds)])
+        wait("extraction", [workers.submit(extract, task, *site) for site in space.sites.items()])
+        wait("grid", [workers.submit(fit_on_all, task, cell) for cell in space.cells])
+        grid = wait("grid's choice", [workers.submit(choose_from_grid, task, seed) for seed in range(config.seeds)])
         names = config.methods or tuple(METHODS)
-        jobs = [workers.submit(play, plan, name, *best) for name in names for best in enumerate(grid)]
+        jobs = [workers.submit(play, task, name, *best) for name in names for best in enumerate(grid)]
         played = wait("methods", jobs)
     rows = {name: summary([one for one in played if one.method == name]) for name in names}
     print(
-        f"{len(plan.space.candidates):,} cells, {plan.rungs[-1]:,} + {plan.num_val:,} images, {config.seeds} seeds; "
-        f"the grid costs {plan.grid_passes / plan.rungs[-1]:.2f} passes over the training images\n"
+        f"{len(space.cells):,} cells, {task.num_train:,} + {task.num_val:,} images, {config.seeds} seeds; "
+        f"the grid costs {task.grid_passes / task.num_train:.2f} passes over the training images\n"
         f"{'':<34} passes  of grid  heads (s)  regret (points)  median  largest"
     )
     line = "{:<34} {:6.2f}  {:7.3f}  {:9.0f}    {:5.2f} +- {:4.2f}  {:6.2f}  {:7.2f}"
     for name, row in rows.items():
         print(line.format(name, *row.values()))
-    results = {"cells": len(plan.space.candidates), "methods": rows, "played": [asdict(one) for one in played]}
+    results = {"cells": len(space.cells), "methods": rows, "played": [asdict(one) for one in played]}
     record.write(config.name, results)
-    draw(rows, plan.grid_passes / plan.rungs[-1], record.RESULTS / f"{config.name}.png")
+    draw(rows, task.grid_passes / task.num_train, record.RESULTS / f"{config.name}.png")
 
 
 CURVES = {
-    "looks, then trials": list(METHODS)[:4],
+    "screening, then trials": list(METHODS)[:4],
     "Optuna + ASHA": ["optuna + ASHA, 20 trials", "optuna + ASHA, 40 trials"],
     "random + ASHA": ["random + ASHA, 20 trials", "random + ASHA, 40 trials"],
     "Optuna without ASHA": ["optuna without ASHA, 20 trials"],
@@ -307,31 +318,31 @@ def wait(title: str, jobs: list[Future]) -> list:
     return [job.result() for job in track(jobs, title)]
 
 
-def extract(plan: Plan, timestep: int, blocks: tuple[str, ...]) -> None:
-    extractor = Extractor(plan, 1)
-    extractor.ensure(Need(timestep, "train", plan.rungs[-1], blocks))
-    extractor.ensure(Need(timestep, "val", plan.num_val, blocks))
+def extract(task: ProbeTask, timestep: int, blocks: tuple[str, ...]) -> None:
+    extractor = opened(task.source)
+    extractor.ensure(Need(timestep, "train", task.num_train, blocks))
+    extractor.ensure(Need(timestep, "val", task.num_val, blocks))
     extractor.ensure(Need(timestep, "train", SECOND_DRAW, blocks, draw=1))
 
 
-def fit_on_all(plan: Plan, cell: Candidate) -> None:
-    Lab(plan).right(cell, plan.rungs[-1], 0)
+def fit_on_all(task: ProbeTask, cell: Cell) -> None:
+    Lab(task).right(cell, task.num_train, 0)
 
 
-def choose_from_grid(plan: Plan, seed: int) -> Candidate:
+def choose_from_grid(task: ProbeTask, seed: int) -> Cell:
     """The exhaustive grid's best on the seen half."""
-    grid = Play(plan, seed)
-    return max(plan.space.candidates, key=lambda cell: grid.fit(cell, plan.rungs[-1], plan.space.places))
+    grid = Play(task, seed)
+    return max(task.space.cells, key=lambda cell: grid.fit(cell, task.num_train, task.space.sites))
 
 
-def play(plan: Plan, method: str, seed: int, best_of_grid: Candidate) -> Played:
-    one = Play(plan, seed)
+def play(task: ProbeTask, method: str, seed: int, best_of_grid: Cell) -> Played:
+    one = Play(task, seed)
     METHODS[method](one)
-    passes, head_seconds = plan.space.forward_passes(one.needs), one.lab.head_seconds
+    passes, head_seconds = task.space.forward_passes(one.needs), one.lab.head_seconds
     best = max(one.full, key=lambda cell: one.full[cell])
     regret = one.unseen_right(best_of_grid).mean() - one.unseen_right(best).mean()
     return Played(
-        method, seed, best.name, 100 * float(regret), passes / plan.rungs[-1], passes / plan.grid_passes,
+        method, seed, best.name, 100 * float(regret), passes / task.num_train, passes / task.grid_passes,
         head_seconds, len(one.full),
     )  # fmt: skip
 

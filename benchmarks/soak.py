@@ -49,8 +49,8 @@ def kill_worker(name: str) -> Callable[[subprocess.Popen], None]:
 RUNNING: dict[str, Callable[[subprocess.Popen], None]] = {
     "driver killed": kill,
     "driver interrupted": interrupt,
-    "extractor killed": kill_worker("ray::Extractor"),
-    "trial's worker killed": kill_worker("ray::ProbeTrial"),
+    "pool's worker killed": kill_worker("ray::Worker"),
+    "trial's worker killed": kill_worker("ray::TaskTrial"),
 }
 
 
@@ -71,8 +71,8 @@ def delete(path: Path, rng: random.Random) -> None:
 AT_REST: dict[str, tuple[str, Callable[[Path, random.Random], None]]] = {
     "bits of three shards flipped": ("*.arrow", flip),
     "three shards cut short": ("*.arrow", cut),
-    "bits of three results flipped": ("results/*/*.json", flip),
-    "three results deleted": ("results/*/*.json", delete),
+    "bits of three results flipped": ("ledger/*/*.json", flip),
+    "three results deleted": ("ledger/*/*.json", delete),
 }
 
 

@@ -21,12 +21,12 @@ from torch.nn import functional
 
 from ddae.backbones import load_backbone
 from ddae.datasets import load_dataset
-from ddae.features import FIRST_VIEW, FeatureKey, extract
+from ddae.features import FeatureKey, extract
 from ddae.heads import find_head
-from ddae.heads.base import Standardise
 from ddae.heads.mlp import mlp
 from ddae.pooling import pool
 from ddae.probe import standard_error, to_maps
+from ddae.scaling import Standardise
 
 EPOCHS = 15
 RATES = (1e-3, 3e-3)
@@ -73,15 +73,14 @@ def features(config: Views) -> tuple[Tensor, Tensor, dict[str, Tensor], int]:
     channels = next(block.channels for block in backbone.blocks if block.name == config.block)
     key = FeatureKey("", "", split_seed=0, val_fraction=0.2, noise_seed=0, draw=0, pooling=4)
 
-    def draw(split: str, number: int) -> Tensor:
-        one = replace(key, draw=number)
+    def see(split: str, view: int) -> Tensor:
+        one = replace(key, view=view)
         found = extract(backbone, dataset, dataset.splits[split], config.timestep, [config.block], one)
         return pool(to_maps([found[config.block]], channels), config.pooling)
 
-    draws = [0, *range(FIRST_VIEW, FIRST_VIEW + EPOCHS)]
-    views = torch.stack([draw("train", number) for number in track(draws, "views")])
+    views = torch.stack([see("train", view) for view in track(range(1 + EPOCHS), "views")])
     labels = {split: torch.from_numpy(dataset.labels(split)) for split in ("train", "val")}
-    return views, draw("val", 0), labels, dataset.num_classes
+    return views, see("val", 0), labels, dataset.num_classes
 
 
 def trained(

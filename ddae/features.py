@@ -21,13 +21,11 @@ Prepared = TypeVar("Prepared")
 
 VERSION = 3
 """Raise it when the same FeatureKey would give other bytes."""
-FIRST_VIEW = 2
-"""The first draw that is augmented."""
 
 
 @dataclass(frozen=True)
 class FeatureKey:
-    """Everything that decides a feature's bytes, but for the split, the timestep and the block, which the store's
+    """Everything that decides a feature's bytes, except the split, the timestep and the block, which the store's
     folders name."""
 
     backbone: str
@@ -37,16 +35,22 @@ class FeatureKey:
     split_seed: int
     val_fraction: float
     noise_seed: int
-    draw: int
-    """Which of the samples of an image: 0 and 1 noise it as it is, 2 and more flip and crop it first; each has noise of
-    its own."""
     pooling: int
     """The largest grid that can be derived."""
+    draw: int = 0
+    """Which draw of noise."""
+    view: int = 0
+    """0 is the image as it is, others flip and crop it first; each has noise of its own."""
     dtype: str = "float16"
     version: int = VERSION
 
     def asdict(self) -> dict[str, str | int | float]:
-        return asdict(self)
+        """The fields that decide. Version 0.1 numbered draws and views together, from draw 2 on; the draws 0 and 1 of
+        images as they are keep its keys, so that its stores are read."""
+        fields = asdict(self)
+        if self.view == 0 and self.draw <= 1:
+            del fields["view"]
+        return fields
 
 
 def width(block: Block, pooling: int) -> int:
@@ -81,7 +85,7 @@ def extract(
         else:
             x0 = torch.from_numpy(encoded[start : start + batch_size]).to(backbone.settings.device).float()
             x0 = x0.view(-1, *backbone.encoder.shape)
-        return x0, image_noise(batch, backbone.encoder.shape, timestep, key.noise_seed, key.draw)
+        return x0, image_noise(batch, backbone.encoder.shape, timestep, key.noise_seed, key.draw, key.view)
 
     features: dict[str, np.ndarray] = {}
     for start, (x0, noise) in zip(starts, ahead(prepare, starts, backbone.settings.device), strict=True):
@@ -93,9 +97,9 @@ def extract(
 
 
 def pass_once(
-    backbone: Backbone, x0: Tensor, noise: Tensor, timestep: int, blocks: Sequence[str], pooling: int
+    backbone: Backbone, x0: Tensor, noise: Tensor | None, timestep: int, blocks: Sequence[str], pooling: int
 ) -> dict[str, np.ndarray]:
-    """As extract, of one batch that is encoded."""
+    """Do what extract does for one encoded batch. noise: None for images as they are."""
     maps = backbone.activations(x0, noise, timestep, blocks, pooled(pooling))
     half = torch.cat([map.half() for map in maps.values()], dim=1)
     if not torch.isfinite(half.sum(dtype=torch.float32)):
@@ -105,9 +109,9 @@ def pass_once(
 
 
 def read_view(dataset: Dataset, rows: np.ndarray, key: FeatureKey) -> Tensor:
-    """uint8 [N, 3, H, W]: the images as they are, or the draw's flipped and cropped view of them."""
+    """The images as they are, or the key's flipped and cropped view of them: uint8 [N, 3, H, W]."""
     images = dataset.images.read(rows)
-    return flip_and_crop(images, rows, key.noise_seed, key.draw) if key.draw >= FIRST_VIEW else images
+    return flip_and_crop(images, rows, key.noise_seed, key.view) if key.view else images
 
 
 @cache
@@ -118,7 +122,7 @@ def pooled(pooling: int) -> Callable[[Tensor], Tensor]:
 
 
 def fitting_batch(backbone: Backbone) -> int:
-    """Images that pass together: 64, or fewer where all maps of so many would fill 1 GiB, or a quarter of a GPU."""
+    """How many images pass together: 64, or fewer where their maps would fill 1 GiB, or a quarter of a GPU's memory."""
     image_bytes = sum(4 * block.channels * block.size**2 for block in backbone.blocks)
     on_gpu = backbone.settings.device.startswith("cuda")
     budget = torch.cuda.mem_get_info(backbone.settings.device)[0] // 4 if on_gpu else 2**30
@@ -126,7 +130,8 @@ def fitting_batch(backbone: Backbone) -> int:
 
 
 def ahead(prepare: Callable[[int], Prepared], starts: range, device: str) -> Iterator[Prepared]:
-    """prepare(start) for every start; the next one beside the work of the caller, where that is on another device."""
+    """Yield prepare(start) for every start. Where the network runs on another device, the next batch is prepared while
+    the caller works on this one."""
     if device == "cpu":
         yield from map(prepare, starts)
         return

@@ -11,32 +11,32 @@ from torch import Tensor
 
 
 class Schedule(Protocol):
-    """What a model's native timesteps mean."""
+    """Says how much noise each native timestep of a model stands for."""
 
     @property
     def timesteps(self) -> range:
-        """All that are allowed."""
+        """All allowed timesteps."""
         ...
 
     @property
     def defaults(self) -> tuple[int, ...]:
-        """Those a search tries where it is not told which."""
+        """The timesteps that a search tries unless it is given others."""
         ...
 
     def sigma(self, timestep: int) -> float:
-        """Noise-to-signal ratio, by which models of different kinds can be compared."""
+        """The noise-to-signal ratio at a timestep, by which models of different kinds can be compared."""
         ...
 
     def diffuse(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
-        """The noised image, as the forward process of the model has it. Any shape."""
+        """Noises x0 (of any shape) as the forward process of the model does."""
         ...
 
 
 class VP:
     """Variance-preserving noise, x_t = sqrt(a) x0 + sqrt(1 - a) noise, a = prod(1 - beta) (Ho et al. 2020, equation 4).
 
-    first: the number of the first noised step. diffusers, DiT and guided diffusion count 0..T-1, t = 0 being noised by
-    beta_0; the DDAE paper and its code count 1..T, so that their t = 11 is diffusers' t = 10.
+    first is the number of the first noised step. diffusers, DiT and guided diffusion count 0..T-1, and t = 0 is noised
+    by beta_0; the DDAE paper and its code count 1..T, so that their t = 11 is diffusers' t = 10.
     """
 
     def __init__(self, alphas_cumprod: Sequence[float] | np.ndarray | Tensor, first: int = 0):
@@ -58,8 +58,8 @@ class VP:
 
 @dataclass(frozen=True)
 class VE:
-    """EDM's noise, x = x0 + sigma noise, at the steps of its sampler (Karras et al. 2022, equation 5), counted from the
-    least: step 1 is sigma_min, step num_steps is sigma_max."""
+    """EDM's noise, x = x0 + sigma noise, at the steps of its sampler (Karras et al. 2022, equation 5). Step 1 is
+    sigma_min, the least noise, and step num_steps is sigma_max."""
 
     num_steps: int = 18
     sigma_min: float = 0.002
@@ -69,6 +69,8 @@ class VE:
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(f"sigma_min={self.sigma_min} must lie above 0 and below sigma_max={self.sigma_max}")
+        if self.num_steps < 2:
+            raise ValueError(f"num_steps={self.num_steps} is no schedule; give 2 or more: 18 or 50 in the DDAE paper")
 
     @property
     def timesteps(self) -> range:
@@ -76,7 +78,7 @@ class VE:
 
     @property
     def defaults(self) -> tuple[int, ...]:
-        """Up to sigma = 2.5, past which little of an image is left."""
+        """At most nine steps up to sigma = 2.5, past which little of an image is left."""
         steps = [step for step in self.timesteps if self.sigma(step) < 2.5]
         return tuple(steps[:: -(-len(steps) // 9)])
 
@@ -92,8 +94,8 @@ class VE:
 @dataclass(frozen=True)
 class Flow:
     """Rectified flow, x_t = (1 - s) x0 + s noise with s = t / num_steps (Liu et al. 2023; Esser et al. 2024,
-    equation 13). t is what diffusers' FlowMatchEulerDiscreteScheduler calls a timestep; its last, num_steps, is noise
-    alone, and left out. A sampler's shift moves the steps that it takes, not what a timestep means."""
+    equation 13). t is what diffusers' FlowMatchEulerDiscreteScheduler calls a timestep; the last, num_steps, is noise
+    alone and left out. A sampler's shift moves the steps that it takes, not what a timestep means."""
 
     num_steps: int = 1000
 
@@ -103,7 +105,7 @@ class Flow:
 
     @property
     def defaults(self) -> tuple[int, ...]:
-        """Those whose sigmas are about VP's."""
+        """Timesteps whose sigmas are close to those of VP's defaults."""
         return tuple(sorted({max(1, t * self.num_steps // 1000) for t in (10, 50, 100, 170, 280, 480, 770)}))
 
     def sigma(self, timestep: int) -> float:
@@ -116,7 +118,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class Clean:
-    """No noise, for networks that never saw any: timestep 0 alone."""
+    """No noise, for networks that were trained without it; the only timestep is 0."""
 
     timesteps: range = range(1)
     defaults: tuple[int, ...] = (0,)
@@ -128,14 +130,16 @@ class Clean:
         return x0
 
 
-def image_noise(indices: np.ndarray, shape: tuple[int, ...], timestep: int, seed: int, draw: int = 0) -> Tensor:
-    """Standard normal noise [N, *shape], float32; row i depends on (seed, timestep, indices[i], draw) alone.
+def image_noise(
+    indices: np.ndarray, shape: tuple[int, ...], timestep: int, seed: int, draw: int = 0, view: int = 0
+) -> Tensor:
+    """Standard normal noise [N, *shape], float32; row i depends on (seed, timestep, indices[i], draw, view) alone.
 
-    Philox is counter-based (Salmon et al. 2011): (seed, timestep) is its key and (draw, index) the
-    high half of its counter, so no two rows share a stream and no batch, shard or worker can change one.
+    Philox is counter-based (Salmon et al. 2011): (seed, timestep) is its key and (view, draw, index) the
+    high part of its counter, so no two rows share a stream and no batch, shard or worker can change one.
     """
     rows = np.empty((len(indices), *shape), dtype=np.float32)
     for row, index in zip(rows, indices, strict=True):
-        bits = np.random.Philox(key=[seed, timestep], counter=[0, 0, draw, int(index)])
+        bits = np.random.Philox(key=[seed, timestep], counter=[0, view, draw, int(index)])
         np.random.Generator(bits).standard_normal(dtype=np.float32, out=row)
     return torch.from_numpy(rows)

@@ -1,22 +1,22 @@
-"""Average pooling of square maps, where coarse grids are derived exactly from the finest stored one."""
+"""Average pooling of square maps, such that coarse grids follow exactly from the finest stored one."""
 
 from torch import Tensor
 from torch.nn import functional
 
 
 def stored_grid(size: int, pooling: int) -> int:
-    """The grid to keep of a size x size map so that every grid up to `pooling` can be derived from it.
+    """Choose the grid to store of a size x size map so that every grid up to `pooling` can be derived from it.
 
-    Averages of averages are exact only where the windows nest; where they do not, the whole map is kept.
+    Averages of averages are exact only if the windows nest; if they do not, the whole map is kept.
     """
     return pooling if size > pooling and size % pooling == 0 else size
 
 
 def pool(features: Tensor, grid: int) -> Tensor:
-    """Adaptive average pool, [N, C, S, S] -> [N, C, grid, grid]."""
+    """Average-pool [N, C, S, S] to [N, C, grid, grid], adaptively if grid does not divide S."""
     size = features.shape[-1]
     if size == grid:
         return features
     if size % grid:
         return functional.adaptive_avg_pool2d(features, grid)
-    return functional.avg_pool2d(features, size // grid)  # the same windows, sooner
+    return functional.avg_pool2d(features, size // grid)  # the same windows, faster

@@ -1,6 +1,5 @@
-"""Fit a head on a frozen feature and score it on val; which cells can be told from the best."""
+"""Fit a head on a frozen feature and score it on val; say which probes are statistically tied with the best."""
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,63 +9,32 @@ from torch import Tensor
 from ddae.heads import StackedHead, find_head
 
 
-@dataclass(frozen=True, order=True)
-class Candidate:
-    """One cell of the search."""
-
-    block: str
-    timestep: int
-    pooling: int
-    head: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.block}/{self.timestep}/{self.pooling}/{self.head}"
-
-
 @dataclass(frozen=True)
-class ProbeResult:
-    """A candidate fitted on num_images training images."""
+class Fitted:
+    """A head in all its settings, and the setting that is best on val."""
 
-    candidate: Candidate
-    num_images: int
-    val_accuracy: float
-    stderr: float
-    """Binomial standard error of val_accuracy."""
+    head: StackedHead
     setting: str
-    """The head's setting (learning rate or penalty) that was best on val."""
+    """Learning rate or penalty."""
     correct: np.ndarray
-    """bool [num_val]: which val images it gets right, for paired comparisons."""
-    fit_seconds: float
-    ended_seconds: float
-    """Since the epoch."""
+    """bool [num_val]: which val images it gets right."""
+    scores: Tensor
+    """[num_val, K]: its class scores of the val images."""
 
 
 def fit_probe(
-    candidate: Candidate, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], num_classes: int, seed: int
-) -> tuple[StackedHead, ProbeResult]:
-    """Fit every setting of the candidate's head on train and keep the one best on val.
+    name: str, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], num_classes: int, seed: int
+) -> Fitted:
+    """Fit every setting of a head on train and choose the one that is best on val.
 
-    train, val: (features float32 [N, C, g, g], labels int64 [N]).
+    name: as find_head takes it. train, val: (features float32 [N, C, g, g], labels int64 [N]).
     """
-    started = time.perf_counter()
-    family, sizes = find_head(candidate.head)
+    family, sizes = find_head(name)
     head = family.fit(*train, num_classes, seed, *sizes)
-    correct = (head(val[0]).argmax(-1) == val[1]).cpu().numpy()
-    accuracies = correct.mean(1)
-    best = int(accuracies.argmax())
-    accuracy = float(accuracies[best])
-    result = ProbeResult(
-        candidate,
-        len(train[1]),
-        accuracy,
-        standard_error(accuracy, correct.shape[1]),
-        head.settings[best],
-        correct[best],
-        time.perf_counter() - started,
-        time.time(),
-    )
-    return head, result
+    scores = head(val[0])
+    correct = (scores.argmax(-1) == val[1]).cpu().numpy()
+    best = int(correct.mean(1).argmax())
+    return Fitted(head, head.settings[best], correct[best], scores[best])
 
 
 def standard_error(accuracy: float, num_images: int) -> float:
@@ -75,7 +43,7 @@ def standard_error(accuracy: float, num_images: int) -> float:
 
 
 def tied_with_best(correct: np.ndarray, level: float = 0.95, num_resamples: int = 2000, seed: int = 0) -> np.ndarray:
-    """Which of M probes cannot be told from the best of them on the same val images: bool [M].
+    """Which of M probes are statistically tied with the best of them on the same val images: bool [M].
 
     correct: bool [M, N]. Paired bootstrap over the images (Efron & Tibshirani 1993, chapter 8): a probe is tied
     where the `level` quantile interval of (best - probe) reaches down to 0.
@@ -93,7 +61,7 @@ def tied_with_best(correct: np.ndarray, level: float = 0.95, num_resamples: int 
 
 
 def to_maps(views: list[np.ndarray], channels: int, device: str | torch.device = "cpu") -> Tensor:
-    """Float16 [n, C * g * g] views of the store's shards -> float32 [N, C, g, g], in one copy."""
+    """Copy float16 [n, C * g * g] views of the store's shards into one float32 [N, C, g, g], once."""
     width = views[0].shape[1]
     grid = round((width / channels) ** 0.5)
     maps = torch.empty(sum(map(len, views)), channels, grid, grid, device=device)
@@ -105,7 +73,7 @@ def to_maps(views: list[np.ndarray], channels: int, device: str | torch.device =
 
 
 def _as_tensor(view: np.ndarray) -> Tensor:
-    """Shares memory with a read-only array; nothing here writes to it."""
+    """A tensor that shares memory with a read-only array; nothing here writes to it."""
     import warnings
 
     with warnings.catch_warnings():

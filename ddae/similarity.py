@@ -1,4 +1,4 @@
-"""How alike two features are: linear CKA."""
+"""Linear CKA, which measures how similar two features are."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def cka(batches: Iterable[Sequence[Tensor]]) -> Tensor:
-    """Linear CKA of every two of M features, from minibatches of the same images (Nguyen, Raghu & Kornblith 2021,
+    """Linear CKA between all pairs of M features, from minibatches of the same images (Nguyen, Raghu & Kornblith 2021,
     equation 2): mean HSIC(X, Y) / sqrt(mean HSIC(X, X) mean HSIC(Y, Y)), the means over batches.
 
-    batches: of each the M features, [n, D] with D of their own. Returns float64 [M, M] with a diagonal of 1. Near 0 for
-    independent features, also a little below, because each HSIC is unbiased; rotations and a factor change nothing. One
-    batch of all images is the full estimate, and the more batches there are the closer they come to it. A feature that
-    is the same for all images gets NaN.
+    Each batch holds the M features of its images, [n, D] with a D of their own. Returns float64 [M, M] with a diagonal
+    of 1. Independent features are near 0, and may be a little below because each HSIC is unbiased; rotation and scale
+    change nothing. One batch of all images is the full estimate, to which minibatches converge as there are more of
+    them. A feature that is the same for all images gets NaN.
     """
     total = torch.stack([hsic(batch) for batch in batches]).mean(0)
     scale = total.diagonal().sqrt()
@@ -21,11 +21,11 @@ def cka(batches: Iterable[Sequence[Tensor]]) -> Tensor:
 
 
 def hsic(features: Sequence[Tensor]) -> Tensor:
-    """Unbiased HSIC under the linear kernel, of every two of M features (Song et al. 2012, equation 5; equation 3 of
-    Nguyen, Raghu & Kornblith 2021).
+    """Unbiased HSIC under the linear kernel between all pairs of M features (Song et al. 2012, equation 5; Nguyen,
+    Raghu & Kornblith 2021, equation 3).
 
-    features: M of [n, D], of the same n images, four or more. Returns float64 [M, M]; of any sign, 0 in expectation for
-    independent features.
+    features: M tensors [n, D] of the same n images, 4 or more. Returns float64 [M, M] of either sign, 0 in expectation
+    for independent features. Raises ValueError for fewer images.
     """
     n = len(features[0])
     if n < 4:
@@ -35,8 +35,8 @@ def hsic(features: Sequence[Tensor]) -> Tensor:
 
 
 def centred_gram(x: Tensor) -> Tensor:
-    """X X^T without its diagonal, U-centred (Székely & Rizzo 2014, equation 2.1), float64 [n, n]: the inner product of
-    two of them, over n (n - 3), is Song's estimator with its three terms."""
+    """U-centre X X^T without its diagonal (Székely & Rizzo 2014, equation 2.1): float64 [n, n]. The inner product of
+    two of them, divided by n (n - 3), is Song's estimator with its three terms."""
     n = len(x)
     x = x.double()
     x = x - x.mean(0)  # changes nothing but rounding

@@ -3,8 +3,9 @@ Classification, Mukhopadhyay et al. 2023)."""
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,9 @@ class TextRecipe:
     head_rate: float = 1e-3
     """Peak learning rate of the head."""
     text_rate: float = 1e-3
-    """That of the text; 0 leaves it as it is."""
+    """Peak learning rate of the text; 0 leaves it as it is."""
     seed: int = 0
-    """Of the head's first weights, the order of the images and their noise."""
+    """Decides the head's first weights, the order of the images and their noise."""
 
 
 @dataclass(frozen=True)
@@ -72,86 +73,98 @@ class TextProbe(nn.Module):
     def forward(self, x0: Tensor, noise: Tensor) -> Tensor:
         """Class scores [N, K]."""
         x_t = self.backbone.noised(x0.to(self.text.device), noise, self.timestep)
-        maps = self.backbone.capture(x_t, self.timestep, [self.block], self._pooled)
-        return self.head(maps[self.block])
+        map = self.backbone.capture(x_t, self.timestep, [self.block], self._pooled)[self.block]
+        if self.text.requires_grad and torch.is_grad_enabled() and not map.requires_grad:
+            raise ValueError(f"block={self.block!r} does not depend on the text, which enters behind it")
+        return self.head(map)
 
     def _pooled(self, map: Tensor) -> Tensor:
         return pool(map, self.pooling).flatten(1).float()
 
 
-class TextTraining:
-    """Trains a probe epoch by epoch; what it knows between two epochs is in state()."""
+@lru_cache(maxsize=2)
+def shuffled(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the images in an epoch."""
+    return torch.randperm(num_images, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).numpy()
 
-    def __init__(self, probe: TextProbe, recipe: TextRecipe):
-        self.probe, self.recipe = probe, recipe
+
+class TextTraining:
+    """Trains a probe, and measures it on val after every epoch. An epoch leaves out a last smaller batch.
+
+    encoded: gives a split, train or val, when it is first needed.
+    """
+
+    autocast, max_gradient_norm = None, math.inf
+
+    def __init__(self, probe: TextProbe, recipe: TextRecipe, num_train: int, encoded: Callable[[str], Encoded]):
+        self.probe, self.text_recipe, self.num_train, self.encoded = probe, recipe, num_train, encoded
         probe.text.requires_grad_(recipe.text_rate > 0)
         groups = [
-            {"params": [*probe.head.parameters()], "peak": recipe.head_rate},
-            {"params": [probe.text], "peak": recipe.text_rate},
+            {"params": [*probe.head.parameters()], "lr": recipe.head_rate},
+            {"params": [probe.text], "lr": recipe.text_rate},
         ]
+        self.network: nn.Module = probe
         self.optimizer = torch.optim.Adam(groups)
         self.val_accuracies: list[float] = []
         """After each epoch."""
         self.best_text = probe.text.detach().clone()
-        """That of the epoch whose val accuracy was the highest."""
+        """The text of the epoch whose val accuracy was the highest."""
 
     @property
-    def epoch(self) -> int:
-        return len(self.val_accuracies)
+    def recipe(self) -> dict[str, Any]:
+        return asdict(self.text_recipe)
 
     @property
-    def finished(self) -> bool:
-        return self.epoch == self.recipe.num_epochs
+    def batch_size(self) -> int:
+        return self.text_recipe.batch_size
 
-    def num_steps(self, train: Encoded) -> int:
-        """Of an epoch, which leaves out a last smaller batch."""
-        return max(1, len(train.rows) // self.recipe.batch_size)
+    @property
+    def epoch_steps(self) -> int:
+        return max(1, self.num_train // self.batch_size)
 
-    def train_epoch(self, train: Encoded, val: Encoded) -> Iterator[float]:
-        """The loss of every step; when all are taken, val has been measured. Order and noise depend on (seed, epoch)
-        alone, so that a resumed training needs no generator's state."""
-        num_steps = self.num_steps(train)
-        order = torch.randperm(
-            len(train.rows), generator=torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.epoch)
-        )
-        for step in range(num_steps):
-            progress = (self.epoch + step / num_steps) / self.recipe.num_epochs
-            batch = order[step * self.recipe.batch_size :][: self.recipe.batch_size].numpy()
-            yield self.step(train, batch, (1 + math.cos(math.pi * progress)) / 2)
-        accuracy = self.accuracy(val)
+    @property
+    def num_steps(self) -> int:
+        return self.text_recipe.num_epochs * self.epoch_steps
+
+    def start(self, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
+        """Nothing: the probe stands on its backbone's device already. One worker alone can train it."""
+
+    def schedule(self, step: int) -> float:
+        epoch, index = divmod(step, self.epoch_steps)
+        progress = (epoch + index / self.epoch_steps) / self.text_recipe.num_epochs
+        return (1 + math.cos(math.pi * progress)) / 2
+
+    def loss(self, network: nn.Module, step: int) -> Tensor:
+        epoch, index = divmod(step, self.epoch_steps)
+        train = self.encoded("train")
+        order = shuffled(self.num_train, self.text_recipe.seed, epoch)
+        batch = order[index * self.batch_size :][: self.batch_size]
+        scores = network(train.x0[batch], self._noise(train, batch, draw=epoch))
+        return functional.cross_entropy(scores, train.labels[batch].to(scores.device))
+
+    def after_step(self, step: int) -> dict[str, float]:
+        if (step + 1) % self.epoch_steps:
+            return {}
+        accuracy = self.accuracy(self.encoded("val"))
         if accuracy > max(self.val_accuracies, default=-1.0):
             self.best_text = self.probe.text.detach().clone()
         self.val_accuracies.append(accuracy)
-
-    def step(self, train: Encoded, batch: np.ndarray, rate: float) -> float:
-        """The loss of a batch, after which head and text are updated. rate: share of the peak learning rates."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["peak"]
-        scores = self.probe.train()(train.x0[batch], self._noise(train, batch, self.epoch))
-        loss = functional.cross_entropy(scores, train.labels[batch].to(scores.device))
-        self.optimizer.zero_grad()
-        loss.backward()
-        if self.recipe.text_rate > 0 and self.probe.text.grad is None:
-            raise ValueError(f"block={self.probe.block!r} does not depend on the text, which enters behind it")
-        if not torch.isfinite(loss):
-            raise ValueError(f"the loss is not a number in epoch {self.epoch + 1}; lower the learning rates")
-        self.optimizer.step()
-        return float(loss.detach())
+        return {"val_accuracy": accuracy}
 
     @torch.inference_mode()
     def accuracy(self, images: Encoded) -> float:
-        """With the noise that features of these images are extracted with."""
+        """The accuracy with the noise that features of these images are extracted with."""
         num_right = 0
-        for batch in np.array_split(np.arange(len(images.rows)), -(-len(images.rows) // self.recipe.batch_size)):
+        for batch in np.array_split(np.arange(len(images.rows)), -(-len(images.rows) // self.batch_size)):
             scores = self.probe.eval()(images.x0[batch], self._noise(images, batch, draw=0))
             num_right += int((scores.argmax(1).cpu() == images.labels[batch]).sum())
         return num_right / len(images.rows)
 
     def _noise(self, images: Encoded, batch: np.ndarray, draw: int) -> Tensor:
         shape = tuple(images.x0.shape[1:])
-        return image_noise(images.rows[batch], shape, self.probe.timestep, self.recipe.seed, draw)
+        return image_noise(images.rows[batch], shape, self.probe.timestep, self.text_recipe.seed, draw)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "probe": self.probe.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -159,7 +172,7 @@ class TextTraining:
             "best_text": self.best_text,
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.probe.load_state_dict(state["probe"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.val_accuracies = list(state["val_accuracies"])

@@ -32,6 +32,7 @@ from ddae.pooling import pool
 from ddae.probe import to_maps
 
 RECORD, HEAD, BACKBONE, TEXT = "winner.json", "head.safetensors", "./backbone", "./text.safetensors"
+WEIGHTS = "./weights.safetensors"
 VERSION = 1
 """Raise it when a saved model would be read differently."""
 STORED_POOLING = 4
@@ -50,7 +51,8 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     transform needs no fit. fit replaces the head alone, also by one for other classes; with setting="" it first
     chooses the head's setting (learning rate or penalty) on a fifth of the images.
-    An image is noised as in a sweep, but keyed by a hash of its pixels where a sweep has its row number: the same image
+    An image is noised as in a sweep, unless noised is False, but keyed by a hash of its pixels where a sweep has its
+    row number: the same image
     has the same feature wherever it stands, and no two share a noise. That costs no accuracy (docs/log.md).
     """
 
@@ -64,6 +66,7 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
         setting: str = "",
         seed: int = 0,
         noise_seed: int = 0,
+        noised: bool = True,
         settings: Settings | None = None,
     ):
         self.backbone = backbone
@@ -74,6 +77,7 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
         self.setting = setting
         self.seed = seed
         self.noise_seed = noise_seed
+        self.noised = noised
         self.settings = settings
 
     def transform(self, images: Images, indices: np.ndarray | None = None) -> np.ndarray:
@@ -92,7 +96,7 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
         return maps.flatten(1).numpy()
 
     def predict(self, images: Images) -> np.ndarray:
-        """Of classes_; class_names_ are their names."""
+        """One of classes_ for each image; class_names_ are their names."""
         best = self.predict_proba(images).argmax(1)
         return self.classes_[best]
 
@@ -122,9 +126,12 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
             backbone = str(source.absolute())
         if settings.text_embedding:
             copy_file(Path(settings.text_embedding), folder / TEXT)
+        if settings.weights:
+            copy_file(Path(settings.weights), folder / WEIGHTS)
         tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in self.head_.state_dict().items()}
         save_file(tensors, folder / HEAD)
-        kept = asdict(replace(settings, text_embedding=TEXT if settings.text_embedding else ""))
+        text, weights = TEXT if settings.text_embedding else "", WEIGHTS if settings.weights else ""
+        kept = asdict(replace(settings, text_embedding=text, weights=weights))
         del kept["device"], kept["compile"]
         network = self._network()
         record = {
@@ -136,7 +143,8 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
             "num_images": self.num_images_,
             "classes": self.classes_.tolist(),
             "class_names": self.class_names_,
-            "preprocessing": f"RGB, shorter side to {network.image_size}, centre crop, noise of t={self.timestep}",
+            "preprocessing": f"RGB, shorter side to {network.image_size}, centre crop"
+            + (f", noise of t={self.timestep}" if self.noised else f", as it is, told t={self.timestep}"),
             "measured": measured or {},
             "packages": {name: version(name) for name in PACKAGES},
         }
@@ -150,7 +158,8 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
         for start in range(0, len(found), batch):
             pixels = read_images(found[start : start + batch], network.image_size, start)
             numbers = hashes(pixels) if indices is None else indices[start : start + batch]
-            noise = image_noise(numbers, network.encoder.shape, self.timestep, self.noise_seed)
+            shape = network.encoder.shape
+            noise = image_noise(numbers, shape, self.timestep, self.noise_seed) if self.noised else None
             with one_pass:
                 x0 = network.encode(pixels)
                 x0 = x0.half().float() if network.encoder.fingerprint else x0  # as latents are kept
@@ -219,8 +228,9 @@ def load(folder: Path, device: str) -> Winner:
             raise ValueError(f"{HEAD} is not the one it was written with")
         tensors, parameters = load_file(folder / HEAD), record["parameters"]
         kept = parameters.pop("settings")
-        if kept["text_embedding"] == TEXT:
-            kept["text_embedding"] = str(folder / TEXT)
+        for name, file in (("text_embedding", TEXT), ("weights", WEIGHTS)):
+            if kept.get(name) == file:
+                kept[name] = str(folder / file)
         if parameters["backbone"].startswith(BACKBONE):
             parameters["backbone"] = str(folder / parameters["backbone"])
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import re
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 import xxhash
 from filelock import FileLock
 
+from storage.files import published, scratch
 from storage.remote import Remote, is_address
 
 MAX_SHARD_ROWS = 4096
@@ -173,8 +173,8 @@ class FeatureStore:
             lock.unlink()
 
     def _sound_bytes(self, remote: Remote, path: Path) -> pa.Buffer | None:
-        """Of a shard there; None where it is gone, or after deleting it with a warning, because it is damaged there and
-        not only on its way."""
+        """The bytes of a shard there; None where it is gone, or after deleting it with a warning, because it is damaged
+        there and not only on its way."""
         name = path.relative_to(self.root).as_posix()
         with suppress(FileNotFoundError):
             for _ in range(2):
@@ -215,28 +215,6 @@ def write_parquet(features: np.ndarray, destination: Path, extra: dict[str, np.n
     table = pa.table(extra).append_column(FIELD, pa.ListArray.from_arrays(_offsets(features), values))
     with published(destination) as part:
         pq.write_table(table, part)
-
-
-@contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """A scratch path that becomes `path` when the block ends, so that a reader sees a whole file or none."""
-    with scratch(path) as part:
-        yield part
-        os.replace(part, path)
-
-
-@contextmanager
-def scratch(path: Path) -> Iterator[Path]:
-    """A hidden path beside `path`, of which nothing is left when the block ends; the machine's trouble names `path`."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield part
-    except OSError as error:
-        if error.errno is None:  # not the machine's
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _gaps(shards: list[Shard], num_rows: int, first: int) -> list[tuple[int, int]]:

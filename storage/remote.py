@@ -80,7 +80,7 @@ class Remote:
             tempfile.TemporaryFile(dir=self.cache).close()
 
     def names(self, folder: str) -> set[str]:
-        """Of the files in a folder, which need not be there."""
+        """The names of the files in a folder, which need not be there."""
         with self._one_line():
             filesystem, path = _connect(self.address)
             listed = filesystem.get_file_info(fs.FileSelector(f"{path}/{folder}", allow_not_found=True))

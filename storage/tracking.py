@@ -8,15 +8,16 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from filelock import FileLock
 
-from storage.feature_store import published
+from storage.files import published
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 KEY_TAG = "ddae.key"
@@ -24,25 +25,12 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the UI on runs instead of on the traces of language models."""
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     name: str
     value: float
     step: int
-    time_seconds: float
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One child run. key is the hash of what decides it: the same key is never logged twice."""
-
-    key: str
-    name: str
-    params: Mapping[str, str | int | float]
-    metrics: Sequence[Metric]
-    stopped_early: bool
-    started_seconds: float
-    ended_seconds: float
+    seconds: float
+    """Since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +99,15 @@ def refusal(message: str) -> Exception:
     return MlflowException.invalid_parameter_value(message)
 
 
-def trials_view(parent_id: str, metric: str, params: Sequence[str], axes: Sequence[str]) -> dict[str, object]:
+def trials_view(
+    parent_id: str, metric: str, params: Sequence[str], axes: Sequence[str], ascending: bool
+) -> dict[str, object]:
     """What the UI's page of runs shows, written as the UI itself keeps a view that a person shares."""
     columns = [f"metrics.`{metric}`", *(f"params.`{name}`" for name in params)]
     return {
         "searchFilter": f"tags.mlflow.parentRunId = '{parent_id}'",
         "orderByKey": columns[0],
-        "orderByAsc": False,
+        "orderByAsc": ascending,
         "selectedColumns": columns,
         "columnOrder": columns,
         "runsHiddenMode": "SHOW_ALL",
@@ -159,7 +149,7 @@ class Tracker:
             self._logged = self._finished_children()
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Of the parent; one that is already there stays as it is."""
+        """Log params to the parent run; existing ones are kept."""
         from mlflow.entities import Param
 
         with self._one_line():
@@ -167,36 +157,42 @@ class Tracker:
             fresh = [Param(name, str(value)) for name, value in params.items() if name not in known]
             self.client.log_batch(self.parent_id, params=fresh)
 
-    def show(self, metric: str, params: Sequence[str], axes: Sequence[str]) -> None:
-        """From here on `where` shows the trials of this sweep alone, the highest metric first, with these params as
-        columns, and their parallel coordinates over the axes among its charts."""
+    def show(self, metric: str, params: Sequence[str], axes: Sequence[str], ascending: bool = False) -> None:
+        """From here on `where` shows the trials of this sweep alone, the best metric first, with these params as
+        columns, and a chart of parallel coordinates over the axes. ascending: lower is better."""
         self._view = self.parent_id[:8]
-        view = json.dumps(trials_view(self.parent_id, metric, params, axes))
+        view = json.dumps(trials_view(self.parent_id, metric, params, axes, ascending))
         with self._one_line():
             self.client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{self._view}", view)
 
-    def log_trial(self, trial: Trial) -> None:
+    def log_child(
+        self,
+        key: str,
+        name: str,
+        params: Mapping[str, object],
+        metrics: Iterable[Metric],
+        started_seconds: float,
+        ended_seconds: float,
+        stopped_early: bool = False,
+    ) -> None:
+        """Log a finished trial as a child run. key: the hash of what decides it; the same key is never logged twice."""
         if self._logged is None:
             with self._one_line():
                 self._logged = self._finished_children()
-        if trial.key in self._logged:
+        if key in self._logged:
             return
         from mlflow.entities import Metric as MlflowMetric
         from mlflow.entities import Param
 
-        tags = {KEY_TAG: trial.key, "mlflow.parentRunId": self.parent_id}
-        if trial.stopped_early:
-            tags["stopped_by"] = "ASHA"
-        metrics = [MlflowMetric(m.name, m.value, int(m.time_seconds * 1000), m.step) for m in trial.metrics]
-        params = [Param(name, str(value)) for name, value in trial.params.items()]
+        tags = {KEY_TAG: key, "mlflow.parentRunId": self.parent_id} | ({"stopped_by": "ASHA"} if stopped_early else {})
+        values = [MlflowMetric(m.name, m.value, int(m.seconds * 1000), m.step) for m in metrics]
         with self._one_line():
             run_id = self.client.create_run(
-                self.experiment_id, start_time=int(trial.started_seconds * 1000), tags=tags, run_name=trial.name
+                self.experiment_id, start_time=int(started_seconds * 1000), tags=tags, run_name=name
             ).info.run_id
-            self.client.log_batch(run_id, metrics=metrics, params=params)
-            status = "KILLED" if trial.stopped_early else "FINISHED"
-            self.client.set_terminated(run_id, status, int(trial.ended_seconds * 1000))
-        self._logged.add(trial.key)
+            self.client.log_batch(run_id, values, [Param(param, str(value)) for param, value in params.items()])
+            self.client.set_terminated(run_id, "KILLED" if stopped_early else "FINISHED", int(ended_seconds * 1000))
+        self._logged.add(key)
 
     def finish(self, metrics: Mapping[str, float], artifacts: Sequence[Path], note: str = "") -> None:
         """Metrics, files and description (Markdown) of the parent, which is then FINISHED."""
@@ -274,7 +270,7 @@ class Tracker:
             ) from error
 
     def _open_parent(self, key: str, name: str) -> str:
-        """Of several, which a lost answer to create_run leaves, the first stays."""
+        """The id of the parent run; of several, which a lost answer to create_run leaves, the first stays."""
 
         def parents():
             where = f"tags.`{KEY_TAG}` = '{key}'"

@@ -2,82 +2,29 @@
 
 import dataclasses
 import errno
-import os
 import re
-import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import tyro
 
 from ddae.nearest import did_you_mean
+from sweeps.flags import as_args
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-PRIVATE_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
-"""A Ray of one machine: on loopback, as on macOS, and deaf to other users of the machine. Read when Ray is imported."""
-SEEDS = 0, 2**32 - 1
-"""What every generator takes."""
-
 Config = TypeVar("Config", bound="DataclassInstance")
-
-
-@dataclass(frozen=True)
-class ModelAndData:
-    """The flags that every command takes which looks into a model."""
-
-    backbone: str = "ddpm-fashion-mnist"
-    """A diffusers folder, a hub id `owner/model[@revision]`, or an official checkpoint file (.pt, .pth, .pkl,
-    .safetensors) of DDAE, EDM, DiT or guided diffusion; the default ships with the package. Also classifiers:
-    torchvision:name[@weights], timm:name, timm:folder, with @random for random weights."""
-    dataset: str = "fashion-mnist-8k"
-    """A name (fashion-mnist-8k ships with the package; README lists the others), a folder with one sub-folder of images
-    a class, a folder that Hugging Face datasets reads, or a hub id `owner/name[@revision]`."""
-    blocks: tuple[str, ...] = ()
-    """Names of blocks, for example `mid up.1.0`, or the papers', `out_7` or `b24`; all of them if not given."""
-    timesteps: tuple[int, ...] = ()
-    """Noise levels in the model's own counting: 0 to 999 for most, 1 to 18 for EDM. By default up to nine of them."""
-    data_seed: int = 0
-    """Of the val split, the order of the images and the noise; another one extracts anew."""
-    store: str = "out/store"
-    """Folder of features and results, shared by sweeps, or an address: s3://bucket/folder, gs://, abfs://, and others
-    that pyarrow or fsspec knows. What lies at an address is fetched once a machine."""
-    out: Path = Path("out")
-    """Folder in which the sweep's own folder is made."""
-    data_root: str = "data"
-    """Where the named datasets lie, or torchvision downloads them to."""
-    device: str = "auto"
-    """cpu, cuda, or auto: cuda where there is one."""
-    gpus_per_extractor: float = 1.0
-    """Share of a GPU that runs one copy of the network; 0.5 puts two copies on each GPU."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the forward passes (autocast); another one extracts anew."""
-    channels_last: bool = False
-    """Memory layout of the forward passes."""
-    compile: bool = False
-    """torch.compile: faster passes after minutes of compiling, which every extractor does anew."""
-    image_size: int = 0
-    """Side in pixels of the images the network sees, where it is not bound to one; 0 is the model's own."""
-    num_steps: int = 18
-    """EDM alone: the steps of the schedule that timesteps count, 18 or 50 in the DDAE paper."""
-    text_embedding: str = ""
-    """Stable Diffusion alone: a text embedding that sweeps/learn_text.py has learned, instead of the null text."""
-    dry_run: bool = False
-    """Say what it would cost, and stop."""
 
 
 def run(main: Callable[[Config], None], config_class: type[Config], description: str | None) -> None:
     """Parse the flags into config_class and call main; a user's mistake is one line and exit code 2."""
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ.update(PRIVATE_RAY | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
     try:
         main(parse(config_class, sys.argv[1:], description))
     except OSError as error:
@@ -95,13 +42,6 @@ def run(main: Callable[[Config], None], config_class: type[Config], description:
 def fail(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
-
-
-def check_numbers(config: "DataclassInstance", **ranges: tuple[float, float]) -> None:
-    """Raises ValueError for a flag beyond its range (least, most)."""
-    for name, (least, most) in ranges.items():
-        if not least <= (value := getattr(config, name)) <= most:
-            raise ValueError(f"{name}={value} must be {least:,} or more, and {most:,} at most")
 
 
 def check_writable(*places: str | Path) -> None:
@@ -187,11 +127,3 @@ def read_config(config_class: type[Config], path: Path) -> list[str]:
                 raise ValueError(f"--config {path} has {name}={item!r}; give numbers or words, none with - first")
         flags += as_args(name, value)
     return flags
-
-
-def as_args(name: str, value: object) -> list[str]:
-    """A flag's value as the command line has it."""
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    return [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]

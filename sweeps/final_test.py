@@ -8,17 +8,11 @@ sweep and in MLflow, and given again, not measured again, when the command is re
 twice is a second val set.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sweeps import cli
-
-if TYPE_CHECKING:
-    from ddae.probe import Candidate
-    from sweeps.tuning.outcome import Tested
 
 
 @dataclass(frozen=True)
@@ -30,60 +24,22 @@ class FinalTest:
 
 
 def main(config: FinalTest) -> None:
-    from sweeps.tuning.outcome import read_test
-    from sweeps.tuning.refit import newest_sweep, read_winner
+    from sweeps import testing
 
-    folder = config.sweep or newest_sweep(config.out)
-    record, winner = folder / "final_test.json", read_winner(folder)
-    result = read_test(folder) or measure(folder, winner, record)
-    if result.cell != winner.name:
+    folder = config.sweep or testing.newest_sweep(config.out)
+    tested, chosen = testing.read_test(folder), testing.answer_name(folder)
+    tested = tested or testing.measure(folder, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    if tested.cell != chosen:
         raise ValueError(
-            f"the test set has been looked at for {result.cell} ({100 * result.test_accuracy:.1f} %), and the "
-            f"sweep has since chosen {winner.name}; delete {record} if you mean to look again"
+            f"the test set has been looked at for {tested.cell} ({100 * tested.test_accuracy:.1f} %), and the "
+            f"sweep has since chosen {chosen}; delete {folder / testing.RECORD} if you mean to look again"
         )
     print(
-        f"{result.cell} ({result.setting}), {result.num_train:,} training images\n"
-        f"test accuracy  {100 * result.test_accuracy:.1f} +- {100 * result.test_stderr:.1f} % "
-        f"on {result.num_test:,} images, measured once on {result.date}\n"
-        f"val accuracy   {100 * result.val_accuracy:.1f} % when it was chosen"
+        f"{tested.cell} ({tested.setting}), {tested.num_train:,} training images\n"
+        f"test accuracy  {100 * tested.test_accuracy:.1f} +- {100 * tested.test_stderr:.1f} % "
+        f"on {tested.num_test:,} images, measured once on {tested.date}\n"
+        f"val accuracy   {100 * tested.val_accuracy:.1f} % when it was chosen"
     )
-
-
-def measure(folder: Path, cell: "Candidate", record: Path) -> "Tested":
-    """Fit the cell again on all training images and score it on the test images; returns what it records."""
-    from ddae.probe import standard_error
-    from ddae.report import with_test
-    from storage.feature_store import published
-    from storage.tracking import Tracker, check_server, tracking_uri
-    from sweeps.tuning.outcome import Tested
-    from sweeps.tuning.refit import refit
-    from sweeps.tuning.reporting import test_text
-
-    check_server(tracking_uri())
-    fitted = refit(folder, cell, with_test=True)
-    features, labels = fitted.features("test")
-    accuracy = float((fitted.head(features)[0].argmax(-1) == labels).float().mean())
-    stderr = standard_error(accuracy, len(labels))
-    tested = Tested(
-        cell=cell.name,
-        setting=fitted.result.setting,
-        num_train=len(fitted.plan.labels["train"]),
-        num_test=len(labels),
-        test_accuracy=accuracy,
-        test_stderr=stderr,
-        val_accuracy=fitted.result.val_accuracy,
-        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )
-    page = folder / "report.html"
-    if page.exists():
-        html = with_test(page.read_text(encoding="utf-8"), test_text(tested, folder, cell.name))
-        with published(page) as part:
-            part.write_text(html, encoding="utf-8")
-    tracker = Tracker(tracking_uri(), fitted.plan.name, folder.name, folder.name)
-    tracker.finish({"test_accuracy": accuracy, "test_stderr": stderr}, [page] if page.exists() else [])
-    with published(record) as part:
-        part.write_text(json.dumps(asdict(tested), indent=1))
-    return tested
 
 
 if __name__ == "__main__":

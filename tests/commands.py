@@ -18,7 +18,13 @@ from unittest import mock
 from tests.workers import forked_workers
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
-PRELOADED = ["sweeps.tuning.run", "diffusers.models.unets.unet_2d", "mlflow", "sklearn.datasets", "matplotlib.pyplot"]
+PRELOADED = [
+    "sweeps.probing.sweep",
+    "diffusers.models.unets.unet_2d",
+    "mlflow",
+    "sklearn.datasets",
+    "matplotlib.pyplot",
+]
 
 PATIENCE_SECONDS = 300
 """For what a machine at rest does in seconds: a busy one that reads all libraries again takes minutes."""

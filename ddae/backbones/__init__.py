@@ -1,16 +1,27 @@
-"""Diffusion networks by hub id, local folder or official checkpoint file, and classifiers by library and name."""
+"""Loads diffusion networks by hub id, local folder or official checkpoint file, and classifiers by library and name."""
 
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ddae.backbones import adm, classifier, ddpm, dit, edm, generic, stable_diffusion
+from ddae.backbones import (
+    adm,
+    ddpm,
+    dit,
+    edm,
+    generic,
+    stable_diffusion,
+    timm_models,
+    torchvision_models,
+    transformers_models,
+)
 from ddae.backbones.base import Backbone, Block, Settings, check_finite
 from ddae.backbones.checkpoints import read_checkpoint, sidecars
 from ddae.backbones.files import SHIPPED, file_digest, first_line, local_path, model_class, model_files
-from ddae.backbones.stable_diffusion import text_inputs
 
 BACKBONES: dict[str, Callable[[Path, str, Settings], Backbone]] = {
     "DDPMPipeline": ddpm.load,
@@ -21,7 +32,7 @@ BACKBONES: dict[str, Callable[[Path, str, Settings], Backbone]] = {
     "StableDiffusionPipeline": stable_diffusion.load,
     "SongUNet2DModel": edm.load,
 }
-"""The class that a diffusers folder names -> (folder, fingerprint, settings) -> Backbone; generic.load for others."""
+"""Loaders of diffusers folders, by the class that the folder or its network names; generic.load loads all others."""
 
 OFFICIAL: dict[str, Callable[[dict[str, Tensor], Path, str, Settings], Backbone]] = {
     "image_proj.weight": ddpm.from_state,
@@ -29,24 +40,32 @@ OFFICIAL: dict[str, Callable[[dict[str, Tensor], Path, str, Settings], Backbone]
     "x_embedder.proj.weight": dit.from_state,
     "input_blocks.0.0.weight": adm.from_state,
 }
-"""A tensor that one official code's checkpoints alone have -> (state dict, file, fingerprint, settings) -> Backbone."""
+"""Loaders of official checkpoints, by a tensor that no other official code's checkpoints have."""
+
+LIBRARIES: dict[str, Callable[[str, Settings], Backbone]] = {
+    "torchvision": torchvision_models.load,
+    "timm": timm_models.load,
+    "transformers": transformers_models.load,
+}
+"""Loaders of classifiers, by what stands before the colon; they get what stands behind it."""
 
 DEFAULT = Settings()
 
 
 def load_backbone(name: str, settings: Settings = DEFAULT) -> Backbone:
-    """name: in SHIPPED, a local diffusers folder, an official checkpoint file, a hub id, `owner/model` or
-    `owner/model@revision`, or a classifier, `torchvision:name[@weights]` or `timm:name`.
+    """Loads a network by its name: one in SHIPPED, a local diffusers folder, an official checkpoint file, a hub id
+    (`owner/model` or `owner/model@revision`), or a classifier (`torchvision:name[@weights]`, `timm:name`,
+    `transformers:owner/model`).
 
-    Raises ValueError where there is none, where it is of no kind that is known, or where the settings do not suit it.
+    Raises ValueError if there is no such network, if its kind is unknown, or if the settings do not suit it.
     """
     if settings.text_embedding and not Path(settings.text_embedding).is_file():
         raise ValueError(f"text_embedding={settings.text_embedding!r} is no file; sweeps/learn_text.py makes one")
-    named = classifier.is_name(name)
-    path = Path(name) if named else local_path(name)
+    library, _, model = name.partition(":")
+    path = Path(name) if library in LIBRARIES else local_path(name)
     try:
-        if named:
-            backbone = classifier.load(name, settings)
+        if library in LIBRARIES:
+            backbone = LIBRARIES[library](model, settings)
         else:
             backbone = load_official(path, settings) if path.is_file() else load_folder(path, settings)
         check_finite(backbone.network)
@@ -60,28 +79,53 @@ def load_backbone(name: str, settings: Settings = DEFAULT) -> Backbone:
             "fetch them again"
         ) from error
     if settings.text_embedding:
-        text_inputs(backbone)
+        stable_diffusion.text_inputs(backbone)
+    if settings.weights:
+        replace_weights(backbone, Path(settings.weights))
     return backbone
 
 
+def replace_weights(backbone: Backbone, file: Path) -> None:
+    """Puts the tensors of a safetensors file in place of the network's own of the same names. Raises ValueError if one
+    has no counterpart."""
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"weights={str(file)!r} cannot be read ({error}); sweeps/finetune.py writes such files"
+        ) from error
+    own = backbone.network.state_dict()
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise ValueError(
+                f"weights={str(file)!r} has {name} of shape {list(tensor.shape)}, which this network has not; give the "
+                "network that they were trained from"
+            )
+        own[name].copy_(tensor)
+    check_finite(backbone.network)
+    backbone.fingerprint = hashlib.sha256(backbone.fingerprint.encode() + file_digest(file)).hexdigest()
+
+
 def load_folder(path: Path, settings: Settings) -> Backbone:
-    load = BACKBONES.get(model_class(path), generic.load)
+    """Loads a diffusers folder by the class that it names, or, for a pipeline that is not known, by its network's."""
+    load = BACKBONES.get(model_class(path)) or BACKBONES.get(generic.network_class(path), generic.load)
     return load(path, fingerprint(path, settings), settings)
 
 
 def load_official(path: Path, settings: Settings) -> Backbone:
+    """Loads an official checkpoint by the tensors in it. Raises ValueError if they are those of no known code."""
     state = read_checkpoint(path)
     for tensor, from_state in OFFICIAL.items():
         if tensor in state:
             return from_state(state, path, fingerprint(path, settings), settings)
     raise ValueError(
-        f"{path} holds no network that is known: it has none of the tensors {', '.join(OFFICIAL)}, by which the "
-        f"codes of DDAE, EDM, DiT and guided diffusion are told; its first are {', '.join(list(state)[:3])}"
+        f"{path} holds no network that is known: it has none of the tensors {', '.join(OFFICIAL)}, by which "
+        f"checkpoints of DDAE, EDM, DiT and guided diffusion are recognised; its first are {', '.join(list(state)[:3])}"
     )
 
 
 def fingerprint(path: Path, settings: Settings) -> str:
-    """sha256 over the names and bytes of configuration and weights, and over the settings that change features."""
+    """sha256 over the names and bytes of configuration and weights, and the settings that change features."""
     digest = hashlib.sha256()
     for file in [path, *sidecars(path)] if path.is_file() else model_files(path):
         digest.update((file.relative_to(path).as_posix() if path.is_dir() else file.suffix).encode())

@@ -1,4 +1,4 @@
-"""What every network looks like to the rest of the project: one class, which the families fill in."""
+"""The contract between networks and the rest of the project: every family builds one `Backbone`."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,33 +16,34 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddae.noise import Schedule
 
+Inputs = Callable[[Tensor, int], dict[str, Any]]
 Reduce = Callable[[Tensor], Tensor]
 ToMap = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
 class Block:
-    """One place in the network where a feature can be read."""
+    """A part of the network whose output can serve as a feature."""
 
     name: str
     index: int
-    """In the counting of the paper that read this family."""
+    """Its number in the paper that probed this family of networks."""
     stage: str
-    """down, mid or up of a UNet; block of a transformer."""
+    """down, mid or up in a UNet; block in a transformer."""
     channels: int
     size: int
-    """Side of its square map."""
+    """Side of its square map, in pixels or tokens."""
     flops_share: float
-    """Share of a full forward pass's floating-point operations spent up to and with this block."""
+    """Share of the floating-point operations of a full forward pass that are done once this block has run."""
     module: str = ""
-    """Where it is in the network."""
+    """Path of the module in the network."""
     alias: str = ""
-    """Its name in the paper, where it has one: out_7, b24."""
+    """A second name, if it has one: that of the paper (out_7, b24) or of the library that made the network."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """A block before the network has run: its name, and the module whose output it is."""
+class BlockSpec:
+    """What is known about a block before the network has run: its names, and the module whose output it is."""
 
     name: str
     index: int
@@ -56,42 +57,44 @@ class Place:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a network is run. What changes its features beyond rounding is part of the fingerprint."""
+    """How a network is run. Whatever changes its features beyond rounding is part of the fingerprint."""
 
     device: str = "cpu"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the operations that autocast trusts with it; weights and what it does not trust stay float32."""
+    """Used for the operations that autocast considers safe in it; weights and all other operations stay float32."""
     channels_last: bool = False
     compile: bool = False
     image_size: int = 0
-    """Side of the images that are encoded; 0 is the model's own."""
+    """Side of the images that enter the network, in pixels; 0 is the model's own."""
     num_steps: int = 18
-    """Of the EDM schedule that timesteps count: 18 or 50 in the DDAE paper."""
+    """Length of the EDM schedule whose steps are the timesteps: 18 or 50 in the DDAE paper."""
     text_embedding: str = ""
-    """File of a learned text embedding for Stable Diffusion; the null text without."""
+    """File of a learned text embedding for Stable Diffusion; without one the text is empty."""
+    weights: str = ""
+    """File of tensors that replace the network's own, as fine-tuning leaves them."""
 
     @property
     def stamp(self) -> bytes:
-        """Of the numbers in it that change features beyond rounding; empty at their defaults."""
+        """The numbers that change features beyond rounding, as bytes to hash; empty at their defaults."""
         numbers = self.precision, self.image_size, self.num_steps
         default = Settings.precision, Settings.image_size, Settings.num_steps
         return repr(numbers).encode() if numbers != default else b""
 
 
 class Encoder(Protocol):
-    """Images -> what the network denoises."""
+    """Turns images into what the network denoises: pixels or latents."""
 
     @property
     def image_size(self) -> int: ...
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one encoded image."""
+        """(channels, height, width) of one encoded image."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides what it makes, where that costs enough to be kept; empty for pixels."""
+        """Hash of everything its output depends on, if encoding is worth caching; empty for pixels."""
         ...
 
     def __call__(self, images: Tensor, /) -> Tensor:
@@ -101,7 +104,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Pixels:
-    """[-1, 1]; a one-channel network gets the mean of the three colours."""
+    """Pixels scaled to [-1, 1]; a one-channel network gets the mean of the three colours."""
 
     image_size: int
     channels: int = 3
@@ -119,7 +122,7 @@ class Pixels:
 
 
 def check_finite(network: nn.Module) -> None:
-    """Raises ValueError for NaN and infinity among the weights, which would spread to every feature behind them."""
+    """Raises ValueError if a weight is NaN or infinite, because every feature behind it would be."""
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
             raise ValueError(
@@ -129,19 +132,24 @@ def check_finite(network: nn.Module) -> None:
 
 
 def first_map(output: Any) -> Tensor:
-    """The map of a block that returns it, or it before others."""
+    """The output of a block, or the first of several outputs."""
     return output if isinstance(output, Tensor) else output[0]
 
 
+def per_image(x_t: Tensor, value: float) -> Tensor:
+    """[N], the value once for every image of the batch, as networks take their timesteps."""
+    return torch.full((len(x_t),), value, device=x_t.device)
+
+
 def token_grid(output: Any) -> Tensor:
-    """Tokens [N, S * S, C], row by row -> [N, C, S, S]."""
+    """Arranges tokens [N, S * S, C], which come row by row, as a map [N, C, S, S]."""
     tokens = first_map(output)
     side = math.isqrt(tokens.shape[1])
     return tokens.transpose(1, 2).unflatten(2, (side, side))
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
-    """[N, C, H, W] -> [N, C, size, size], bilinear with antialiasing; as it is where it has that size."""
+    """Resizes [N, C, H, W] to [N, C, size, size], bilinear with antialiasing; returns it unchanged if it fits."""
     if pixels.shape[-2:] == (size, size):
         return pixels
     return functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
@@ -149,27 +157,27 @@ def resize(pixels: Tensor, size: int) -> Tensor:
 
 @dataclass
 class Backbone:
-    """A frozen denoiser that applies its own preconditioning."""
+    """A frozen network that scales and conditions its inputs as it was trained to."""
 
     network: nn.Module
-    places: tuple[Place, ...]
+    specs: tuple[BlockSpec, ...]
     schedule: Schedule
     encoder: Encoder
-    inputs: Callable[[Tensor, int], dict[str, Any]]
-    """(x_t, native timestep) -> the keyword arguments of the network, scaled and conditioned as it was trained."""
+    inputs: Inputs
+    """(x_t, native timestep) -> the keyword arguments of the network's forward pass."""
     fingerprint: str
     """Hash of weights, configuration and settings."""
     settings: Settings = Settings()
     to_map: ToMap = first_map
-    """What a block's module returns -> [N, C, S, S]."""
+    """Turns what a block's module returns into a map [N, C, S, S]."""
 
     def __post_init__(self) -> None:
-        """Finds blocks (tuple[Block, ...], in the order the data meets them) and flops (of one full forward pass of one
-        image)."""
+        """Sets `blocks` (tuple[Block, ...], in the order in which they run) and `flops` (the floating-point operations
+        of one full forward pass of one image)."""
         memory_format = torch.channels_last if self.settings.channels_last else torch.preserve_format
         self.network.to(device=self.settings.device, memory_format=memory_format)  # type: ignore[call-overload]
         self.network.eval().requires_grad_(False)
-        self.modules = {place.name: self.network.get_submodule(place.module) for place in self.places}
+        self.modules = {spec.name: self.network.get_submodule(spec.module) for spec in self.specs}
         self.blocks, self.flops = self._trace()
         self.modules = {block.name: self.modules[block.name] for block in self.blocks}
 
@@ -183,29 +191,32 @@ class Backbone:
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 [N, 3, H, W] -> x0, float32 on the network's device."""
+        """Encodes uint8 images [N, 3, H, W] as x0, float32 on the network's device."""
         return self.encoder(images.to(self.settings.device))
 
     @torch.inference_mode()
     def activations(
         self,
         x0: Tensor,
-        noise: Tensor,
+        noise: Tensor | None,
         timestep: int,
         blocks: Sequence[str],
         reduce: Reduce = lambda map: map,
     ) -> dict[str, Tensor]:
-        """reduce([N, C, S, S]) of every named block, in one forward pass that stops after the deepest of them.
+        """Runs one forward pass, which stops after the deepest of the named blocks, and returns reduce(map) for each of
+        their maps [N, C, S, S].
 
-        reduce is applied as each map appears, so that full maps need not be held together.
+        noise: None for images as they are. reduce is applied as soon as a map exists, so that full maps need not be
+        held together.
         """
         missing = [name for name in blocks if name not in self.modules]
         if missing:
             raise ValueError(f"block={missing[0]!r} is not in this backbone; it has: {', '.join(self.modules)}")
-        return self.capture(self.noised(x0, noise, timestep), timestep, blocks, reduce)
+        x_t = x0 if noise is None else self.noised(x0, noise, timestep)
+        return self.capture(x_t, timestep, blocks, reduce)
 
     def capture(self, x_t: Tensor, timestep: int, blocks: Sequence[str], reduce: Reduce) -> dict[str, Tensor]:
-        """activations() of images that are noised already; with gradients, where they are enabled."""
+        """Like activations(), for images that are already noised; with gradients where they are enabled."""
         inputs = self.inputs(x_t, timestep)
         wanted = tuple(name for name in self.modules if name in blocks)
         device, dtype = x_t.device.type, getattr(torch, self.settings.precision)
@@ -215,6 +226,7 @@ class Backbone:
             return self._until_deepest(wanted, inputs, reduce)
 
     def noised(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        """x_t, on the device and in the memory format of the network."""
         x_t = self.schedule.diffuse(x0, noise.to(x0.device), timestep)
         return x_t.contiguous(memory_format=torch.channels_last) if self.settings.channels_last else x_t
 
@@ -232,9 +244,9 @@ class Backbone:
 
     @cached_property
     def _compiled(self) -> Callable[[tuple[str, ...], dict[str, Any], Reduce], dict[str, Tensor]]:
-        """The same with torch.compile, which drops what no returned map depends on, and so ends at the deepest block.
-        The hooks only set outputs aside; names and reduce, on which a compiled graph depends, are arguments that guard
-        it."""
+        """Does what _until_deepest does with torch.compile, which drops the operations that no returned map depends on
+        and so ends at the deepest block. The hooks only set outputs aside. Names and reduce are arguments because the
+        compiled graph depends on them, and arguments guard it."""
         aside: dict[str, Any] = {}
 
         def run(wanted: tuple[str, ...], inputs: dict[str, Any], reduce: Reduce) -> dict[str, Tensor]:
@@ -253,7 +265,7 @@ class Backbone:
 
     @contextmanager
     def _hooked(self, names: Iterable[str], keep: Callable[[str, Any], None]) -> Iterator[None]:
-        """keep(name, output) of every named block that runs."""
+        """Calls keep(name, output) whenever one of the named blocks has run."""
 
         def hook_of(name: str) -> Callable:
             def hook(module: nn.Module, inputs: tuple, output: object) -> None:
@@ -270,28 +282,31 @@ class Backbone:
 
     @torch.no_grad()
     def _trace(self) -> tuple[tuple[Block, ...], int]:
-        """Shapes and floating-point operations, from a pass of one image on the meta device: no arithmetic is done."""
+        """Finds shapes and floating-point operations by a pass of one image on the meta device, without arithmetic."""
         seen: dict[str, tuple[Tensor, int]] = {}
-        timestep = self.schedule.timesteps[0]
         x = torch.zeros(1, *self.encoder.shape, device=self.settings.device)
-        inputs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), self.inputs(x, timestep))
-        state = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
-        state = {name: tensor.to("meta") for name, tensor in state.items()}
+        inputs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), self.inputs(x, self.schedule.timesteps[0]))
 
         def keep(name: str, output: object) -> None:
             seen.setdefault(name, (self.to_map(output), counter.get_total_flops()))
 
         with FlopCounterMode(display=False) as counter, self._hooked(self.modules, keep):
-            functional_call(self.network, state, (), inputs)
+            run_on_meta(self.network, inputs)
         total = counter.get_total_flops()
-        places = {place.name: place for place in self.places}
+        specs = {spec.name: spec for spec in self.specs}
         blocks = [
-            Block(name, place.index, place.stage, map.shape[1], map.shape[-1], flops / total, place.module, place.alias)
+            Block(name, spec.index, spec.stage, map.shape[1], map.shape[-1], flops / total, spec.module, spec.alias)
             for name, (map, flops) in seen.items()
-            for place in [places[name]]
+            for spec in [specs[name]]
         ]
         return tuple(blocks), total
 
 
+def run_on_meta(network: nn.Module, inputs: dict[str, Any]) -> None:
+    """Runs a network on the meta device, where hooks see shapes and nothing is computed; its own weights stay."""
+    state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    functional_call(network, {name: tensor.to("meta") for name, tensor in state.items()}, (), inputs)
+
+
 class _DeepestReached(Exception):
-    """Ends a forward pass whose remaining blocks nobody asked for."""
+    """Ends a forward pass when the deepest block that was asked for has run."""

@@ -1,4 +1,4 @@
-"""Official checkpoint files -> the tensors in them, without running anything that they carry."""
+"""Reads the tensors in official checkpoint files without running anything that the files carry."""
 
 import argparse
 import io
@@ -15,15 +15,18 @@ import yaml
 from torch import Tensor
 
 NETWORKS = ("ema", "EMA", "state_dict", "model", "MODEL", "net")
-"""Where training codes keep their networks, the moving average before the network that is trained."""
+"""Keys under which training codes keep their networks; moving averages come before the networks that are trained."""
 
 PREFIXES = {"ema_model.": any, "nn_model.": any, "module.": all, "_orig_mod.": all, "model.": all}
-"""Modules that wrap a network -> whether any or all tensors must be in one: ema_pytorch and the DDAE code keep others
-beside theirs."""
+"""Prefixes of modules that wrap a network, and whether any or all tensors must have them: ema_pytorch and the DDAE code
+keep other tensors beside the network's."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict of the network in a .safetensors, .pt, .pth or .pkl file: its moving average, where it has one."""
+    """Reads the state dict of the network in a .safetensors, .pt, .pth, .ckpt or .pkl file, or of its moving average.
+
+    Raises ValueError for files that are damaged, hostile or hold no network.
+    """
     try:
         network = find_network(READERS.get(path.suffix, read_torch)(path))
         state = state_dict(network)
@@ -44,12 +47,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def sidecars(path: Path) -> list[Path]:
-    """The files beside a checkpoint that tell what it does not: <name>.json, .yaml or .yml, whichever exist."""
+    """The files beside a checkpoint that say what its tensors do not: <name>.json, .yaml or .yml, whichever exist."""
     return [other for suffix in (".json", ".yaml", ".yml") if (other := path.with_suffix(suffix)).is_file()]
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """The official code's options by their own names, from the sidecar of a checkpoint; empty without one."""
+    """Reads the official code's options, by their own names, from the sidecar of a checkpoint; empty if it has none."""
     for sidecar in sidecars(path):
         # YAML is not asked to read JSON: it takes 1e-05 for a word
         parse = json.loads if sidecar.suffix == ".json" else yaml.safe_load
@@ -64,13 +67,13 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 def find_network(data: Any) -> Any:
-    """The module or state dict inside what training codes save beside it."""
+    """Finds the module or state dict among everything that training codes save."""
     inside = [data[key] for key in NETWORKS if isinstance(data.get(key), dict)] if isinstance(data, dict) else []
     return find_network(inside[0]) if inside else data
 
 
 def state_dict(network: Any) -> dict[str, Tensor]:
-    """Its tensors by their names in the innermost network."""
+    """The tensors of a network by their names in the innermost module, without the prefixes of wrappers."""
     named = dict(module_tensors(network) if isinstance(network, Inert) else network)
     state = {str(name): tensor.detach() for name, tensor in named.items() if isinstance(tensor, Tensor)}
     while prefix := next((p for p, how in PREFIXES.items() if state and how(name.startswith(p) for name in state)), ""):
@@ -87,13 +90,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_torch(path: Path) -> Any:
-    """What torch.save wrote."""
+    """Reads what torch.save has written."""
     with torch.serialization.safe_globals([argparse.Namespace, *((make, name) for name, make in INERT.items())]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_pickle(path: Path) -> Any:
-    """A plain pickle, as NVlabs publishes them: modules as Inert, with tensors for their parameters."""
+    """Reads a plain pickle as NVlabs publishes them; modules become Inert objects that hold their tensors."""
     with path.open("rb") as file:
         return WeightsUnpickler(file).load()
 
@@ -108,7 +111,7 @@ READERS = {
 
 
 class Inert(dict):
-    """Stands for an object of any class: it keeps the state that the object would be given, and runs nothing."""
+    """Stands for an object of any class; it keeps the state that the object would have got, and runs nothing."""
 
     name = ""
     state: Any
@@ -121,14 +124,15 @@ class Inert(dict):
 
 
 def persistent(meta: dict[str, Any]) -> Inert:
-    """An object of NVlabs' torch_utils.persistence, which carries its class as source: that is left alone."""
+    """Stands for an object of NVlabs' torch_utils.persistence, which carries the source of its class; the source is not
+    run."""
     module = Inert()
     module.name, module.state = meta["class_name"], meta["state"]
     return module
 
 
 def module_tensors(module: Inert, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """What state_dict() would give of a torch.nn.Module."""
+    """Yields what state_dict() would return for the torch.nn.Module that this stands for."""
     for kind in ("_parameters", "_buffers"):
         yield from ((prefix + name, tensor) for name, tensor in module.state[kind].items() if tensor is not None)
     for name, child in module.state["_modules"].items():
@@ -137,7 +141,7 @@ def module_tensors(module: Inert, prefix: str = "") -> Iterator[tuple[str, Tenso
 
 
 def load_storage(content: bytes) -> Any:
-    """What torch.storage._load_from_bytes does, but for loading whatever those bytes hold."""
+    """Does what torch.storage._load_from_bytes does, but loads nothing other than weights."""
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
@@ -159,7 +163,7 @@ INERT: dict[str, Any] = {
     "numpy.core.multiarray.scalar": Inert,
     "numpy._core.multiarray.scalar": Inert,
 }
-"""What NVlabs' files name besides tensors."""
+"""Names in NVlabs' files that are no tensors, with what stands for them."""
 
 WEIGHTS: dict[str, Any] = {
     **INERT,
@@ -169,11 +173,11 @@ WEIGHTS: dict[str, Any] = {
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
     "torch._utils._rebuild_parameter": rebuild_parameter,
 }
-"""All that a plain pickle can name: it reaches nothing that imports, opens or runs anything."""
+"""All names that a plain pickle may use; none of them imports, opens or runs anything."""
 
 
 class WeightsUnpickler(pickle.Unpickler):
-    """Of a pickle's globals, WEIGHTS and no others: none is imported."""
+    """Resolves the names in WEIGHTS and refuses all others, so that a pickle imports nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in WEIGHTS:

@@ -1,4 +1,4 @@
-"""Official state dicts -> those of the same network in diffusers."""
+"""Converts official state dicts to those of the same network in diffusers."""
 
 from collections.abc import Callable, Iterable
 
@@ -6,13 +6,14 @@ from torch import Tensor, nn
 
 State = dict[str, Tensor]
 Part = Callable[[State], State]
-"""The tensors of one official module -> those of its counterpart, both by their names inside it."""
+"""Converts the tensors of one official module to those of its counterpart, both by their names inside it."""
 
 
 def convert(state: State, parts: Iterable[tuple[str, str, Part]]) -> State:
-    """parts: (official module, diffusers module, how its tensors are renamed), each of which must be there.
+    """Converts a state dict part by part: (official module, diffusers module, conversion of its tensors).
 
-    Raises ValueError for a tensor that no part takes: a network that is not understood must not be half loaded.
+    Raises ValueError for a part that is missing, and for a tensor that no part takes: a network that is not understood
+    must not be half loaded.
     """
     left = dict(state)
     converted: State = {}
@@ -28,7 +29,7 @@ def convert(state: State, parts: Iterable[tuple[str, str, Part]]) -> State:
 
 
 def renamed(**modules: str) -> Part:
-    """Modules inside by their new names, with two underscores for a dot on the left: norm0="norm1"."""
+    """Makes a part that renames modules inside it, as in norm0="norm1"; two underscores mean a dot in an old name."""
     table = {old.replace("__", "."): new for old, new in modules.items()}
 
     def part(inside: State) -> State:
@@ -44,10 +45,10 @@ def renamed(**modules: str) -> Part:
 
 
 def attention(norm: str, qkv: str, out: str, heads: int) -> Part:
-    """An attention block by the official names of its modules -> diffusers' Attention.
+    """Makes a part that converts an attention block, given the official names of its modules, to diffusers' Attention.
 
-    qkv.weight is [heads * 3 * C / heads, C, ...]: each head has its query, key and value together. heads = 1 is all
-    queries, all keys, all values; heads = C is query, key and value channel by channel.
+    qkv.weight is [heads * 3 * C / heads, C, ...]: each head has its query, key and value together. With heads = 1 all
+    queries come first, then all keys and all values; with heads = C they alternate channel by channel.
     """
     rename = renamed(**{norm.replace(".", "__"): "group_norm", out.replace(".", "__"): "to_out.0"})
 
@@ -69,9 +70,9 @@ def unchanged(inside: State) -> State:
 
 
 def load_state(network: nn.Module, state: State) -> None:
-    """A network on the meta device takes the tensors themselves, on their device.
+    """Loads a state dict as float32. A network on the meta device takes the tensors themselves, on their device.
 
-    Raises ValueError where one is missing, left over or of another shape.
+    Raises ValueError if a tensor is missing, left over or of another shape.
     """
     try:
         network.load_state_dict(

@@ -1,38 +1,36 @@
-"""Pixel-space UNets in diffusers format (Ho et al. 2020), by the DDAE paper's counting."""
+"""DDPMs, the pixel-space UNets of Ho et al. 2020: in diffusers format, or as checkpoints of the DDAE paper's code."""
 
 import logging
-from collections.abc import Callable, Iterator
-from math import hypot, log
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from ddae.backbones import adm
-from ddae.backbones.base import Backbone, Pixels, Place, Settings
+from ddae.backbones.base import Backbone, Inputs, Pixels, Settings
 from ddae.backbones.checkpoints import read_options
 from ddae.backbones.convert import Part, attention, convert, load_state, renamed, unchanged
-from ddae.backbones.files import load_network, read_json
-from ddae.noise import VE, VP, Schedule
+from ddae.backbones.files import load_network, subfolder
+from ddae.backbones.schedules import edm_schedule, read_schedule
+from ddae.backbones.unets import Layout, ddae_specs, edm_inputs, make_unet, openai_blocks, openai_specs, unet_inputs
+from ddae.noise import VP, Schedule
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-Inputs = Callable[[Tensor, int], dict[str, Any]]
 
 logger = logging.getLogger("ddae")
 
 
 def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
-    """A diffusers folder: a pipeline with unet/ and scheduler/, or the UNet2DModel alone.
+    """Loads a diffusers folder: a pipeline with unet/ and scheduler/, or the UNet2DModel alone.
 
-    Timesteps are diffusers' 0..T-1: the paper's t = 11 is timestep 10 here.
+    Timesteps are those of diffusers, 0..T-1: the paper's t = 11 is timestep 10 here.
     """
     from diffusers import UNet2DModel
 
-    unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
+    unet_folder = subfolder(folder, "unet")
     unet = load_network(UNet2DModel, unet_folder)
     if unet.config.class_embed_type is not None or unet.config.num_class_embeds is not None:
         raise ValueError(f"backbone={str(folder)!r} wants a class label, which is not supported yet")
@@ -43,8 +41,8 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
 
 
 def from_state(state: dict[str, Tensor], path: Path, fingerprint: str, settings: Settings) -> Backbone:
-    """A checkpoint of the DDAE paper's own code. What its tensors do not tell - DDPM or EDM, noise, image size, heads -
-    its YAML does, beside it, and is as published where that is silent.
+    """Loads a checkpoint of the DDAE paper's own code. What its tensors do not show (DDPM or EDM, noise, image size,
+    heads) is read from the YAML beside it, and is as published where the YAML does not say.
 
     Timesteps are the paper's: 1..1000 of DDPM, or the steps of EDM's sampler.
     """
@@ -53,28 +51,27 @@ def from_state(state: dict[str, Tensor], path: Path, fingerprint: str, settings:
     layout = read_layout(state)
     image_size = settings.image_size or network.get("image_shape", (3, 32, 32))[-1]
     head_channels = network.get("attn_channels_per_head")
-    unet = adm.make_unet(
-        layout,
-        image_size,
-        lambda _, channels: channels // (head_channels or channels),
-        flip_sin_to_cos=False,
-        freq_shift=1,
-    )
+
+    def heads(module: str, channels: int) -> int:
+        return channels // (head_channels or channels)
+
+    unet = make_unet(layout, image_size, heads, flip_sin_to_cos=False, freq_shift=1)
     unet.conv_norm_out = nn.GroupNorm(8, layout.widths[0], device="meta")
     weights = {name: tensor for name, tensor in state.items() if name != "time_emb.aug_emb.weight"}
     load_state(unet, convert(weights, official_parts(unet)))
     schedule, inputs = read_diffusion(options, path, settings)
     pixels = Pixels(image_size, layout.in_channels)
-    return Backbone(unet, paper_places(unet), schedule, pixels, inputs, fingerprint, settings)
+    return Backbone(unet, ddae_specs(unet), schedule, pixels, inputs, fingerprint, settings)
 
 
-def read_layout(state: dict[str, Tensor]) -> adm.Layout:
-    """Its down path is one list, of num_res_blocks blocks and a downsampler a level."""
+def read_layout(state: dict[str, Tensor]) -> Layout:
+    """Reads the layout from the tensors. The down path is one list; each level has num_res_blocks blocks and then a
+    downsampler."""
     modules = sorted({int(name.split(".")[1]) for name in state if name.startswith("down.")})
     samplers = [k for k in modules if f"down.{k}.res.norm1.weight" not in state]
     num_res_blocks = samplers[0] if samplers else len(modules)
     firsts = [f"down.{k}" for k in range(0, len(modules), num_res_blocks + 1)]
-    return adm.Layout(
+    return Layout(
         in_channels=state["image_proj.weight"].shape[1],
         out_channels=state["final.weight"].shape[0],
         num_channels=state["time_emb.lin1.weight"].shape[1],
@@ -87,7 +84,7 @@ def read_layout(state: dict[str, Tensor]) -> adm.Layout:
 
 
 def official_parts(unet: "UNet2DModel") -> Iterator[tuple[str, str, Part]]:
-    """For convert."""
+    """Yields the modules of the official network with their counterparts, as `convert` takes them."""
     yield "image_proj", "conv_in", unchanged
     yield "time_emb.lin1", "time_embedding.linear_1", unchanged
     yield "time_emb.lin2", "time_embedding.linear_2", unchanged
@@ -96,7 +93,7 @@ def official_parts(unet: "UNet2DModel") -> Iterator[tuple[str, str, Part]]:
     yield "middle.res2", "mid_block.resnets.1", RESIDUAL_BLOCK
     for stage in ("down", "up"):
         k = -1
-        for module in (m for name, modules in adm.openai_blocks(unet) if name.startswith(stage) for m in modules):
+        for module in (m for name, modules in openai_blocks(unet) if name.startswith(stage) for m in modules):
             inside = unet.get_submodule(module)
             if "attentions" in module:
                 yield f"{stage}.{k}.attn", module, attention(*ATTENTION, inside.heads)
@@ -120,78 +117,27 @@ ATTENTION = "norm", "projection", "output"
 
 
 def read_diffusion(options: dict[str, Any], path: Path, settings: Settings) -> tuple[Schedule, Inputs]:
-    """DDPM of the step t is told t / T; EDM is told ln(sigma) / 4, and sees its images scaled to variance 1."""
+    """The schedule and the inputs of a DDPM, whose time is t / T, or of EDM."""
     model_type = options.get("model_type")
     if model_type is None:
         model_type = "EDM" if "EDM" in str(path) else "DDPM"
-        logger.warning("%s does not tell its diffusion; taking %s (model_type in its .yaml)", path, model_type)
+        logger.warning("%s does not say how it was diffused; taking %s (model_type in its .yaml)", path, model_type)
     diffusion = options.get("diffusion", {})
     if model_type == "DDPM":
         num_steps = diffusion.get("n_T", 1000)
         first, last = diffusion.get("betas", (1e-4, 0.02))
         betas = np.linspace(first, last, num_steps)
-        return VP(np.cumprod(1 - betas), first=1), lambda x_t, timestep: arguments(x_t, timestep / num_steps)
+        return VP(np.cumprod(1 - betas), first=1), lambda x_t, timestep: unet_inputs(x_t, timestep / num_steps)
     if model_type == "EDM":
-        sigma_data = diffusion.get("sigma_data", 0.5)
-        given = {name: diffusion[name] for name in ("sigma_min", "sigma_max", "rho") if name in diffusion}
-        schedule = VE(settings.num_steps, **given)
-
-        def inputs(x_t: Tensor, timestep: int) -> dict[str, Any]:
-            sigma = schedule.sigma(timestep)
-            return arguments(x_t / hypot(sigma, sigma_data), log(sigma) / 4)
-
-        return schedule, inputs
+        schedule = edm_schedule(diffusion, settings.num_steps)
+        return schedule, edm_inputs(schedule, diffusion.get("sigma_data", 0.5))
     raise ValueError(f"model_type={model_type!r} beside {path} is not known; it is 'DDPM' or 'EDM'")
 
 
-def arguments(x: Tensor, condition: float) -> dict[str, Any]:
-    """The arguments of a UNet2DModel."""
-    return {"sample": x, "timestep": torch.full((len(x),), condition, device=x.device)}
-
-
 def make_backbone(unet: "UNet2DModel", schedule: VP, fingerprint: str, settings: Settings) -> Backbone:
-    """Its blocks by the DDAE paper's counting, or, where it is built like ADM, by that of OpenAI's code."""
+    """Counts blocks as the DDAE paper does, or as OpenAI's code does if the network is built like ADM."""
     config = unet.config
     like_adm = config.resnet_time_scale_shift == "scale_shift" and config.downsample_type == "resnet"
-    return Backbone(
-        unet,
-        adm.openai_places(unet) if like_adm else paper_places(unet),
-        schedule,
-        Pixels(settings.image_size or config.sample_size, config.in_channels),
-        arguments,
-        fingerprint,
-        settings,
-    )
-
-
-def read_schedule(folder: Path) -> VP:
-    """The noise of scheduler/scheduler_config.json; without, DDPM's linear one, T = 1000, and a warning."""
-    from diffusers import DDPMScheduler
-
-    schedules = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
-    schedule = next((path for path in schedules if path.exists()), None)
-    if schedule is None:
-        logger.warning("%s has no scheduler; taking DDPM's linear schedule, T = 1000", folder)
-        return VP(DDPMScheduler().alphas_cumprod)
-    config = read_json(schedule)
-    if "beta_schedule" not in config:
-        raise ValueError(f"{schedule} ({config.get('_class_name')}) is not a variance-preserving schedule")
-    return VP(DDPMScheduler.from_config(config).alphas_cumprod)
-
-
-def paper_places(unet: Any) -> tuple[Place, ...]:
-    """Every residual block, or the attention behind it where there is one; out_k is the k-th of the up path."""
-    places = []
-    for stage in ("down", "mid", "up"):
-        if stage == "mid":
-            places += [Place("mid", 1, "mid_block")] if unet.mid_block is not None else []
-            continue
-        index = 0
-        for i, level in enumerate(getattr(unet, f"{stage}_blocks")):
-            attentions = getattr(level, "attentions", None) or ()
-            for j in range(len(level.resnets)):
-                index += 1
-                kind = "attentions" if len(attentions) == len(level.resnets) else "resnets"
-                alias = f"out_{index}" if stage == "up" else ""
-                places.append(Place(f"{stage}.{i}.{j}", index, f"{stage}_blocks.{i}.{kind}.{j}", alias))
-    return tuple(places)
+    specs = openai_specs(unet) if like_adm else ddae_specs(unet)
+    pixels = Pixels(settings.image_size or config.sample_size, config.in_channels)
+    return Backbone(unet, specs, schedule, pixels, unet_inputs, fingerprint, settings)

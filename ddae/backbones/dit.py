@@ -1,5 +1,5 @@
-"""Diffusion transformers on latents (Peebles & Xie 2023), official or converted. Blocks are counted from 0, as in the
-DDAE paper's rows of DiT and in its code, which calls them layer-0, layer-1, ..."""
+"""DiT, the diffusion transformers on latents of Peebles & Xie 2023: official checkpoints, or converted to diffusers.
+Blocks are counted from 0, as in the DDAE paper and its code, which calls them layer-0, layer-1, ..."""
 
 import math
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddae.backbones.base import Backbone, Place, Settings, token_grid
+from ddae.backbones.base import Backbone, BlockSpec, Settings, per_image, token_grid
 from ddae.backbones.checkpoints import read_options
 from ddae.backbones.convert import Part, attention, convert, load_state, renamed, unchanged
-from ddae.backbones.ddpm import read_schedule
-from ddae.backbones.files import load_network
+from ddae.backbones.files import load_network, subfolder
+from ddae.backbones.schedules import read_schedule
 from ddae.backbones.vae import latents_of, with_vae
 from ddae.noise import VP
 
@@ -22,32 +22,31 @@ if TYPE_CHECKING:
     from diffusers import DiTTransformer2DModel
 
 NUM_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-"""By hidden size: DiT-S, B, L and XL."""
+"""Attention heads by hidden size, for DiT-S, B, L and XL."""
 
 
 def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
-    """A diffusers folder: a DiTPipeline, or the DiTTransformer2DModel alone.
+    """Loads a diffusers folder: a DiTPipeline, or the DiTTransformer2DModel alone.
 
-    Those of the hub are conversions of the official checkpoints, which diffusers runs with other timestep frequencies
-    and another epsilon than they were trained with; here they run as they were trained.
+    Those on the hub were converted from official checkpoints. diffusers runs them with other timestep frequencies and
+    another epsilon than they were trained with; here they run as they were trained.
     """
     from diffusers import DiTTransformer2DModel
 
-    path = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    network = load_network(DiTTransformer2DModel, path)
+    network = load_network(DiTTransformer2DModel, subfolder(folder, "transformer"))
     return make_backbone(network, read_schedule(folder), folder, fingerprint, settings)
 
 
 def from_state(state: dict[str, Tensor], path: Path, fingerprint: str, settings: Settings) -> Backbone:
-    """A checkpoint of the official code or its training script: S, B, L, XL or another, any patch and image size.
+    """Loads a checkpoint of the official code or its training script: S, B, L, XL or another, any patch and image size.
 
-    The tensors tell all but the number of heads, which is NUM_HEADS's, or what the sidecar gives as `num_heads`.
+    The tensors show everything but the number of heads, which is in NUM_HEADS, or `num_heads` in the sidecar.
     """
     from diffusers import DiTTransformer2DModel
 
     wanted = ("pos_embed", "y_embedder.embedding_table.weight", "blocks.0.attn.qkv.weight", "final_layer.linear.weight")
     if missing := [name for name in wanted if name not in state]:
-        raise ValueError(f"{path} is no DiT, although it has x_embedder.proj.weight: it has no {missing[0]}")
+        raise ValueError(f"{path} is no DiT: it has x_embedder.proj.weight, but no {missing[0]}")
     options = read_options(path)
     hidden_size, channels, patch_size, _ = state["x_embedder.proj.weight"].shape
     num_heads = int(options.get("num_heads", NUM_HEADS.get(hidden_size, 0)))
@@ -85,7 +84,7 @@ def from_state(state: dict[str, Tensor], path: Path, fingerprint: str, settings:
 def make_backbone(
     network: "DiTTransformer2DModel", schedule: VP, path: Path, fingerprint: str, settings: Settings
 ) -> Backbone:
-    """Every image gets the null class, which is the last."""
+    """Builds the backbone; every image gets the null class, which is the last."""
     from diffusers.models.embeddings import Timesteps
 
     for block in network.transformer_blocks:
@@ -95,27 +94,20 @@ def make_backbone(
     network.pos_embed.register_forward_hook(lambda module, inputs, tokens: tokens.float())
     config = network.config
     encoder = latents_of(path, config.in_channels, config.sample_size, config.patch_size, settings)
-    return Backbone(
-        network,
-        tuple(
-            Place(f"block.{i}", i, f"transformer_blocks.{i}", f"layer-{i}")
-            for i in range(len(network.transformer_blocks))
-        ),
-        schedule,
-        encoder,
-        lambda x_t, timestep: {
-            "hidden_states": x_t,
-            "timestep": torch.full((len(x_t),), timestep, device=x_t.device),
-            "class_labels": torch.full((len(x_t),), config.num_embeds_ada_norm, device=x_t.device),
-        },
-        with_vae(fingerprint, encoder),
-        settings,
-        token_grid,
-    )
+    depth = len(network.transformer_blocks)
+    specs = tuple(BlockSpec(f"block.{i}", i, f"transformer_blocks.{i}", f"layer-{i}") for i in range(depth))
+
+    def inputs(x_t: Tensor, timestep: int) -> dict[str, Tensor]:
+        null_class = per_image(x_t, config.num_embeds_ada_norm)
+        return {"hidden_states": x_t, "timestep": per_image(x_t, timestep), "class_labels": null_class}
+
+    fingerprint = with_vae(fingerprint, encoder)
+    return Backbone(network, specs, schedule, encoder, inputs, fingerprint, settings, token_grid)
 
 
 def parts(depth: int) -> Iterator[tuple[str, str, Part]]:
-    """diffusers gives every block its own timestep and class embedding, where the official network has one."""
+    """Yields the modules of the official network with their counterparts, as `convert` takes them. The official network
+    has one timestep and class embedding; diffusers gives every block its own."""
     yield "x_embedder", "pos_embed", unchanged
     embeddings = "transformer_blocks.0.norm1.emb"
     yield "t_embedder.mlp", f"{embeddings}.timestep_embedder", renamed(**{"0": "linear_1", "2": "linear_2"})

@@ -1,7 +1,6 @@
-"""DDPM++ with EDM's preconditioning (Karras et al. 2022), official or as a diffusers model. Timesteps are the steps of
-its sampler, 1 the least noisy."""
+"""DDPM++ with EDM's preconditioning (Karras et al. 2022), as an official checkpoint or a diffusers model. Timesteps are
+the steps of EDM's sampler, and step 1 is the least noisy."""
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,37 +8,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ddae.backbones.base import Backbone, Pixels, Place, Settings
+from ddae.backbones.base import Backbone, BlockSpec, Pixels, Settings
 from ddae.backbones.checkpoints import read_options
 from ddae.backbones.convert import Part, State, attention, convert, load_state, renamed, unchanged
-from ddae.backbones.ddpm import paper_places
-from ddae.backbones.files import load_network, read_json
-from ddae.noise import VE
+from ddae.backbones.files import load_network, subfolder
+from ddae.backbones.schedules import edm_schedule, read_scheduler
+from ddae.backbones.unets import ddae_specs, edm_inputs
 
 if TYPE_CHECKING:
     from ddae.backbones.song_unet import SongUNet2DModel
 
 OTHERS = re.compile(r"map_noise\.|out_conv\.|aux_(down|up|skip|residual)")
-"""Tensors of NCSN++ and ADM in the same code."""
+"""Names of tensors that only NCSN++ and ADM have in the same code."""
 
 
 def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
-    """A folder that SongUNet2DModel.save_pretrained wrote, alone or with the configuration of an EDM scheduler."""
+    """Loads a folder that SongUNet2DModel.save_pretrained has written, alone or with an EDM scheduler."""
     from ddae.backbones.song_unet import SongUNet2DModel
 
-    path = folder / "unet" if (folder / "unet").is_dir() else folder
-    unet = load_network(SongUNet2DModel, path)
-    schedules = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
-    options: dict[str, Any] = next((read_json(path) for path in schedules if path.exists()), {})
-    return make_backbone(unet, options, fingerprint, settings)
+    unet = load_network(SongUNet2DModel, subfolder(folder, "unet"))
+    return make_backbone(unet, read_scheduler(folder) or {}, fingerprint, settings)
 
 
 def from_state(state: State, path: Path, fingerprint: str, settings: Settings) -> Backbone:
-    """A SongUNet in an EDMPrecond of the official code, of any size; where it takes class labels, without one.
+    """Loads a SongUNet from an EDMPrecond of the official code; one that takes class labels runs without.
 
-    The tensors tell all but sigma_data, which an official pickle tells: 0.5, or what the sidecar says.
+    The tensors show everything but sigma_data, which an official pickle holds; otherwise it is 0.5, or what the sidecar
+    says.
     """
     from ddae.backbones.song_unet import SongUNet2DModel
 
@@ -56,34 +53,26 @@ def from_state(state: State, path: Path, fingerprint: str, settings: Settings) -
 
 
 def make_backbone(unet: "SongUNet2DModel", options: dict[str, Any], fingerprint: str, settings: Settings) -> Backbone:
-    """options: of the schedule and the preconditioning, where they are not EDM's own."""
-    if settings.num_steps < 2:
-        raise ValueError(f"num_steps={settings.num_steps} is no schedule; give 2 or more: 18 or 50 in the DDAE paper")
-    steps = {name: options[name] for name in ("sigma_min", "sigma_max", "rho") if name in options}
-    schedule = VE(settings.num_steps, **steps)
-    sigma_data = options.get("sigma_data", unet.config.sigma_data)
-
-    def inputs(x_t: Tensor, timestep: int) -> dict[str, Tensor]:
-        sigma = schedule.sigma(timestep)
-        c_in, c_noise = 1 / math.hypot(sigma, sigma_data), math.log(sigma) / 4
-        return {"sample": c_in * x_t, "timestep": torch.full((len(x_t),), c_noise, device=x_t.device)}
-
+    """options may set sigma_min, sigma_max, rho and sigma_data, by these names."""
+    schedule = edm_schedule(options, settings.num_steps)
+    inputs = edm_inputs(schedule, options.get("sigma_data", unet.config.sigma_data))
     encoder = Pixels(settings.image_size or unet.config.sample_size, unet.config.in_channels)
-    return Backbone(unet, places(unet), schedule, encoder, inputs, fingerprint, settings)
+    return Backbone(unet, block_specs(unet), schedule, encoder, inputs, fingerprint, settings)
 
 
-def places(unet: "SongUNet2DModel") -> tuple[Place, ...]:
-    """As in a DDPM, but for decoder blocks without the attention that others of their resolution have."""
+def block_specs(unet: "SongUNet2DModel") -> tuple[BlockSpec, ...]:
+    """Counts blocks as in a DDPM; where a decoder block lacks the attention that others of its level have, the block is
+    the residual block."""
     return tuple(
-        replace(place, module=place.module.replace("attentions", "resnets"))
-        if isinstance(unet.get_submodule(place.module), nn.Identity)
-        else place
-        for place in paper_places(unet)
+        replace(spec, module=spec.module.replace("attentions", "resnets"))
+        if isinstance(unet.get_submodule(spec.module), nn.Identity)
+        else spec
+        for spec in ddae_specs(unet)
     )
 
 
 def from_official(state: State) -> tuple[State, dict[str, Any]]:
-    """-> the tensors of a SongUNet2DModel, and its configuration."""
+    """Returns the tensors of a SongUNet2DModel and its configuration."""
     state = {name: tensor for name, tensor in state.items() if not name.endswith(".resample_filter")}
     state.pop("map_augment.weight", None)  # zero labels, and it has no bias
     sigma_data = float(state.pop("sigma_data", 0.5))
@@ -116,7 +105,8 @@ def from_official(state: State) -> tuple[State, dict[str, Any]]:
 
 
 def parts(sizes: list[int], num_blocks: int) -> Iterator[tuple[str, str, Part]]:
-    """Every module of an official network with these resolutions and blocks in each, with its counterpart."""
+    """Yields the modules of an official network with these resolutions and num_blocks blocks in each, with their
+    counterparts, as `convert` takes them."""
     first, last = (f"{size}x{size}" for size in (sizes[0], sizes[-1]))
     yield "map_layer0", "time_embedding.linear_1", unchanged
     yield "map_layer1", "time_embedding.linear_2", unchanged
@@ -143,7 +133,7 @@ resnet = renamed(
 
 
 def block(j: int) -> Part:
-    """A residual block with the attention that it may hold -> the j-th of each in its level."""
+    """Converts a residual block, and the attention it may hold, to the j-th resnet and attention of its level."""
 
     def part(inside: State) -> State:
         attended = {name: tensor for name, tensor in inside.items() if name.startswith(("norm2.", "qkv.", "proj."))}

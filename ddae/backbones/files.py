@@ -1,8 +1,9 @@
-"""Where the files of a model lie, and which of them it is made of."""
+"""Finds the files of a model, here or on the hub, and loads networks of diffusers from them."""
 
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ SHIPPED = {"ddpm-fashion-mnist": Path(__file__).parents[1] / "assets" / "ddpm-fa
 """Networks that come with the package."""
 
 CONFIGURATION = (".json", ".txt", ".model")
-"""Options and vocabularies."""
+"""Suffixes of options and vocabularies."""
 
 WEIGHTS = (".safetensors", ".bin")
-"""By precedence: repositories of the hub have the same tensors in several formats."""
+"""Suffixes of weights; the first that exists is read, because repositories keep the same tensors in several formats."""
 
 
 def local_path(name: str) -> Path:
-    """A shipped folder, the folder or file itself, or the snapshot that the hub's cache (HF_HOME) holds or fetches."""
+    """Finds a model: a shipped folder, a folder or file here, or the hub's snapshot, which is kept in HF_HOME.
+
+    Raises ValueError if the name leads nowhere.
+    """
     if name in SHIPPED:
         return SHIPPED[name]
     if Path(name).exists():
@@ -36,14 +40,15 @@ def local_path(name: str) -> Path:
         ) from error
 
 
-def hub_snapshot(name: str) -> Path:
-    """The folder of a hub id, with no more weights than features need: repositories have each in many formats."""
+def hub_snapshot(name: str, parts: Callable[[Path], list[tuple[str, str]]] | None = None) -> Path:
+    """The folder of a hub id, `owner/model[@revision]`, with its configuration and the weights of its `parts` (those of
+    a diffusers folder if not given), each in one format."""
     from huggingface_hub import snapshot_download
 
     repo, _, revision = name.partition("@")
     configuration = [f"*{suffix}" for suffix in CONFIGURATION]
     folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=configuration))
-    for part, stem in parts(folder):
+    for part, stem in (parts or diffusers_parts)(folder):
         for suffix in WEIGHTS:
             if not weights(folder, part, stem):
                 patterns = [str(Path(part, file)) for file in (f"{stem}{suffix}", f"{stem}-*-of-*{suffix}")]
@@ -51,8 +56,14 @@ def hub_snapshot(name: str) -> Path:
     return folder
 
 
-def parts(folder: Path) -> list[tuple[str, str]]:
-    """(sub-folder, stem of its weights' files) of all that is loaded from a diffusers folder."""
+def subfolder(folder: Path, *names: str) -> Path:
+    """The first of these sub-folders that exists, or the folder itself: a pipeline has a sub-folder for each network,
+    and a network that was saved alone has none."""
+    return next((folder / name for name in names if (folder / name).is_dir()), folder)
+
+
+def diffusers_parts(folder: Path) -> list[tuple[str, str]]:
+    """(sub-folder, stem of its weight files) for every network that is loaded from a diffusers folder."""
     names = ["unet", "transformer", "vae"]
     if model_class(folder) == "StableDiffusionPipeline":
         names.append("text_encoder")
@@ -61,7 +72,7 @@ def parts(folder: Path) -> list[tuple[str, str]]:
 
 
 def weights(folder: Path, part: str, stem: str) -> list[Path]:
-    """The files of a part's weights in the one format that is read: without half-precision and other variants."""
+    """The weight files of a part in the format that is read, without half-precision and other variants."""
     for suffix in WEIGHTS:
         patterns = f"{stem}{suffix}", f"{stem}-*-of-*{suffix}"
         if files := sorted(file for pattern in patterns for file in (folder / part).glob(pattern)):
@@ -70,7 +81,7 @@ def weights(folder: Path, part: str, stem: str) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A configuration of diffusers."""
+    """Reads a configuration. Raises ValueError if it is not a JSON mapping."""
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
@@ -81,8 +92,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_network(network_class: Any, folder: Path) -> Any:
-    """A diffusers model in float32. Raises ValueError where a weight is missing; diffusers itself would warn of it, and
-    leave it as memory happens to be."""
+    """Loads a diffusers model in float32.
+
+    Raises ValueError if a weight is missing; diffusers itself would only warn, and leave it uninitialised.
+    """
     from diffusers.utils.logging import set_verbosity_error
 
     set_verbosity_error()
@@ -104,9 +117,33 @@ def load_network(network_class: Any, folder: Path) -> Any:
     return network
 
 
+def load_pretrained(model_class: Any, folder: Path, optional: str = "", **options: Any) -> Any:
+    """Loads a network of transformers in float32, without a progress bar. A module named `optional` becomes None if it
+    has no weights, which transformers would draw at random.
+
+    Raises ValueError if any other weight is missing.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        loaded = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+    network, found = loaded
+    missing = found["missing_keys"]
+    if optional and any(name.startswith(f"{optional}.") for name in missing):
+        setattr(network, optional, None)
+        found["missing_keys"] = {name for name in missing if not name.startswith(f"{optional}.")}
+    check_whole(found, folder)
+    return network.eval()
+
+
 def check_whole(found: dict[str, Any], folder: Path) -> None:
-    """found: what from_pretrained tells with output_loading_info. Warns of weights that nothing calls for, because
-    repositories have had some that did no harm."""
+    """Checks what from_pretrained returns with output_loading_info: raises ValueError for missing weights, and warns of
+    superfluous ones, because some repositories have those and they do no harm."""
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"{folder} lacks {len(missing)} weights that its config.json calls for, such as {missing[0]}; give the "
@@ -120,7 +157,7 @@ def check_whole(found: dict[str, Any], folder: Path) -> None:
 
 
 def model_class(folder: Path) -> str:
-    """The diffusers class that model_index.json or config.json names."""
+    """The diffusers class that model_index.json or config.json names. Raises ValueError if neither names one."""
     for name in ("model_index.json", "config.json"):
         path = folder / name
         if path.exists():
@@ -132,9 +169,9 @@ def model_class(folder: Path) -> str:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """All that decides what a diffusers folder computes."""
+    """All files that decide what a diffusers folder computes: configuration and weights."""
     configuration = [file for file in folder.rglob("*") if file.suffix in CONFIGURATION]
-    return sorted(configuration + [file for part in parts(folder) for file in weights(folder, *part)])
+    return sorted(configuration + [file for part in diffusers_parts(folder) for file in weights(folder, *part)])
 
 
 def file_digest(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Any other model of diffusers: its blocks are enumerated from the module tree, its inputs from forward's signature."""
+"""Any other network of diffusers: blocks are found in its module tree, inputs by the signature of its forward pass."""
 
 import inspect
 import logging
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from ddae.backbones.adm import openai_places
-from ddae.backbones.base import Backbone, Encoder, Pixels, Place, Settings, ToMap, first_map, token_grid
-from ddae.backbones.ddpm import read_schedule
-from ddae.backbones.files import load_network, model_class, read_json
+from ddae.backbones.base import Backbone, BlockSpec, Encoder, Inputs, Pixels, Settings, first_map, per_image, token_grid
+from ddae.backbones.files import first_line, load_network, model_class, subfolder
+from ddae.backbones.schedules import read_noise
+from ddae.backbones.unets import openai_specs
 from ddae.backbones.vae import latents_of, with_vae
-from ddae.noise import VP, Flow
+
+NETWORK_FOLDERS = "transformer", "unet"
 
 TIMESTEP_SCALE = {
     "AuraFlowTransformer2DModel": 1e-3,
@@ -25,39 +26,45 @@ TIMESTEP_SCALE = {
     "SanaTransformer2DModel": 1,
     "SD3Transformer2DModel": 1,
 }
-"""Rectified flows -> what their pipelines multiply timesteps by, where the configuration has no timestep_scale; other
-networks get timesteps as they are."""
+"""Networks that are rectified flows, with the factor by which their pipelines scale timesteps unless the configuration
+has a timestep_scale. Other networks get timesteps as they are."""
 
 TEXT_WIDTHS = ("caption_channels", "joint_attention_dim", "encoder_hid_dim", "text_embed_dim", "cross_attention_dim")
-"""Where configurations have the width of text tokens, by precedence."""
+"""Options that give the width of text tokens; the first that is set counts."""
 
 
-def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
-    """A diffusers folder: a pipeline with transformer/ or unet/, or the model alone.
+def network_class(folder: Path) -> str:
+    """The class of the network in a diffusers folder: a pipeline with transformer/ or unet/, or the network alone.
 
-    Networks that take text get zeros for it, in a single token, which they did not see in training.
+    Raises ValueError if diffusers has no such network, or if it works on latents of an unknown kind.
     """
     import diffusers
 
-    from ddae.backbones import BACKBONES
-
-    path = next((folder / part for part in ("transformer", "unet") if (folder / part).is_dir()), folder)
+    path = subfolder(folder, *NETWORK_FOLDERS)
     name = model_class(path)
     kind = getattr(diffusers, name, None)
     if not (inspect.isclass(kind) and issubclass(kind, diffusers.ModelMixin)):
         raise ValueError(f"{path} is a {name}, which is no network of diffusers {diffusers.__version__}")
     if other := next((part for part in ("vqvae", "movq") if (folder / part).is_dir()), ""):
         raise ValueError(f"{folder} encodes images with its {other}; the only supported VAE is AutoencoderKL")
-    if name in BACKBONES:
-        return BACKBONES[name](folder, fingerprint, settings)
+    return name
+
+
+def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
+    """Loads a diffusers folder of any class. Networks that take text get a single token of zeros for it, which they did
+    not see in training."""
+    import diffusers
+
+    path, name = subfolder(folder, *NETWORK_FOLDERS), network_class(folder)
     try:
         network = load_network(getattr(diffusers, name), path)
         return make_backbone(network, folder, fingerprint, settings)
     except (ValueError, OSError):
         raise
     except Exception as error:  # of any class: the network was never seen here
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{path} is a {name}, which does not run on the inputs that are known: {reason}") from error
+        raise ValueError(
+            f"{path} is a {name}, which does not run on the inputs that are known: {first_line(error)}"
+        ) from error
 
 
 def make_backbone(network: Any, folder: Path, fingerprint: str, settings: Settings) -> Backbone:
@@ -72,17 +79,16 @@ def make_backbone(network: Any, folder: Path, fingerprint: str, settings: Settin
     if channels not in (1, 3) or (folder / "vae").is_dir():
         encoder = latents_of(folder, channels, size, patch_size, settings)
         fingerprint = with_vae(fingerprint, encoder)
-    to_map: ToMap
-    if hasattr(network, "up_blocks"):
-        places, to_map = openai_places(network), first_map
-    else:
-        places, to_map = transformer_places(network), image_tokens(encoder.shape[-1] // patch_size)
+    is_unet = hasattr(network, "up_blocks")
+    specs = openai_specs(network) if is_unet else transformer_specs(network)
+    to_map = first_map if is_unet else image_tokens(encoder.shape[-1] // patch_size)
     inputs = inputs_of(network, packed, encoder.image_size)
-    return Backbone(network, places, read_noise(folder, name), encoder, inputs, fingerprint, settings, to_map)
+    schedule = read_noise(folder, name, is_flow=name in TIMESTEP_SCALE)
+    return Backbone(network, specs, schedule, encoder, inputs, fingerprint, settings, to_map)
 
 
-def transformer_places(network: nn.Module) -> tuple[Place, ...]:
-    """block.0, block.1, ...: through all lists of blocks, in the order in which they stand."""
+def transformer_specs(network: nn.Module) -> tuple[BlockSpec, ...]:
+    """Counts block.0, block.1, ... through all lists of blocks, in the order in which the network has them."""
     lists = [
         (name, child)
         for name, child in network.named_children()
@@ -91,12 +97,12 @@ def transformer_places(network: nn.Module) -> tuple[Place, ...]:
     modules = [f"{name}.{i}" for name, blocks in lists for i in range(len(blocks))]
     if not modules:
         raise ValueError(f"a {type(network).__name__} has no list of blocks to read features from")
-    return tuple(Place(f"block.{i}", i, module) for i, module in enumerate(modules))
+    return tuple(BlockSpec(f"block.{i}", i, module) for i, module in enumerate(modules))
 
 
 def image_tokens(side: int) -> Callable[[Any], Tensor]:
-    """What a block returns -> [N, C, side, side]. Of several tensors it is the one with a token a patch; where text and
-    image are one sequence, the image is its end."""
+    """Makes a function that arranges what a block returns as a map [N, C, side, side]. Of several tensors it takes the
+    one with a token for each patch; if text and image are one sequence, the image stands last."""
 
     def to_map(output: Any) -> Tensor:
         tokens = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.ndim == 3]
@@ -108,9 +114,9 @@ def image_tokens(side: int) -> Callable[[Any], Tensor]:
     return to_map
 
 
-def inputs_of(network: Any, packed: bool, image_size: int) -> Callable[[Tensor, int], dict[str, Any]]:
-    """(x_t, timestep) -> all arguments of forward that are known here: zeros for text, the null class (the last, where
-    there is none), the image's own size and no crop."""
+def inputs_of(network: Any, packed: bool, image_size: int) -> Inputs:
+    """Gives the forward pass every argument that is known here: zeros for text, the null class (or the last class if
+    there is no null class), the image's own size and no crop."""
     config, name = network.config, type(network).__name__
     scale = config.get("timestep_scale") or TIMESTEP_SCALE.get(name, 1)
     width = next((config.get(key) for key in TEXT_WIDTHS if config.get(key)), None)
@@ -128,10 +134,10 @@ def inputs_of(network: Any, packed: bool, image_size: int) -> Callable[[Tensor, 
         return {
             "sample": x_t,
             "hidden_states": functional.pixel_unshuffle(x_t, 2).flatten(2).transpose(1, 2) if packed else x_t,
-            "timestep": torch.full((n,), timestep * scale, device=x_t.device),
+            "timestep": per_image(x_t, timestep * scale),
             "encoder_hidden_states": x_t.new_zeros(n, 1, width) if width else None,
             "pooled_projections": x_t.new_zeros(n, pooled) if pooled else None,
-            "class_labels": torch.full((n,), null_class, device=x_t.device) if null_class >= 0 else None,
+            "class_labels": per_image(x_t, null_class) if null_class >= 0 else None,
             "added_cond_kwargs": added,
             "guidance": x_t.new_ones(n) if config.get("guidance_embeds") else None,
             "img_ids": functional.pad(torch.cartesian_prod(*[torch.arange(side)] * 2), (1, 0)).to(x_t),
@@ -147,21 +153,7 @@ def inputs_of(network: Any, packed: bool, image_size: int) -> Callable[[Tensor, 
     given = inputs(torch.zeros(1, config.in_channels, 2, 2), 1)
     wanted = [key for key, parameter in parameters.items() if parameter.default is parameter.empty and key not in given]
     if wanted:
-        raise ValueError(f"a {name} needs {wanted[0]}, and nothing is known to give for it")
+        raise ValueError(f"a {name} needs {wanted[0]}, and it is not known what to give for it")
     if "encoder_hidden_states" in given:
         logging.getLogger("ddae").warning("%s takes text; it gets zeros, which it was not trained with", name)
     return inputs
-
-
-def read_noise(folder: Path, name: str) -> VP | Flow:
-    """The noise of scheduler/scheduler_config.json."""
-    path = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(path) if path.exists() else {}
-    flow = "FlowMatch" in config.get("_class_name", "") or config.get("prediction_type") == "flow_prediction"
-    if not flow and (config or name not in TIMESTEP_SCALE):
-        return read_schedule(folder)
-    if not config:
-        logging.getLogger("ddae").warning("%s has no scheduler; taking rectified flow, T = 1000", folder)
-    if name not in TIMESTEP_SCALE:
-        logging.getLogger("ddae").warning("%s is no flow that is known; its timesteps count up to 1000", name)
-    return Flow(config.get("num_train_timesteps", 1000))

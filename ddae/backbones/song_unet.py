@@ -13,10 +13,10 @@ from torch import nn
 
 
 class SongUNet2DModel(UNet2DModel):
-    """A UNet2DModel whose residual sums are scaled by 1/sqrt(2), whose stem and noise embedding have widths of their
-    own, and whose decoder has attention behind the last block of a resolution alone.
+    """A UNet2DModel that scales residual sums by 1/sqrt(2), has separate widths for its stem and noise embedding, and
+    has attention in the decoder only behind the last block of a resolution.
 
-    Its inputs are the c_in x and c_noise of EDM's preconditioning, which sigma_data is part of.
+    Its inputs are c_in x and c_noise of EDM's preconditioning, which depends on sigma_data.
     """
 
     @register_to_config

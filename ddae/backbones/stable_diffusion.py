@@ -1,4 +1,5 @@
-"""Stable Diffusion 1.x and 2.x in diffusers format (Rombach et al. 2022): latents, with one text for all images."""
+"""Stable Diffusion 1.x and 2.x in diffusers format (Rombach et al. 2022): a UNet on latents, given one text for all
+images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,30 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddae.backbones.adm import openai_places
 from ddae.backbones.base import Backbone, Settings, check_finite
-from ddae.backbones.ddpm import read_schedule
-from ddae.backbones.files import check_whole, load_network
+from ddae.backbones.files import load_network, load_pretrained
+from ddae.backbones.schedules import read_schedule
+from ddae.backbones.unets import openai_specs, unet_inputs
 from ddae.backbones.vae import latents_of, with_vae
 
 
 @dataclass(frozen=True)
 class TextInputs:
-    """What the UNet takes, with the same text for every image."""
+    """Makes the arguments of the UNet, with the same text for every image."""
 
     text: Tensor
-    """[T, width]: the text encoder's last hidden state, or what was learned in its place."""
+    """[T, width]: the last hidden state of the text encoder, or a learned embedding instead."""
 
     def __call__(self, x_t: Tensor, timestep: int) -> dict[str, Any]:
-        return {
-            "sample": x_t,
-            "timestep": torch.full((len(x_t),), timestep, device=x_t.device),
-            "encoder_hidden_states": self.text.to(x_t.device).expand(len(x_t), -1, -1),
-        }
+        text = self.text.to(x_t.device).expand(len(x_t), -1, -1)
+        return {**unet_inputs(x_t, timestep), "encoder_hidden_states": text}
 
 
 def text_inputs(backbone: Backbone) -> TextInputs:
-    """Raises ValueError for a network that takes no text."""
+    """The inputs of a network that takes text. Raises ValueError for any other."""
     if not isinstance(backbone.inputs, TextInputs):
         raise ValueError(
             f"a {type(backbone.network).__name__} takes no text embedding; give a StableDiffusionPipeline as backbone"
@@ -39,8 +37,8 @@ def text_inputs(backbone: Backbone) -> TextInputs:
 
 
 def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
-    """A StableDiffusionPipeline. Blocks by guided diffusion's counting, 25 in Stable Diffusion 1.5: b18 is
-    up_blocks.1.attentions.1. Timesteps 0..999."""
+    """Loads a StableDiffusionPipeline. Blocks are counted as in guided diffusion: Stable Diffusion 1.5 has 25, and b18
+    is up_blocks.1.attentions.1. Timesteps are 0..999."""
     from diffusers import UNet2DConditionModel
 
     unet = load_network(UNet2DConditionModel, folder / "unet")
@@ -57,41 +55,25 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
             f"text_embedding={settings.text_embedding!r} is {text.shape[1]} wide and {folder} takes texts of "
             f"{unet.config.cross_attention_dim}; learn one for it with sweeps/learn_text.py"
         )
-    return Backbone(
-        unet,
-        openai_places(unet),
-        read_schedule(folder),
-        encoder,
-        TextInputs(text.to(settings.device)),
-        with_vae(fingerprint, encoder),
-        settings,
-    )
+    inputs, fingerprint = TextInputs(text.to(settings.device)), with_vae(fingerprint, encoder)
+    return Backbone(unet, openai_specs(unet), read_schedule(folder), encoder, inputs, fingerprint, settings)
 
 
 @torch.no_grad()
 def null_text(folder: Path) -> Tensor:
-    """[T, width], what the pipeline's text encoder makes of an empty prompt."""
+    """[T, width]: an empty prompt, encoded by the pipeline's text encoder."""
     from transformers import CLIPTextModel, CLIPTokenizer
-    from transformers.utils import logging
 
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     prompt = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        loaded: Any = CLIPTextModel.from_pretrained(folder / "text_encoder", output_loading_info=True)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-    encoder, found = loaded
-    check_whole(found, folder / "text_encoder")
-    check_finite(encoder.float().eval())
+    encoder = load_pretrained(CLIPTextModel, folder / "text_encoder")
+    check_finite(encoder)
     mask = prompt.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
     return encoder(prompt.input_ids, attention_mask=mask).last_hidden_state[0]
 
 
 def read_text(file: str) -> Tensor:
-    """[T, width], the tensor `text` of a file that sweeps/learn_text.py has written."""
+    """[T, width]: the tensor `text` of a file that sweeps/learn_text.py has written."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""Images -> latents of Stable Diffusion's autoencoder (Rombach et al. 2022) and those built like it."""
+"""Encodes images as latents of Stable Diffusion's autoencoder (Rombach et al. 2022), or of one built like it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,19 +11,20 @@ from torch import Tensor
 
 from ddae.backbones.base import Pixels, Settings, check_finite
 from ddae.backbones.checkpoints import read_options
-from ddae.backbones.files import load_network, local_path, model_class
+from ddae.backbones.files import load_network, local_path, model_class, subfolder
 
 PIXELS_AT_ONCE = 8 * 256**2
-"""Encoded together, so that memory does not grow with the batch: about 1 GB."""
+"""Pixels that are encoded together (about 1 GB), so that memory does not grow with the batch."""
 
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """The posterior's mean, shifted and scaled as the autoencoder's configuration says. The official codes draw a
-    sample of the posterior instead; the mean is the same each time and can be stored. float32, also under autocast."""
+    """The mean of the posterior in float32, shifted and scaled as the autoencoder's configuration says.
+
+    The official codes draw a sample from the posterior instead; the mean is the same each time and can be stored."""
 
     vae: Any
-    """AutoencoderKL."""
+    """An AutoencoderKL of diffusers."""
     image_size: int
 
     @property
@@ -33,8 +34,8 @@ class Latents:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over all that decides a latent. Decoders do not: the fine-tuned ones of Stable Diffusion share latents
-        with the original."""
+        """sha256 over everything that a latent depends on. The decoder is left out, because autoencoders with a
+        fine-tuned decoder share their latents with the original."""
         config = self.vae.config
         numbers = config.scaling_factor, config.shift_factor, config.latents_mean, config.latents_std
         digest = hashlib.sha256(repr((self.image_size, config.act_fn, config.norm_num_groups, *numbers)).encode())
@@ -56,10 +57,11 @@ class Latents:
 
 
 def latents_of(path: Path, channels: int, sample_size: int, patch_size: int, settings: Settings) -> Latents:
-    """The encoder of a network that was trained on latents [channels, sample_size, sample_size].
+    """The encoder for a network that was trained on latents [channels, sample_size, sample_size].
 
-    Its VAE is the folder `vae` in the model's folder, or beside that or the checkpoint; DiT's own where there is none.
+    The VAE is the folder `vae` in the model's folder, or beside the folder or checkpoint; without one it is DiT's own.
     The sidecar of a checkpoint may name another as `vae`: a folder, a hub id, or, as in DiT's code, `ema` or `mse`.
+    Raises ValueError if there is no VAE, or if it does not suit the network.
     """
     named = str((path.is_file() and read_options(path).get("vae")) or "mse")
     official = named in ("ema", "mse")
@@ -86,16 +88,15 @@ def latents_of(path: Path, channels: int, sample_size: int, patch_size: int, set
 
 
 def with_vae(fingerprint: str, latents: Latents) -> str:
-    """The fingerprint of a model's own files does not cover a VAE that lies elsewhere."""
+    """Adds the VAE to the fingerprint of a model's own files, because the VAE may lie elsewhere."""
     return hashlib.sha256(f"{fingerprint} {latents.fingerprint}".encode()).hexdigest()
 
 
 def load_vae(name: str, settings: Settings) -> Any:
-    """The encoding half of an AutoencoderKL, on the device. name: its folder or hub id, or a pipeline's."""
+    """Loads the encoding half of an AutoencoderKL onto the device, from a folder or hub id of the VAE or a pipeline."""
     from diffusers import AutoencoderKL
 
-    folder = local_path(name)
-    folder = folder / "vae" if (folder / "vae").is_dir() else folder
+    folder = subfolder(local_path(name), "vae")
     if (found := model_class(folder)) != "AutoencoderKL":
         raise ValueError(f"{folder} is a {found}; the only supported VAE is AutoencoderKL")
     vae = load_network(AutoencoderKL, folder)
@@ -105,5 +106,5 @@ def load_vae(name: str, settings: Settings) -> Any:
 
 
 def downsampling(vae: Any) -> int:
-    """Pixels of an image's side for one of its latent's."""
+    """How many times longer the side of an image is than that of its latent."""
     return 2 ** (len(vae.config.block_out_channels) - 1)

@@ -89,7 +89,7 @@ def _load(name: str) -> "Mapping[str, Dataset]":
 
 
 def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
-    """Of the images and of the labels: by type, and by name where several have the type."""
+    """The columns of the images and of the labels: by type, and by name where several have the type."""
     from datasets import ClassLabel
 
     images = [column for column, feature in features.items() if _is_image(feature)]

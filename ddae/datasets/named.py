@@ -20,7 +20,7 @@ n03124170 n03272010 n03337140 n03483316 n03498962 n03710721 n03717622 n03733281 
 n03814639 n03837869 n03838899 n03854065 n03954731 n03983396 n04026417 n04200800 n04209239 n04311004
 n04380533 n04428191 n04443257 n04509417 n04525305 n04554684 n04606251 n07583066 n07711569 n07753592
 """.split()  # noqa: SIM905
-"""Of SCAN (Van Gansbeke et al. 2020): data/imagenet_subsets/imagenet_50.txt of its repository."""
+"""The classes of SCAN (Van Gansbeke et al. 2020): data/imagenet_subsets/imagenet_50.txt of its repository."""
 
 
 def fashion_mnist_8k(data_root: str, image_size: int) -> Images:

@@ -1,4 +1,5 @@
-"""Heads that read a frozen feature, named family or family-size-size in the papers' notation: linear, mlp-256."""
+"""Heads that classify a frozen feature. Their names are family or family-size-size, as the papers write them: linear,
+mlp-256."""
 
 import re
 from collections.abc import Iterable
@@ -29,7 +30,7 @@ HEADS: dict[str, Head] = {
 
 
 def find_head(name: str) -> tuple[Head, tuple[int, ...]]:
-    """`cnn-64-64` -> (HEADS["cnn"], (64, 64)); a family alone means its first default sizes."""
+    """Look up `cnn-64-64` as (HEADS["cnn"], (64, 64)); a family alone means its first default sizes."""
     family, sizes = _parse(name)
     return HEADS[family], sizes or HEADS[family].sizes[0]
 
@@ -37,9 +38,9 @@ def find_head(name: str) -> tuple[Head, tuple[int, ...]]:
 def restore(
     name: str, shape: tuple[int, ...], num_classes: int, tensors: dict[str, Tensor], setting: str
 ) -> StackedHead:
-    """A fit of one setting from its state_dict. shape: [N, C, g, g] of the features it was fitted on.
+    """Rebuild the fit of one setting from its state_dict; shape is that of the features it was fitted on, [N, C, g, g].
 
-    Raises ValueError where the tensors are not those of such a head.
+    Raises ValueError if the tensors do not fit such a head.
     """
     family, sizes = find_head(name)
     head = family.empty(torch.empty(shape, device="meta"), num_classes, *sizes)
@@ -52,7 +53,7 @@ def restore(
 
 
 def expand(names: Iterable[str]) -> tuple[str, ...]:
-    """The heads to try: a family alone becomes all its default sizes, named sizes stay, doubles go."""
+    """List the heads to try: a family without sizes becomes all its default ones, and duplicates are dropped."""
     heads = []
     for family, sizes in map(_parse, names):
         heads += [_join(family, each) for each in ([sizes] if sizes else HEADS[family].sizes)]
@@ -60,7 +61,7 @@ def expand(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _parse(name: str) -> tuple[str, tuple[int, ...]]:
-    """Family and sizes, () where it names none. Raises ValueError for an unknown family and for wrong sizes."""
+    """Split a name into family and sizes, () if it has none. Raises ValueError for an unknown family or wrong sizes."""
     family = re.sub(r"(-\d+)+$", "", name)
     sizes = tuple(map(int, name.removeprefix(family).split("-")[1:]))
     if family not in HEADS:

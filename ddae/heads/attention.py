@@ -6,14 +6,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ddae.heads.base import Standardise
 from ddae.heads.training import Parts, Recipe, StackedNetworks, train, untrained
+from ddae.scaling import Standardise
 
 RECIPE = Recipe(settings=((1e-3, 1.0), (3e-3, 0.1)), batch_size=128)
 
 
 def fit_attention(features: Tensor, labels: Tensor, num_classes: int, seed: int, num_blocks: int) -> StackedNetworks:
-    """Size: number of Transformer blocks, on features standardised channel by channel."""
+    """Fit `num_blocks` Transformer blocks on features standardised channel by channel."""
     return train(*parts(features, num_classes, num_blocks), features, labels, seed, RECIPE)
 
 
@@ -25,7 +25,8 @@ empty_attention = partial(untrained, parts)
 
 
 class Attention(nn.Module):
-    """[N, C, g, g] -> [N, K]: a CLS token and g * g tokens without positions, blocks, a linear layer on CLS."""
+    """[N, C, g, g] -> [N, K]: Transformer blocks on a CLS token and g * g tokens without positional encoding, then a
+    linear layer on CLS."""
 
     def __init__(self, channels: int, num_blocks: int, num_classes: int):
         super().__init__()
@@ -41,7 +42,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-LN Transformer block with an MLP of 4 C. Its last instance in a row needs to give CLS alone."""
+    """A pre-LN Transformer block whose MLP is 4 C wide. It returns the first num_outputs tokens, because the last block
+    is only asked for CLS."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -4,14 +4,14 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ddae.heads.base import Standardise
 from ddae.heads.training import Parts, Recipe, StackedNetworks, train, untrained
+from ddae.scaling import Standardise
 
 RECIPE = Recipe(settings=((3e-3, 0.1), (1e-2, 0.1)), batch_size=128)
 
 
 def fit_cnn(features: Tensor, labels: Tensor, num_classes: int, seed: int, first: int, second: int) -> StackedNetworks:
-    """Sizes: output channels of the two convolutions, on features standardised channel by channel."""
+    """Fit two convolutions with these numbers of output channels, on features standardised channel by channel."""
     return train(*parts(features, num_classes, first, second), features, labels, seed, RECIPE)
 
 
@@ -23,9 +23,10 @@ empty_cnn = partial(untrained, parts)
 
 
 def cnn(channels: int, first: int, second: int, num_classes: int) -> nn.Sequential:
-    """[N, C, g, g] -> [N, K]: two 2x2 convolutions, each with a 2x2 max pool, a 2x2 average pool, a linear layer.
+    """[N, C, g, g] -> [N, K]: two 2x2 convolutions, each with a 2x2 max pool, then average pooling to 2x2 and a linear
+    layer.
 
-    Padding and rounding up carry a 4x4 map to 2x2 (4 -> 5 -> 3 -> 4 -> 2); the paper's maps are 16x16 and more.
+    Padding and rounding up bring a 4x4 map to 2x2 (4 -> 5 -> 3 -> 4 -> 2); the paper's maps are 16x16 and larger.
     """
     return nn.Sequential(
         nn.Conv2d(channels, first, 2, padding=1),

@@ -1,10 +1,11 @@
-"""Nearest neighbours: the head without a fit."""
+"""Nearest neighbours, the head that needs no fit."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ddae.heads.base import StackedHead
+from ddae.scaling import unit_rows
 
 NUM_NEIGHBOURS = 20
 TEMPERATURE = 0.07
@@ -12,7 +13,7 @@ SIMILARITIES_AT_ONCE = 2**24
 
 
 class NearestNeighbours(StackedHead):
-    """known: [M, D], L2-normalised; votes: one-hot [M, K]."""
+    """known: training features [M, D], L2-normalised; votes: their labels, one-hot [M, K]."""
 
     known: Tensor
     votes: Tensor
@@ -24,7 +25,7 @@ class NearestNeighbours(StackedHead):
 
     def forward(self, features: Tensor) -> Tensor:
         rows_at_once = max(1, SIMILARITIES_AT_ONCE // len(self.known))
-        return torch.cat([self.vote(rows) for rows in normalise(features).split(rows_at_once)])[None]
+        return torch.cat([self.vote(rows) for rows in unit_rows(features).split(rows_at_once)])[None]
 
     def only(self, setting: str) -> "NearestNeighbours":
         return self
@@ -39,13 +40,9 @@ class NearestNeighbours(StackedHead):
 
 
 def fit_knn(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> NearestNeighbours:
-    """Votes of the 20 nearest by cosine, weighted by softmax(cosine / 0.07), as DINOv2 reports it (Wu et al. 2018)."""
-    return NearestNeighbours(normalise(features), functional.one_hot(labels, num_classes).float())
+    """Let the 20 nearest by cosine vote, weighted by softmax(cosine / 0.07), as DINOv2 does (Wu et al. 2018)."""
+    return NearestNeighbours(unit_rows(features), functional.one_hot(labels, num_classes).to(features.dtype))
 
 
 def empty_knn(features: Tensor, num_classes: int) -> NearestNeighbours:
     return NearestNeighbours(features.flatten(1), features.new_empty(len(features), num_classes))
-
-
-def normalise(features: Tensor) -> Tensor:
-    return functional.normalize(features.flatten(1), dim=1)

@@ -5,14 +5,14 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ddae.heads.base import Standardise
 from ddae.heads.training import Parts, Recipe, StackedNetworks, train, untrained
+from ddae.scaling import Standardise
 
 RECIPE = Recipe(settings=((3e-3, 0.1), (1e-2, 1.0)), min_steps=50)
 
 
 def fit_mlp(features: Tensor, labels: Tensor, num_classes: int, seed: int, *hidden: int) -> StackedNetworks:
-    """Sizes: of the hidden layers, on features standardised dimension by dimension."""
+    """Fit hidden layers of these sizes, on features standardised dimension by dimension."""
     return train(*parts(features, num_classes, *hidden), features, labels, seed, RECIPE)
 
 
@@ -24,7 +24,7 @@ empty_mlp = partial(untrained, parts)
 
 
 def mlp(num_inputs: int, hidden: tuple[int, ...], num_classes: int) -> nn.Sequential:
-    """[N, C, g, g] -> [N, K]: flatten, hidden layers with ReLU, a linear layer."""
+    """[N, C, g, g] -> [N, K]: flatten, then hidden layers with ReLU, then a linear layer."""
     network = nn.Sequential(nn.Flatten())
     for size, next_size in pairwise((num_inputs, *hidden)):
         network.extend([nn.Linear(size, next_size), nn.ReLU()])

@@ -1,4 +1,4 @@
-"""Linear heads trained as published, for numbers to set beside a paper's."""
+"""Linear heads trained as in their papers, so that accuracies can be compared with the published ones."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from ddae.heads.mlp import mlp
 from ddae.heads.training import Parts, Recipe, StackedNetworks, train, untrained
 
 DDAE = Recipe(settings=((1e-3, 0.0),), batch_size=128, num_epochs=15, min_steps=500)
-"""Adam is AdamW without decay."""
+"""Adam, which is AdamW without weight decay."""
 BN_LINEAR = Recipe(
     settings=((0.01, 0.0), (0.1, 0.0), (1.0, 0.0)),
     num_epochs=28,
@@ -18,8 +18,9 @@ BN_LINEAR = Recipe(
 
 
 def fit_ddae(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> StackedNetworks:
-    """Denoising Diffusion Autoencoders, Table 6 (Xiang et al. 2023): a linear layer on features as they are, Adam at
-    1e-3, batches of 128, 15 epochs. The cosine falls step by step, the official code's epoch by epoch."""
+    """Train a linear layer on features as they are, as Table 6 of Denoising Diffusion Autoencoders has it (Xiang et al.
+    2023): Adam at 1e-3, batches of 128, 15 epochs. The cosine schedule falls at every step, in the official code at
+    every epoch."""
     return train(*plain(features, num_classes), features, labels, seed, DDAE)
 
 
@@ -31,8 +32,8 @@ empty_ddae = partial(untrained, plain)
 
 
 def fit_bn_linear(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> StackedNetworks:
-    """A batch normalisation without parameters, then a linear layer, by SGD with momentum and no decay (MAE, He et
-    al. 2022, appendix A.1; VISSL, Goyal et al. 2019). MAE's LARS is for its batches of 16,384 images."""
+    """Train a linear layer behind a batch normalisation without parameters, by SGD with momentum and no weight decay
+    (MAE, He et al. 2022, appendix A.1; VISSL, Goyal et al. 2019). MAE uses LARS for its batches of 16,384 images."""
     return train(*batch_normalised(features, num_classes), features, labels, seed, BN_LINEAR)
 
 

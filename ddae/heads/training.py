@@ -1,4 +1,4 @@
-"""Training by gradient descent: one loop for every head that needs it."""
+"""The training loop of every head that is fitted by gradient descent."""
 
 import copy
 import math
@@ -14,27 +14,27 @@ from torch.optim import AdamW, Optimizer
 from ddae.heads.base import StackedHead
 
 Parts = tuple[nn.Module, Callable[[], nn.Module]]
-"""What the features pass first, and what builds the network behind it."""
+"""A module that the features pass first, and a function that builds the network behind it."""
 ADAM = partial(AdamW, fused=True)
 ROWS_AT_ONCE = 1024
-"""Of a forward pass outside training, so that memory does not grow with the number of images."""
+"""Images in one forward pass outside training, so that memory does not grow with their number."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: once for every setting, with a cosine schedule to 0 over its steps."""
+    """How a network is trained: once for every setting, the learning rate falling to 0 along a cosine."""
 
     settings: tuple[tuple[float, float], ...]
     """(learning rate, weight decay)"""
     batch_size: int = 256
     num_epochs: int = 10
     min_steps: int = 100
-    """Few images still get this many updates, so that every rung compares converged heads."""
+    """Few images get at least this many updates, so that every rung compares converged heads."""
     optimizer: Callable[..., Optimizer] = ADAM
 
 
 class StackedNetworks(StackedHead):
-    """Copies of one network, one a setting, on the same `inputs(features)`."""
+    """One copy of a network for every setting, all on the same `inputs(features)`."""
 
     def __init__(self, settings: tuple[str, ...], inputs: nn.Module, network: nn.Module):
         super().__init__(settings)
@@ -61,7 +61,7 @@ def untrained(parts: Callable[..., Parts], features: Tensor, num_classes: int, *
 def train(
     inputs: nn.Module, build: Callable[[], nn.Module], features: Tensor, labels: Tensor, seed: int, recipe: Recipe
 ) -> StackedNetworks:
-    """Cross-entropy; one loss is the sum over the settings, whose gradients do not mix."""
+    """Minimise the cross-entropy of all settings at once; they share no parameters, so the loss is their sum."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         names = tuple(f"lr={rate:g} weight_decay={decay:g}" for rate, decay in recipe.settings)
@@ -85,7 +85,7 @@ def train(
 
 
 def batches(num_images: int, recipe: Recipe, seed: int) -> Iterator[tuple[float, Tensor]]:
-    """(progress in [0, 1), rows of a batch), epoch by epoch in a new order, without a last smaller batch."""
+    """Yield (progress in [0, 1), rows of a batch), shuffled anew every epoch and without a last, smaller batch."""
     rng = torch.Generator().manual_seed(seed)
     batch_size = min(recipe.batch_size, num_images)
     per_epoch = num_images // batch_size

@@ -1,6 +1,6 @@
-"""Scores of a feature that see no label, or few, and the ranking they give.
+"""Scores that judge a feature with no labels, or a few, and the ranking they give.
 
-A score is a pure function and a line in SCORES or LABELLED. Features are [N, D], as the network gave them.
+A score is a pure function and a line in SCORES or LABELLED. Features are [N, D], as the network gives them.
 """
 
 import math
@@ -15,33 +15,25 @@ from ddae.label_free.agreement import Trust, spearman, trust
 from ddae.label_free.labelled import h_score, logme, ridge
 from ddae.label_free.unlabelled import alignment, alpha_req, cluster_learnability, contrast, icr, rankme, uniformity
 
-__all__ = [
-    "CONSENSUS",
-    "LABELLED",
-    "SCORES",
-    "Score",
-    "Trust",
-    "measure",
-    "rank",
-    "spearman",
-    "trust",
-]
+__all__ = ["CONSENSUS", "LABELLED", "SCORES", "VERSION", "Score", "Trust", "measure", "rank", "spearman", "trust"]
 
+VERSION = 1
+"""Raise it when a score gives another value for the same features: stored scores carry it in their key."""
 MIN_IMAGES = 4
-"""Fewer make neither two clusters nor a spectrum."""
+"""Fewer images have neither two clusters nor a spectrum."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score, what it needs and where it is best."""
+    """A score, what it is computed from, and which values are good."""
 
     of: Callable[..., float]
     best: float
-    """inf where higher is better, -inf where lower is, else the value it should be near."""
+    """inf if higher is better, -inf if lower is, else the value it should be near."""
     num_draws: int = 1
-    """Noise draws of the same images that `of` takes; in LABELLED one, the labels and the number of classes."""
+    """Noise draws of the same images that `of` takes; in LABELLED one, then the labels and the number of classes."""
     noisier: bool = False
-    """Whether the second draw is of the next noisier timestep."""
+    """Whether the second draw is taken at the next noisier timestep."""
 
     def __call__(self, features: Tensor, *more: Tensor | int) -> float:
         if len(features) < MIN_IMAGES:
@@ -49,7 +41,7 @@ class Score:
         return self.of(features, *more)
 
     def merit(self, values: np.ndarray) -> np.ndarray:
-        """Higher is better."""
+        """Turn values of this score into numbers of which the higher is better."""
         return math.copysign(1, self.best) * values if math.isinf(self.best) else -abs(values - self.best)
 
 
@@ -68,17 +60,17 @@ LABELLED: dict[str, Score] = {
     "ridge": Score(ridge, best=math.inf),
 }
 CONSENSUS = ("alignment", "uniformity", "contrast", "ridge")
-"""The scores that rank together; of LABELLED, where labels were given."""
+"""The scores that the ranking sums; those of LABELLED only count if labels were given."""
 
 
 def measure(
     first: Tensor, second: Tensor, noisier: Tensor, labels: Tensor | None = None, num_classes: int = 0
 ) -> dict[str, float]:
-    """Every score of SCORES from two noise draws of the same images, and with labels those of LABELLED; a score of one
-    draw is the mean over both.
+    """Compute every score of SCORES from two noise draws of the same images, and given labels those of LABELLED too. A
+    score that takes one draw is averaged over both.
 
-    noisier: the second draw of the next noisier timestep, or of this one where it is the last.
-    labels: int64, of the first images.
+    noisier: the second draw at the next noisier timestep, or at this one if it is the last.
+    labels: int64, for the first len(labels) images.
     """
     scores = {
         name: score(first, noisier if score.noisier else second)
@@ -94,9 +86,9 @@ def measure(
 
 
 def rank(scores: Sequence[Mapping[str, float]], members: Sequence[str] = CONSENSUS) -> Tensor:
-    """One number a cell, float64, higher is better: the sum of the members' merits, of those that were measured, each
-    standardised over the cells so that none decides alone. The paper finds the best layers where alignment and
-    uniformity are both low."""
+    """Give every cell one number, float64 [cells], higher is better: the sum of the members' merits, each standardised
+    over the cells so that none decides alone. Members that were not measured are left out. The paper finds the best
+    layers where alignment and uniformity are both low."""
     measured = [name for name in members if name in scores[0]]
     every = {**SCORES, **LABELLED}
     merits = np.array([every[name].merit(np.array([cell[name] for cell in scores])) for name in measured])

@@ -1,4 +1,4 @@
-"""What a ranking is worth, measured against accuracies."""
+"""How well a ranking agrees with accuracies."""
 
 from dataclasses import dataclass
 
@@ -10,23 +10,23 @@ class Trust:
     """How far a ranking of (block, timestep) cells can be trusted."""
 
     spearman: float
-    """Rank correlation with the accuracy over all cells; 0 where either table is constant."""
+    """Rank correlation with the accuracy over all cells; 0 if either is constant."""
     spearman_within_timestep: float
-    """Over the blocks at one timestep, the mean over timesteps."""
+    """Rank correlation over the blocks at one timestep, averaged over timesteps."""
     regret: float
-    """Points of accuracy lost by its first choice against the best cell."""
+    """Points of accuracy that its first choice loses to the best cell."""
     top_k_regret: float
-    """The same by the best of its first k."""
+    """Points of accuracy that the best of its first k choices loses to the best cell."""
     top_k_hit: float
     """Share of its first k that are among the k most accurate."""
 
 
 def trust(ranking: np.ndarray, accuracy: np.ndarray, k: int = 5) -> Trust:
-    """Of a score, higher is better, against accuracies in [0, 1]; both [blocks, timesteps]. A cell that is NaN in one
-    of them is left out. Raises ValueError where no cell is left."""
+    """Compare a ranking, higher is better, with accuracies in [0, 1]; both [blocks, timesteps]. A cell that is NaN in
+    one of them is left out. Raises ValueError if no cell is left."""
     known = np.isfinite(ranking) & np.isfinite(accuracy)
     if not known.any():
-        raise ValueError("no cell has both a score and an accuracy")
+        raise ValueError("no cell has both a score and an accuracy; give two tables that share a cell without NaN")
     columns = [spearman(ranking[at, t], accuracy[at, t]) for t, at in enumerate(known.T) if at.sum() > 1]
     scores, right = ranking[known], accuracy[known]
     first, best = (np.argsort(-values, kind="stable")[:k] for values in (scores, right))
@@ -41,7 +41,7 @@ def trust(ranking: np.ndarray, accuracy: np.ndarray, k: int = 5) -> Trust:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation of two tables of the same shape, without the cells where one is NaN; 0 where one is constant."""
+    """Rank correlation of two tables of the same shape, without the cells that are NaN in one; 0 if one is constant."""
     from scipy.stats import spearmanr
 
     known = np.isfinite(a) & np.isfinite(b)

@@ -1,4 +1,4 @@
-"""Scores that see a hundred labels or so. Features are [N, D], as the network gave them; labels int64 [N]."""
+"""Scores that need about a hundred labels. Features are [N, D], as the network gives them; labels int64 [N]."""
 
 import math
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ddae.label_free.unlabelled import ledoit_wolf, principal_axes
-from ddae.screening import leave_one_out
+from ddae.label_free.unlabelled import ledoit_wolf
+from ddae.ridge import leave_one_out, principal_axes
 
 RATIOS = torch.logspace(-6, 12, 721, dtype=torch.float64)
-"""Of what the strongest direction of the features may explain of a label to its noise; forty a decade."""
+"""Signal-to-noise ratios that logme tries for the strongest direction of the features, forty a decade."""
 
 
 def logme(features: Tensor, labels: Tensor, num_classes: int) -> float:
-    """Log evidence of Bayesian linear regression on one-hot labels, at its most over the precisions of weights and
-    noise, divided by N; the mean over the classes that occur (LogME, You et al. 2021).
+    """Log evidence of Bayesian linear regression on one-hot labels, maximised over the precisions of weights and noise,
+    divided by N and averaged over the classes that occur (LogME, You et al. 2021).
 
-    Nats an image, unbounded, higher is better. Labels ~ N(0, (I + F F' / ratio) / noise precision): the best noise
+    In nats per image, unbounded, higher is better. Labels ~ N(0, (I + F F' / ratio) / noise precision): the best noise
     precision has a closed form, and the ratio of the two precisions is found on a grid, where the paper iterates.
     """
     _check_classes(labels)
@@ -38,24 +38,24 @@ def h_score(features: Tensor, labels: Tensor, num_classes: int) -> float:
     by a (Ibrahim et al. 2021; Ledoit & Wolf 2004).
 
     0 to the number of classes - 1, higher is better. The means lie in the span of the features, so the principal axes
-    are enough and nothing of size D x D is made.
+    are enough and no D x D matrix is needed.
     """
     _check_classes(labels)
     features = features.double()
-    axes, variances = principal_axes(features)
+    projected, _, variances = principal_axes(features - features.mean(0), least=1e-12)
     shrinkage = ledoit_wolf(features)
     targets = functional.one_hot(labels, num_classes).double()
     counts = targets.sum(0)
-    means = targets.T @ ((features - features.mean(0)) @ axes.T) / counts.clamp(min=1)[:, None]
+    means = targets.T @ projected / counts.clamp(min=1)[:, None]
     between = counts / len(labels) @ means.square()
     within = (1 - shrinkage) * variances + shrinkage * variances.sum() / features.shape[1]
-    return float((1 - shrinkage) * (between / within.clamp(min=1e-12 * variances[0] + 1e-300)).sum())
+    return float((1 - shrinkage) * (between / within).sum())
 
 
 def ridge(features: Tensor, labels: Tensor, num_classes: int) -> float:
-    """Accuracy of ridge regression with one image left out at a time (see ddae.screening), 0 to 1, higher is better."""
+    """Accuracy of ridge regression with one image left out at a time (see ddae.ridge), 0 to 1, higher is better."""
     _check_classes(labels)
-    return float(leave_one_out(features[..., None, None], labels, num_classes).mean())
+    return float(leave_one_out(features, labels, num_classes).mean())
 
 
 def _check_classes(labels: Tensor) -> None:

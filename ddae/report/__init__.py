@@ -7,21 +7,21 @@ from ddae.report.figures import (
     courses,
     heat_map,
     image_grid,
-    loss_curve,
     paired_effects,
     pareto_front,
     pictures,
     score_scatter,
     shortened,
     similarity_map,
-    trajectories,
 )
 from ddae.report.page import Page, Section, Table, render, with_test
+from ddae.report.training import accuracy_curves, loss_curve, trajectories
 
 __all__ = [
     "Page",
     "Section",
     "Table",
+    "accuracy_curves",
     "alignment_uniformity",
     "confusion",
     "cost_scatter",

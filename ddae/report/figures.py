@@ -36,7 +36,7 @@ def heat_map(
 
     rings and star mark (block, timestep) cells.
     """
-    figure, axes = _axes(max(4.5, 1.9 + 0.52 * len(sigmas)), 1.5 + 0.28 * len(blocks))
+    figure, axes = make_axes(max(4.5, 1.9 + 0.52 * len(sigmas)), 1.5 + 0.28 * len(blocks))
     image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="none")
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for row, block in enumerate(blocks):
@@ -53,7 +53,7 @@ def heat_map(
     axes.set(xlabel="timestep, and below it the noise-to-signal ratio sigma", ylabel="block, input at the top")
     axes.set_title(title, size=10, loc="left")
     figure.colorbar(image, label=label)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def score_scatter(
@@ -71,7 +71,7 @@ def score_scatter(
     """
     from matplotlib import colormaps
 
-    figure, axes = _axes(5.5, 4)
+    figure, axes = make_axes(5.5, 4)
     colors = colormaps["viridis"](np.linspace(0, 0.95, len(timesteps)))
     for column, (timestep, color) in enumerate(zip(timesteps, colors, strict=True)):
         axes.scatter(
@@ -85,41 +85,7 @@ def score_scatter(
     axes.set(xlabel="label-free ranking (higher is better)", ylabel="accuracy of leave-one-out ridge (%)")
     axes.set_title(f"Spearman {correlation:.2f} over {np.isfinite(accuracy).sum()} cells", size=10, loc="left")
     figure.legend(loc="outside upper left", frameon=False, fontsize=8, ncols=5, columnspacing=1)
-    return _save(_open(figure), path)
-
-
-def trajectories(
-    alignment: np.ndarray, uniformity: np.ndarray, steps: Sequence[int], blocks: Sequence[str], title: str, path: Path
-) -> "Figure":
-    """Alignment against uniformity along pre-training (DDAE paper, Figure 3), [checkpoints, blocks] each: a line a
-    block, a point a checkpoint, the last one filled."""
-    from matplotlib import colormaps
-
-    figure, axes = _axes(7, 5)
-    colors = colormaps["viridis"](np.linspace(0, 0.9, len(blocks)))
-    for column, (block, color) in enumerate(zip(blocks, colors, strict=True)):
-        marker = "os^Dv<>p"[column % 8]
-        x, y = uniformity[:, column], alignment[:, column]
-        axes.plot(x, y, f"{marker}-", color=color, mfc="white", ms=4, linewidth=1)
-        axes.plot(x[-1], y[-1], marker, color=color, ms=8, label=block)
-    axes.set(xlabel="uniformity (lower is better)", ylabel="alignment (lower is better)")
-    axes.set_title(
-        f"{title}\nsteps {', '.join(f'{step:,}' for step in steps)}; the last is filled", size=10, loc="left"
-    )
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title="block, input first")
-    return _save(figure, path)
-
-
-def loss_curve(losses: list[float], path: Path) -> "Figure":
-    """Training loss against step, with a running mean over a hundredth of the training."""
-    figure, axes = _axes(6, 3.5)
-    window = max(1, len(losses) // 100)
-    mean = np.convolve(losses, np.ones(window) / window, mode="valid")
-    axes.plot(losses, color="0.8", linewidth=0.5, label="each step")
-    axes.plot(np.arange(window - 1, len(losses)), mean, color="C0", label=f"mean of {window} steps")
-    axes.set(xlabel="step", ylabel="noise-prediction loss", yscale="log")
-    axes.legend(frameon=False)
-    return _save(figure, path)
+    return save(open_frame(figure), path)
 
 
 def image_grid(images: Tensor, path: Path) -> None:
@@ -137,7 +103,7 @@ def alignment_uniformity(
 
     [blocks, timesteps] each, accuracy in [0, 1]; star: where the answer is.
     """
-    figure, axes = _axes(5.5, 4)
+    figure, axes = make_axes(5.5, 4)
     known = np.isfinite(accuracy)
     percent = 100 * accuracy[known]
     options = {"s": 34, "cmap": "viridis", "edgecolors": FAINT, "linewidths": 0.5, "rasterized": percent.size > MANY}
@@ -155,7 +121,7 @@ def alignment_uniformity(
     axes.set_title(f"dashed: trend of accuracy, which explains {explained:.0%} of it", size=10, loc="left")
     axes.legend(frameon=False, fontsize=8)
     figure.colorbar(points, label="accuracy of leave-one-out ridge (%)")
-    return _save(_open(figure), path)
+    return save(open_frame(figure), path)
 
 
 def paired_effects(
@@ -166,7 +132,7 @@ def paired_effects(
     effects: axis -> choice -> points of accuracy by which it is better than references[axis], one a pair of cells.
     """
     heights = [1 + len(choices) for choices in effects.values()]
-    figure, panels = _axes(5.5, 0.9 * len(effects) + 0.34 * sum(heights), rows=len(effects), height_ratios=heights)
+    figure, panels = make_axes(5.5, 0.9 * len(effects) + 0.34 * sum(heights), rows=len(effects), height_ratios=heights)
     for axes, (axis, choices) in zip(np.atleast_1d(panels), effects.items(), strict=True):
         labels = []
         for row, (choice, points) in enumerate(choices.items()):
@@ -182,7 +148,7 @@ def paired_effects(
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_title(f"{axis}, against {references[axis]}", size=10, loc="left")
         axes.set_xlabel("points better (right) or worse (left)")
-    return _save(_open(figure), path)
+    return save(open_frame(figure), path)
 
 
 def cost_scatter(
@@ -195,7 +161,7 @@ def cost_scatter(
 ) -> "Figure":
     """Accuracy in [0, 1] of N cells against each of their costs, and the Pareto front: no cell is both cheaper and
     better. kinds: what shapes tell apart; star: number of the answer."""
-    figure, panels = _axes(5.5, 0.4 + 2.4 * len(costs), rows=len(costs))
+    figure, panels = make_axes(5.5, 0.4 + 2.4 * len(costs), rows=len(costs))
     for axes, (label, cost) in zip(np.atleast_1d(panels), costs.items(), strict=True):
         for marker, kind in zip(np.resize(list(MARKERS), len(set(kinds))), dict.fromkeys(kinds), strict=True):
             of_kind = np.array([one == kind for one in kinds])
@@ -208,10 +174,10 @@ def cost_scatter(
         axes.plot(cost[star], 100 * accuracy[star], "*", color="black", ms=14, mec="white", ls="", label="the answer")
         axes.set(xlabel=label, ylabel="val accuracy (%)")
         if cost.max() > 10 * cost.min() >= 10:
-            _log_axis(axes, [2.0**power for power in range(31) if cost.min() <= 2**power <= cost.max()])
+            log_axis(axes, [2.0**power for power in range(31) if cost.min() <= 2**power <= cost.max()])
     handles, labels = np.atleast_1d(panels)[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", frameon=False, fontsize=8, ncols=4, columnspacing=1)
-    return _save(_open(figure), path)
+    return save(open_frame(figure), path)
 
 
 def pareto_front(cost: np.ndarray, value: np.ndarray) -> np.ndarray:
@@ -233,7 +199,7 @@ def courses(
 
     stopped: which went no further than that; labels stand at the ends of the lines; star: the answer.
     """
-    figure, axes = _axes(5.5, 4)
+    figure, axes = make_axes(5.5, 4)
     counts = sorted({count for line in lines for count, _ in line})
     gap = [(np.nan, np.nan)]
     for is_stopped, style, end, name in ((True, "--", "x", "stopped"), (False, "-", "o", "went on to the end")):
@@ -248,7 +214,7 @@ def courses(
         x, y = np.array(lines[star]).T
         axes.plot(x, 100 * y, color="black", linewidth=2.5)
         axes.plot(x[-1], 100 * y[-1], "*", color="black", mec="white", ms=16, label="the answer")
-    _log_axis(axes, counts)
+    log_axis(axes, counts)
     axes.set(xlabel="training images", ylabel=ylabel, xlim=(counts[0] / 1.2, counts[-1] * 1.5))
     ends = [(*line[-1], label) for line, label in zip(lines, labels, strict=True) if label]
     low, high = axes.get_ylim()
@@ -258,12 +224,12 @@ def courses(
         for (y, label), apart in zip(here, _apart([y for y, _ in here], (high - low) / 22), strict=True):
             axes.annotate(label, (count, y), (count * 1.07, apart), va="center", size=8, bbox=readable)
     axes.legend(frameon=False, fontsize=8)
-    return _save(_open(figure), path)
+    return save(open_frame(figure), path)
 
 
 def confusion(shares: np.ndarray, classes: Sequence[str], path: Path) -> "Figure":
     """shares: [true, predicted] in [0, 1], shown in percent; rows sum to 1, or to 0 where a class has no image."""
-    figure, axes = _axes(max(3.5, 1.8 + 0.38 * len(classes)), 1.3 + 0.3 * len(classes))
+    figure, axes = make_axes(max(3.5, 1.8 + 0.38 * len(classes)), 1.3 + 0.3 * len(classes))
     axes.imshow(shares, aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="none")
     for row, column in np.argwhere(shares >= 0.005):
         ink = "white" if shares[row, column] > 0.5 else INK
@@ -272,7 +238,7 @@ def confusion(shares: np.ndarray, classes: Sequence[str], path: Path) -> "Figure
     axes.set_yticks(range(len(names)), names)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set(xlabel="taken for", ylabel="true class")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def pictures(
@@ -285,7 +251,7 @@ def pictures(
     from matplotlib.patches import Rectangle
 
     num_columns = max(map(len, rows))
-    figure, axes = _axes(0.9 * num_columns, 1.1 * len(rows))
+    figure, axes = make_axes(0.9 * num_columns, 1.1 * len(rows))
     figure.set_layout_engine("none")
     axes.set_position((0, 0, 1, 1))
     for row, images in enumerate(rows):
@@ -297,7 +263,7 @@ def pictures(
             axes.text(x + 0.5, y - 0.05, captions[row][column], ha="center", va="top", size=7)
     axes.set(xlim=(-0.1, 1.1 * num_columns), ylim=(-1.35 * len(rows) + 1, 1.1))
     axes.set_axis_off()
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def shortened(name: str, length: int = 14) -> str:
@@ -307,7 +273,7 @@ def shortened(name: str, length: int = 14) -> str:
 
 
 def _stderr(points: np.ndarray) -> float:
-    """Of the mean; 0 of one point."""
+    """The standard error of the mean; 0 for one point."""
     return float(points.std(ddof=1) / len(points) ** 0.5) if len(points) > 1 else 0.0
 
 
@@ -319,13 +285,13 @@ def _apart(heights: Sequence[float], least: float) -> list[float]:
     return places
 
 
-def _log_axis(axes: "Axes", ticks: Sequence[float]) -> None:
+def log_axis(axes: "Axes", ticks: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
 
 
-def _open(figure: "Figure") -> "Figure":
+def open_frame(figure: "Figure") -> "Figure":
     """Without the frame's upper and right side."""
     for axes in figure.axes:
         if axes.get_label() != "<colorbar>":
@@ -343,7 +309,7 @@ def similarity_map(
 ) -> "Figure":
     """values: [rows, columns] in 0 to 1; rows, columns: of each its group and its name in it, groups one after the
     other. Names stand left and below, groups right and above, with lines between them."""
-    figure, axes = _axes(2.6 + max(2.8, 0.13 * len(columns)), 1.9 + max(1.2, 0.13 * len(rows)))
+    figure, axes = make_axes(2.6 + max(2.8, 0.13 * len(columns)), 1.9 + max(1.2, 0.13 * len(rows)))
     figure.set_layout_engine("compressed")  # its cells are squares
     image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     axes.set_yticks(range(len(rows)), [name for _, name in rows], size=6)
@@ -361,10 +327,10 @@ def similarity_map(
         beside.set_tick_params(length=0)
     figure.suptitle(title, size=9, wrap=True)
     figure.colorbar(image, label=label, shrink=0.6)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def _axes(width: float, height: float, rows: int = 1, **gridspec):
+def make_axes(width: float, height: float, rows: int = 1, **gridspec):
     """A figure of width x height inches that needs no screen, in which $ is a letter."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -374,7 +340,7 @@ def _axes(width: float, height: float, rows: int = 1, **gridspec):
     return figure, figure.subplots(rows, gridspec_kw=gridspec)
 
 
-def _save(figure: "Figure", path: Path) -> "Figure":
+def save(figure: "Figure", path: Path) -> "Figure":
     """As a PNG; drawn once, where savefig would draw twice."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -46,7 +46,7 @@ class Page:
     accuracy: str
     """In percent, with its standard error."""
     test: str
-    """Of the test set; with_test() replaces it."""
+    """What is known of the test set; with_test() replaces it."""
     facts: Mapping[str, str]
     tied: Table
     sections: Sequence[Section]

@@ -87,13 +87,13 @@ def test_sweep_on_a_cluster(alone, machines, config, shared, tiny_model, tmp_pat
     command = f"cd ddae-sweeps && python sweeps/layer_noise.py --backbone {tiny_model} --store {shared}/store"
     sweep = laptop.start("ray", "exec", file, f"{command} {' '.join(ARGS)}")
 
-    assert wait_for(lambda: two.processes("ray::Extractor"), sweep)
+    assert wait_for(lambda: two.processes("ray::Worker"), sweep)
     head.run("sh", "-c", STOP)
     laptop.inside("ip", "link", "set", "two", "down")
     laptop.run(*start_new)
     assert wait_for(lambda: new.address in head.run("ss", "-Htn", "sport = :6379"), sweep)
     head.run("sh", "-c", "kill -CONT $(pgrep -f '[l]ayer_noise.py' | sort -rn)")
-    assert wait_for(lambda: new.processes("ray::Extractor", "ray::ProbeTrial"), sweep)
+    assert wait_for(lambda: new.processes("ray::Worker", "ray::TaskTrial"), sweep)
     printed, _ = sweep.communicate(timeout=PATIENCE_SECONDS)
     assert sweep.returncode == 0, printed
 

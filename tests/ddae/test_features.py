@@ -9,10 +9,16 @@ from ddae.datasets import load_dataset
 from ddae.features import FeatureKey, extract, width
 from ddae.noise import image_noise
 from ddae.pooling import pool, stored_grid
-from ddae.screening import leave_one_out
+from ddae.ridge import leave_one_out
 from ddae.views import flip_and_crop
+from storage.ledger import content_key
 
-KEY = FeatureKey("weights", "images", split_seed=0, val_fraction=0.2, noise_seed=0, draw=0, pooling=4)
+KEY = FeatureKey("weights", "images", split_seed=0, val_fraction=0.2, noise_seed=0, pooling=4)
+OF_0_1 = {
+    "backbone": "weights", "images": "images", "split_seed": 0, "val_fraction": 0.2, "noise_seed": 0, "draw": 0,
+    "pooling": 4, "dtype": "float16", "version": 3,
+}  # fmt: skip
+"""What version 0.1 hashed: one number counted noise draws and, from 2 on, views."""
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +43,30 @@ def test_features_are_the_pooled_activations(backbone, dataset):
         assert np.array_equal(features[block.name], expected)
 
 
-def test_only_later_draws_are_views_and_each_has_noise_of_its_own(backbone, dataset):
+@pytest.mark.parametrize(("draw", "view"), [(0, 0), (1, 0), (2, 0), (0, 1), (0, 2), (2, 2)])
+def test_views_alone_are_flipped_and_cropped_and_each_draw_and_view_has_noise_of_its_own(backbone, dataset, draw, view):
     rows = dataset.splits["train"][:3]
-    plain, second, view = (
-        extract(backbone, dataset, rows, 30, ["mid"], replace(KEY, draw=draw))["mid"] for draw in (0, 1, 2)
-    )
-    x0 = backbone.encode(flip_and_crop(dataset.images.read(rows), rows, 0, 2))
-    expected = backbone.activations(x0, image_noise(rows, (1, 16, 16), 30, 0, draw=2), 30, ["mid"])["mid"]
-    assert np.array_equal(view, expected.flatten(1).half().numpy())
-    assert not np.array_equal(plain, second)
+    found = extract(backbone, dataset, rows, 30, ["mid"], replace(KEY, draw=draw, view=view))["mid"]
+    images = dataset.images.read(rows)
+    x0 = backbone.encode(flip_and_crop(images, rows, 0, view) if view else images)
+    noise = image_noise(rows, (1, 16, 16), 30, 0, draw, view)
+    expected = backbone.activations(x0, noise, 30, ["mid"])["mid"]
+    assert np.array_equal(found, expected.flatten(1).half().numpy())
+    plain = extract(backbone, dataset, rows, 30, ["mid"], KEY)["mid"]
+    assert np.array_equal(found, plain) == ((draw, view) == (0, 0))
+
+
+@pytest.mark.parametrize("draw", [0, 1])
+def test_images_as_they_are_keep_the_keys_of_version_0_1(draw):
+    fields = replace(KEY, draw=draw).asdict()
+    assert fields == OF_0_1 | {"draw": draw}
+    assert content_key(**fields) == content_key(**OF_0_1 | {"draw": draw})
+
+
+def test_a_later_draw_a_view_and_what_version_0_1_called_a_draw_are_three_keys():
+    keys = [content_key(**replace(KEY, draw=draw, view=view).asdict()) for draw in range(4) for view in range(4)]
+    of_0_1 = [content_key(**OF_0_1 | {"draw": draw}) for draw in (2, 3)]
+    assert len({*keys, *of_0_1}) == 16 + 2
 
 
 def test_batch_size_matters_neither_to_features_nor_to_the_probe(backbone, dataset):

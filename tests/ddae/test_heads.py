@@ -8,11 +8,13 @@ from safetensors.torch import load, save
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
+from ddae import ridge
 from ddae.heads import HEADS, attention, cnn, expand, find_head, mlp, recipes, restore
 from ddae.heads.attention import Attention
-from ddae.heads.linear import COSTS, PENALTIES, RIDGE_PENALTIES
+from ddae.heads.linear import COSTS, PENALTIES
 from ddae.heads.training import batches
-from ddae.probe import Candidate, fit_probe
+from ddae.probe import fit_probe
+from tests.ddae.golden import digest, problem
 
 NAMES = expand(HEADS)
 
@@ -47,12 +49,12 @@ def grid_of(name):
 def test_every_head_finds_a_planted_signal(name):
     grid = grid_of(name)
     train_images, val = planted(300, grid=grid), planted(300, seed=1, grid=grid)
-    fitted, result = fit_probe(Candidate("mid", 0, grid, name), train_images, val, 3, seed=0)
-    assert result.val_accuracy > 0.9
-    scores = fitted(planted(5, grid=grid)[0])
-    assert scores.shape == (len(fitted.settings), 5, 3)
-    assert result.setting in fitted.settings
-    assert result.val_accuracy == result.correct.mean()
+    fitted = fit_probe(name, train_images, val, 3, seed=0)
+    assert fitted.correct.mean() > 0.9
+    scores = fitted.head(planted(5, grid=grid)[0])
+    assert scores.shape == (len(fitted.head.settings), 5, 3)
+    assert fitted.setting in fitted.head.settings
+    assert ((fitted.scores.argmax(-1) == val[1]).numpy() == fitted.correct).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,8 +63,8 @@ def test_shuffled_labels_give_chance(name):
     maps, labels = planted(600, grid=grid)
     shuffled = labels[torch.randperm(600, generator=torch.Generator().manual_seed(0))]
     val = planted(600, seed=1, grid=grid)
-    _, result = fit_probe(Candidate("mid", 0, grid, name), (maps, shuffled), val, 3, seed=0)
-    assert result.val_accuracy < 1 / 3 + 0.1
+    fitted = fit_probe(name, (maps, shuffled), val, 3, seed=0)
+    assert fitted.correct.mean() < 1 / 3 + 0.1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,11 +126,71 @@ def test_all_settings_at_once_are_each_alone(name, monkeypatch):
         torch.testing.assert_close(fit(name, maps, labels)(maps)[0], scores)
 
 
+GOLDEN = {
+    "ridge": (1, 3.0412359),
+    "linear": (1, 49.1217156),
+    "logistic": (1, -165.8916691),
+    "knn": (1, -1.2060468),
+    "ddae": (1, -10.097191),
+    "bn-linear": (1, 123.7303617),
+    "mlp": (1, 23.167276),
+    "cnn": (1, -60.7354376),
+    "attention": (1, 0.8334914),
+}
+"""Version of the family and digest of its results: raise the one and renew the other together."""
+
+
+def golden(family):
+    """Digest of the class scores after a fit on few images, where the least number of steps counts, and on many, where
+    the number of epochs does; in double precision."""
+    name = {"mlp": "mlp-16", "cnn": "cnn-8-8"}.get(family, family)
+    asked, _ = problem(40, grid_of(name), seed=1)
+    return digest(fit(name, *problem(num_images, grid_of(name)))(asked) for num_images in (150, 4400))
+
+
+@pytest.fixture
+def double_precision():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("family", HEADS)
+def test_the_version_of_a_head_stands_for_its_results(family, double_precision):
+    found = HEADS[family].version, golden(family)
+    assert found == pytest.approx(GOLDEN.get(family), abs=1e-6), (
+        f"results of {family} changed: raise its version and renew the digest, to {found}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "constant", "value"),
+    [
+        ("linear", "ddae.heads.linear.NUM_STEPS", 61),
+        ("linear", "ddae.heads.linear.PENALTIES", (1e-3, 1e-2, 0.101)),
+        ("ridge", "ddae.ridge.PENALTIES", (*ridge.PENALTIES[:-1], 1010.0)),
+        ("knn", "ddae.heads.knn.TEMPERATURE", 0.0701),
+        ("mlp", "ddae.heads.mlp.RECIPE", replace(mlp.RECIPE, num_epochs=11)),
+        ("mlp", "ddae.heads.mlp.RECIPE", replace(mlp.RECIPE, min_steps=51)),
+        ("mlp", "ddae.heads.mlp.RECIPE", replace(mlp.RECIPE, batch_size=257)),
+        ("mlp", "ddae.heads.mlp.RECIPE", replace(mlp.RECIPE, settings=((3.03e-3, 0.1), (1e-2, 1.0)))),
+        ("mlp", "ddae.heads.mlp.RECIPE", replace(mlp.RECIPE, settings=((3e-3, 0.1), (1e-2, 1.01)))),
+        ("ddae", "ddae.heads.recipes.DDAE", replace(recipes.DDAE, num_epochs=16)),
+        ("bn-linear", "ddae.heads.recipes.BN_LINEAR", replace(recipes.BN_LINEAR, num_epochs=29)),
+    ],
+)
+def test_the_digest_of_a_head_changes_with_every_number_of_its_recipe(
+    family, constant, value, monkeypatch, double_precision
+):
+    monkeypatch.setattr(constant, value)
+    assert golden(family) != pytest.approx(GOLDEN[family][1], abs=1e-6)
+
+
 def test_ridge_is_the_closed_form():
     maps, labels = planted(200)
     x = standardised(maps)
     scores = fit("ridge", maps, labels)(maps)
-    for row, penalty in zip(scores, RIDGE_PENALTIES, strict=True):
+    for row, penalty in zip(scores, ridge.PENALTIES, strict=True):
         expected = Ridge(alpha=penalty * len(x)).fit(x, np.eye(3)[labels]).predict(x)
         np.testing.assert_allclose(row.numpy(), expected, atol=2e-4)
 
@@ -190,7 +252,7 @@ def test_ddae_takes_fifteen_epochs_of_128():
 
 
 def test_bn_linear_forgets_scale_and_shift():
-    """Though its normalisation is of a batch, the whole training set fits in one here."""
+    """The whole training set is one batch here, so the batch's statistics are those of the set."""
     maps, labels = planted(200)
     apart = maps * torch.linspace(0.1, 50, 6)[:, None, None] + 9
     accuracies = [(fit("bn-linear", x, labels)(x).argmax(-1) == labels).float().mean(1) for x in (maps, apart)]

@@ -17,6 +17,7 @@ from sklearn.preprocessing import normalize, scale
 
 from ddae import label_free
 from ddae.label_free import LABELLED, SCORES, labelled, unlabelled
+from tests.ddae.golden import problem
 
 NUM_CLASSES = 10
 FOOLED_BY_NOISE = {"uniformity", "rankme", "alpha_req"}
@@ -103,6 +104,53 @@ def test_labels_of_one_class_are_an_error(name):
     first, second, labels = planted()
     with pytest.raises(ValueError, match="300 labels are all of one class; give more labels"):
         score(name, (first, second, 0 * labels))
+
+
+GOLDEN = (
+    1,
+    {
+        "alignment": 0.6252717,
+        "uniformity": -3.857962,
+        "contrast": -3.9450528,
+        "icr": 0.2860928,
+        "cluster_learnability": 0.405,
+        "rankme": 41.0763865,
+        "alpha_req": 1.3344472,
+        "logme": -0.7865898,
+        "h_score": 0.5799298,
+        "ridge": 0.785,
+    },
+)
+"""Version of the scores and their values on a fixed problem: raise the one and renew the others together."""
+
+
+def golden(name):
+    maps, labels = problem(200, grid=4)
+    features, spread = maps.flatten(1), torch.linspace(0.2, 2, 64)
+    return score(name, (features * spread, (features + problem(200, grid=4, seed=1)[0].flatten(1)) * spread, labels))
+
+
+@EVERY
+def test_the_version_of_the_scores_stands_for_their_values(name):
+    version, values = GOLDEN
+    found = label_free.VERSION, golden(name)
+    assert found == pytest.approx((version, values[name]), abs=1e-6), (
+        f"results of {name} changed: raise ddae.label_free.VERSION and renew its value, to {found}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "constant", "value"),
+    [
+        ("cluster_learnability", "ddae.label_free.unlabelled.NUM_CLUSTERINGS", 9),
+        ("alpha_req", "ddae.label_free.unlabelled.FIRST_RANK", 6),
+        ("logme", "ddae.label_free.labelled.RATIOS", labelled.RATIOS * 1.01),
+        ("ridge", "ddae.ridge.PENALTIES", (0.1,)),
+    ],
+)
+def test_the_values_change_with_a_number_of_the_score(name, constant, value, monkeypatch):
+    monkeypatch.setattr(constant, value)
+    assert golden(name) != pytest.approx(GOLDEN[1][name], abs=1e-6)
 
 
 def sphere(x):

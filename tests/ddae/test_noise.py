@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -13,16 +15,13 @@ def test_noise_does_not_depend_on_the_batch():
     assert torch.equal(together, alone)
 
 
-def test_noise_differs_by_seed_timestep_image_and_draw():
+def test_noise_differs_by_seed_timestep_image_draw_and_view():
     draws = [
-        image_noise(np.array([i]), SHAPE, timestep=t, seed=s, draw=d)
-        for s in (0, 1)
-        for t in (0, 1)
-        for i in (0, 1)
-        for d in (0, 1)
+        image_noise(np.array([i]), SHAPE, timestep=t, seed=s, draw=d, view=v)
+        for s, t, i, d, v in itertools.product((0, 1), repeat=5)
     ]
     stacked = torch.cat(draws).flatten(1)
-    assert len(torch.unique(stacked, dim=0)) == 16
+    assert len(torch.unique(stacked, dim=0)) == 32
     assert torch.corrcoef(stacked).fill_diagonal_(0).abs().max() < 0.5
 
 

@@ -8,7 +8,7 @@ from ddae.similarity import cka, hsic
 
 @pytest.fixture
 def features():
-    """Four of 96 images: x; x turned, scaled and moved; x with noise; noise."""
+    """Four features of 96 images: x; x rotated, scaled and shifted; x with noise; noise."""
     rng = torch.Generator().manual_seed(0)
 
     def normal(*shape):
@@ -24,7 +24,7 @@ def batches(features, size):
 
 
 def test_it_is_what_a_maintained_package_computes(features):
-    """pytorch-cka, whose estimator has Song's three terms one by one, in float32; it lifts what is below 0."""
+    """pytorch-cka sums Song's three terms one by one, in float32, and clips what is below 0."""
     expected = cka_from_features(features, features).double()
     torch.testing.assert_close(cka([features]).clamp(min=0), expected, rtol=1e-4, atol=1e-4)
     for batch in batches(features, 32):
@@ -33,7 +33,7 @@ def test_it_is_what_a_maintained_package_computes(features):
 
 
 def test_hsic_is_the_mean_over_all_fours_of_images():
-    """By the definition that it estimates without bias (Song et al. 2012, equation 3), on 7 images."""
+    """The definition that it estimates without bias (Song et al. 2012, equation 3), on 7 images."""
     from itertools import permutations
 
     rng = torch.Generator().manual_seed(1)
@@ -51,7 +51,7 @@ def test_rotation_scale_and_shift_change_nothing_and_noise_does(features):
 
 
 def test_independent_features_have_none_on_average():
-    """Where the biased estimate has 0.9: many more dimensions than images."""
+    """With many more dimensions than images, the biased estimate would be 0.9."""
     rng = torch.Generator().manual_seed(2)
     values = [cka([[torch.randn(16, 200, generator=rng) for _ in range(2)]])[0, 1] for _ in range(300)]
     mean, error = torch.stack(values).mean(), torch.stack(values).std() / 300**0.5

@@ -55,7 +55,7 @@ def saved(tiny_model, images, digits, tmp_path_factory):
 
 def test_features_are_those_of_the_sweep(winner, digits, images, tiny_model):
     backbone, rows = load_backbone(tiny_model), digits.splits["train"][:70]
-    key = FeatureKey(backbone.fingerprint, "", 0, 0.2, noise_seed=0, draw=0, pooling=4)
+    key = FeatureKey(backbone.fingerprint, "", 0, 0.2, noise_seed=0, pooling=4)
     stored = extract(backbone, digits, rows, 30, ["up.1.0"], key)["up.1.0"]
     [block] = [block for block in backbone.blocks if block.name == "up.1.0"]
     expected = pool(to_maps([stored], block.channels), 2).flatten(1).numpy()

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save, save_file
 
 from ddae.backbones import load_backbone
 from sweeps import final_test, hand_over, layer_noise
-from sweeps.tuning.extractor import Extractor
-from sweeps.tuning.space import Need
+from sweeps.probing.extractor import Extractor
+from sweeps.probing.source import Need
+from sweeps.probing.sweep import set_up_search
 
 
 def keep_one_image(folder):
@@ -214,10 +215,10 @@ def test_what_an_extractor_meets(tmp_path, tiny_model, images, change_images, ch
             change(folder)
     store = tmp_path / "store"
     config = layer_noise.LayerNoise(str(model), str(images), timesteps=(5,), store=str(store))
-    plan, *_ = config.plan()
-    need = Need(5, "train", 4, tuple(block.name for block in plan.space.blocks))
+    task = set_up_search(config).task
+    need = Need(5, "train", 4, task.space.block_names)
     with pytest.raises(ValueError, match=expected):
-        Extractor(plan, 1).ensure(need)
+        Extractor(task.source).ensure(need)
     assert [path for path in store.rglob("*") if path.suffix in (".part", ".arrow")] == []
 
 
@@ -240,12 +241,12 @@ def test_without_a_sweep(error_of, command, config):
 
 
 @AFTERWARDS
-@pytest.mark.parametrize("content", ["{", "[]", '{"winner": {}}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"winner": {}}', '{"task": "layer-noise", "flags": {}, "answer": {}}'])
 def test_a_damaged_sweep(error_of, tmp_path, command, config, content):
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "results.json").write_text(content)
     line = error_of(command, config, ["--sweep", "given"])
-    assert "given/results.json is damaged; run its sweep again" in line
+    assert "given/results.json is damaged" in line and "run its sweep again" in line
 
 
 @AFTERWARDS
@@ -253,7 +254,8 @@ def test_a_damaged_sweep(error_of, tmp_path, command, config, content):
 def test_a_damaged_record_of_the_test(error_of, tmp_path, command, config, content):
     (tmp_path / "given").mkdir()
     cell = {"block": "mid", "timestep": 0, "pooling": 1, "head": "linear"}
-    (tmp_path / "given" / "results.json").write_text(json.dumps({"winner": {"candidate": cell}}))
+    results = {"task": "layer-noise", "flags": {}, "answer": {"cell": cell}}
+    (tmp_path / "given" / "results.json").write_text(json.dumps(results))
     (tmp_path / "given" / "final_test.json").write_text(content)
     line = error_of(command, config, ["--sweep", "given"])
     assert "given/final_test.json, the record that the test set has been looked at, is damaged; restore it" in line

@@ -80,7 +80,7 @@ def test_layer_noise(error_of, tiny_model, args, expected):
 
 def test_unreachable_tracking_server(error_of, monkeypatch, tiny_model):
     args = ["--backbone", tiny_model, "--dataset", "digits"]
-    monkeypatch.setattr("storage.tracking.tracking_uri", lambda: "http://127.0.0.1:9")
+    monkeypatch.setattr("sweeps.driver.tracking_uri", lambda: "http://127.0.0.1:9")
     line = error_of(layer_noise, layer_noise.LayerNoise, args)
     assert "MLFLOW_TRACKING_URI=http://127.0.0.1:9 does not answer" in line
 

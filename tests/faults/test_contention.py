@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from storage.feature_store import FeatureStore
-from sweeps.cli import ModelAndData
-from sweeps.tuning.extractor import Extractor
-from sweeps.tuning.plan import make_plan
-from sweeps.tuning.space import Need
+from sweeps.flags import ModelAndData
+from sweeps.probing.extractor import Extractor
+from sweeps.probing.source import Need
+from sweeps.probing.sweep import set_up
 from tests.commands import PATIENCE_SECONDS, PRELOADED, wait_for
 
 NUM_PROCESSES = 8
@@ -22,8 +22,8 @@ BLOCKS = ("mid", "up.0.0")
 NEEDS = [Need(30, "train", 700, BLOCKS), Need(30, "train", 1000, BLOCKS[:1]), Need(30, "val", 50, BLOCKS)]
 
 
-def extract_all(plan, together, passes):
-    extractor = Extractor(plan, 1)
+def extract_all(source, together, passes):
+    extractor = Extractor(source)
     together.wait()
     for need in NEEDS:
         extractor.ensure(need)
@@ -32,21 +32,21 @@ def extract_all(plan, together, passes):
 
 def test_of_eight_processes_one_extracts(tiny_model, tmp_path):
     flags = ModelAndData(tiny_model, "digits", blocks=BLOCKS, timesteps=(30,), store=str(tmp_path / "store"))
-    plan = make_plan(flags, heads=("linear",))[0]
+    task = set_up(flags, heads=("linear",)).task
     forked = multiprocessing.get_context("forkserver")
     forked.set_forkserver_preload(PRELOADED)
     together, passes = forked.Barrier(NUM_PROCESSES), forked.Queue()
-    processes = [forked.Process(target=extract_all, args=(plan, together, passes)) for _ in range(NUM_PROCESSES)]
+    processes = [forked.Process(target=extract_all, args=(task.source, together, passes)) for _ in range(NUM_PROCESSES)]
     for process in processes:
         process.start()
     total = sum(passes.get(timeout=PATIENCE_SECONDS) for _ in processes)
     for process in processes:
         process.join(PATIENCE_SECONDS)
     assert [process.exitcode for process in processes] == [0] * NUM_PROCESSES
-    assert total == pytest.approx(plan.space.forward_passes(NEEDS))
+    assert total == pytest.approx(task.space.forward_passes(NEEDS))
     contended = {path: path.read_bytes() for path in (tmp_path / "store").rglob("*.arrow")}
 
-    alone = Extractor(plan, 1)
+    alone = Extractor(task.source)
     for path in contended:
         path.unlink()
     for need in NEEDS:

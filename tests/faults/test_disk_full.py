@@ -5,8 +5,8 @@ from contextlib import suppress
 
 import pytest
 
-from storage.results import Ledger
-from storage.tracking import Metric, Tracker, Trial
+from storage.ledger import Ledger
+from storage.tracking import Metric, Tracker
 from tests.commands import PATIENCE_SECONDS
 
 
@@ -44,9 +44,9 @@ def fill_up(path):
     return filler
 
 
-def trial(number):
+def log(tracker, number):
     metrics = [Metric("val_accuracy", 0.5, step, 101.0) for step in range(50)]
-    return Trial(f"key-{number}", str(number), {"block": "mid"}, metrics, False, 100.0, 101.0)
+    tracker.log_child(f"key-{number}", str(number), {"block": "mid"}, metrics, 100.0, 101.0, stopped_early=False)
 
 
 def test_a_database_that_did_not_fit_is_made_when_there_is_room(small_disk, tmp_path):
@@ -65,10 +65,10 @@ def test_trials_that_did_not_fit_are_logged_once_when_there_is_room(small_disk, 
     num_logged = 0
     with pytest.raises(ValueError, match="disk is full"):
         for num_logged in range(1000):
-            tracker.log_trial(trial(num_logged))
+            log(tracker, num_logged)
     filler.unlink()
     for number in range(num_logged + 3):
-        tracker.log_trial(trial(number))
+        log(tracker, number)
     assert sorted(int(run.info.run_name) for run in tracker._children()) == list(range(num_logged + 3))
 
 

@@ -17,8 +17,9 @@ from PIL import Image
 from ddae.backbones import load_backbone
 from ddae.datasets.images import decode
 from sweeps import cli
+from sweeps.flags import ModelAndData
 from sweeps.layer_noise import LayerNoise, main
-from sweeps.tuning import plan
+from sweeps.probing import source
 
 
 def fuzzed(num_examples):
@@ -43,7 +44,7 @@ KNOWN = {
     "text_embedding": ["", "none.safetensors"],
     "backbone": ["nowhere"],
 }
-FIELDS = cli.ModelAndData.__annotations__ | LayerNoise.__annotations__
+FIELDS = ModelAndData.__annotations__ | LayerNoise.__annotations__
 
 
 def values(name):
@@ -69,7 +70,7 @@ def command(tiny_model, tmp_path_factory):
     """args -> (exit code, stderr) of a dry run in a folder of its own, which must stay as it is."""
     folder = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "load_backbone", functools.cache(load_backbone))
+        patch.setattr(source, "load_backbone", functools.cache(load_backbone))
         patch.setattr(torch, "set_num_threads", lambda _: None)
         patch.chdir(folder)
 

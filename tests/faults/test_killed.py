@@ -44,7 +44,7 @@ def test_driver(undisturbed, fork, tiny_model, tmp_path):
 
 def test_a_trials_worker(undisturbed, fork, tiny_model, tmp_path):
     process = fork("layer_noise", "--backbone", tiny_model, *ARGS, cwd=tmp_path)
-    assert wait_for(lambda: kill_one("ray::ProbeTrial"), process)
+    assert wait_for(lambda: kill_one("ray::TaskTrial"), process)
     finish(process)
     assert table(tmp_path) == table(undisturbed)
     assert children(tmp_path) == children(undisturbed)

@@ -1,4 +1,4 @@
-"""Extractors on Ray's cluster of several nodes, of which one leaves and one joins."""
+"""Workers on Ray's cluster of several nodes, of which one leaves and one joins."""
 
 import sys
 import time
@@ -10,10 +10,11 @@ import ray
 from ray.cluster_utils import Cluster
 
 from storage.feature_store import FeatureStore
-from sweeps.cli import ModelAndData
-from sweeps.tuning.extraction import Extraction
-from sweeps.tuning.plan import make_plan
-from sweeps.tuning.space import Need
+from sweeps.cluster.pool import Pool
+from sweeps.flags import ModelAndData
+from sweeps.probing.filling import Filling
+from sweeps.probing.source import Need
+from sweeps.probing.sweep import set_up
 from tests.commands import PATIENCE_SECONDS
 from tests.faults.sweeps import kill_one
 from tests.workers import forked_workers
@@ -36,33 +37,30 @@ def cluster(monkeypatch):
 
 
 @pytest.fixture
-def plan(tiny_model, tmp_path):
+def task(tiny_model, tmp_path):
     flags = ModelAndData(tiny_model, "digits", blocks=NEED.blocks, timesteps=(30,), store=str(tmp_path / "store"))
-    return make_plan(flags, heads=("linear",))[0]
+    return set_up(flags, heads=("linear",)).task
 
 
-def test_extractors_follow_the_machines(cluster, plan):
+def test_workers_follow_the_machines(cluster, task):
     leaves = cluster.add_node(**NODE)
     ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
-    heard = []
-    extraction = Extraction(plan, heard.append)
-    try:
-        extraction.run(extraction.fill([NEED])).result(PATIENCE_SECONDS)
-        assert sum(work.passes for work in heard) == pytest.approx(plan.space.forward_passes([NEED]))
-        expected = np.concatenate(FeatureStore(plan.store).read(plan.column(30, "train", "mid"), 1100))
+    heard, store, column = [], FeatureStore(task.source.store), task.source.column(NEED, "mid")
+    with Pool() as pool:
+        filling = Filling(task.source, pool, heard.append)
+        filling.fill([NEED]).result(PATIENCE_SECONDS)
+        assert sum(extracted.passes for extracted in heard) == pytest.approx(task.space.forward_passes([NEED]))
+        expected = np.concatenate(store.read(column, 1100))
 
-        for path in FeatureStore(plan.store).root.rglob("*.arrow"):
+        for path in store.root.rglob("*.arrow"):
             path.unlink()
-        extraction.forget([NEED])
-        looks = extraction.run(extraction.looks([NEED]))
-        assert kill_one("ray::Extractor")
+        filling.fill([NEED], lost=True)
+        screened = filling.screen([NEED], dict.fromkeys(NEED.blocks, (1,)))
+        assert kill_one("ray::Worker")
         cluster.remove_node(leaves, allow_graceful=False)
         time.sleep(1)
-        assert not looks.done()
+        assert not screened.done()
         cluster.add_node(**NODE)
-        right = looks.result(PATIENCE_SECONDS)
+        right = screened.result(PATIENCE_SECONDS)
         assert [need.blocks for need in right] == [("mid",), ("up.0.0",)]
-        again = np.concatenate(FeatureStore(plan.store).read(plan.column(30, "train", "mid"), 1100))
-        assert np.array_equal(again, expected)
-    finally:
-        extraction.close()
+        assert np.array_equal(np.concatenate(store.read(column, 1100)), expected)

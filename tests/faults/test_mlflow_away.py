@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from storage.tracking import Metric, Tracker, Trial
+from storage.tracking import Metric, Tracker
 from tests.commands import PATIENCE_SECONDS, wait_for
 from tests.servers import free_port, mlflow_server
 
@@ -86,8 +86,9 @@ def proxy(server, monkeypatch):
     proxy.close()
 
 
-def trial(name):
-    return Trial(f"key-{name}", name, {"block": "mid"}, [Metric("val_accuracy", 0.5, 300, 101.0)], False, 100.0, 101.0)
+def log(tracker, name):
+    metrics = [Metric("val_accuracy", 0.5, 300, 101.0)]
+    tracker.log_child(f"key-{name}", name, {"block": "mid"}, metrics, 100.0, 101.0, stopped_early=False)
 
 
 def names(tracker):
@@ -98,7 +99,7 @@ def test_a_lost_answer_doubles_neither_parent_nor_child(proxy):
     proxy.drop = 1
     tracker = Tracker(proxy.uri, "digits", "lost", "lost")
     proxy.drop = 1
-    tracker.log_trial(trial("a"))
+    log(tracker, "a")
     assert proxy.num_created() == 4
     tracker.finish({"val_accuracy": 0.5}, [])
     assert len(tracker.client.search_runs([tracker.experiment_id], "tags.`ddae.key` = 'lost'")) == 1
@@ -108,16 +109,16 @@ def test_a_lost_answer_doubles_neither_parent_nor_child(proxy):
 def test_a_long_outage_is_one_line_and_what_is_missing_is_logged_later(proxy, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     tracker = Tracker(proxy.uri, "digits", "long", "long")
-    tracker.log_trial(trial("a"))
+    log(tracker, "a")
     proxy.drop = 2  # both tries
     for again in range(2):
         with pytest.raises(ValueError, match=r"cannot log to MLflow at .*; what was finished is kept, and the same"):
-            tracker.log_trial(trial("b"))
+            log(tracker, "b")
         if not again:
             proxy.close()
     proxy.open()
     for name in "abc":
-        tracker.log_trial(trial(name))
+        log(tracker, name)
     assert names(tracker) == [(name, "FINISHED") for name in "abc"]
 
 
@@ -133,7 +134,7 @@ def test_a_sweep_does_not_wait_for_a_slow_server_and_outlasts_an_outage(begin, s
     proxy.delay_seconds = 0.3
 
     def num_fitted():
-        return sum('"candidate"' in path.read_text() for path in tmp_path.glob("out/store/results/*/*.json"))
+        return sum('"metrics"' in path.read_text() for path in tmp_path.glob("out/store/ledger/*/*.json"))
 
     process = begin(cwd=tmp_path, MLFLOW_TRACKING_URI=proxy.uri)
     assert wait_for(lambda: any(tmp_path.rglob("*.arrow")), process)  # the parent is there; what comes next is a child

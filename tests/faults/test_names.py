@@ -10,6 +10,8 @@ from PIL import Image
 from ddae.datasets import load_dataset
 from storage.tracking import Tracker
 from sweeps.layer_noise import LayerNoise
+from sweeps.probing.source import Need
+from sweeps.probing.sweep import set_up_search
 
 ODD = [
     "a'b",
@@ -38,9 +40,9 @@ def make_images(folder, classes=("cat", "dog")):
 def test_a_datasets_folder_is_one_folder_in_the_store(monkeypatch, tmp_path, tiny_model, name):
     make_images(tmp_path / "given" / name)
     monkeypatch.chdir(tmp_path / "given")
-    plan, *_ = LayerNoise(tiny_model, f"./{name}", timesteps=(5,)).plan()
-    column = Path(plan.store, plan.column(5, "train", "mid"))
-    assert column.resolve().relative_to(plan.store).parts[0] == plan.name == name
+    source = set_up_search(LayerNoise(tiny_model, f"./{name}", timesteps=(5,))).task.source
+    column = Path(source.store, source.column(Need(5, "train", 1, ("mid",)), "mid"))
+    assert column.resolve().relative_to(source.store).parts[0] == source.name == name
     column.mkdir(parents=True)
 
 
@@ -52,9 +54,9 @@ def test_no_path_leads_out_of_the_store(monkeypatch, tmp_path, tiny_model, datas
     if dataset == "link":
         monkeypatch.chdir(tmp_path)
         os.symlink("pets", "link")
-    plan, *_ = LayerNoise(tiny_model, dataset, timesteps=(5,)).plan()
-    assert plan.name == "pets"
-    assert (plan.store / Path(plan.folder())).resolve().is_relative_to(plan.store)
+    source = set_up_search(LayerNoise(tiny_model, dataset, timesteps=(5,))).task.source
+    assert source.name == "pets"
+    assert Path(source.store, source.folder()).resolve().is_relative_to(source.store)
 
 
 def test_odd_class_folders(tmp_path):

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from storage.feature_store import FeatureStore
-from storage.results import Ledger
-from sweeps.cli import ModelAndData
-from sweeps.tuning.extractor import SHARD_ROWS, Extractor
-from sweeps.tuning.plan import make_plan
-from sweeps.tuning.space import Need
+from storage.ledger import Ledger
+from sweeps.cluster.pool import Worker
+from sweeps.flags import ModelAndData
+from sweeps.probing.extractor import SHARD_ROWS, Extractor
+from sweeps.probing.source import Need
+from sweeps.probing.sweep import set_up
 
 COLUMN = "digits/abc/t=60/split=train/block=mid"
 
@@ -54,7 +55,7 @@ def test_a_flipped_bit_of_a_shard_is_found_wherever_it_is(store, rows, caplog):
 
 def test_a_flipped_bit_of_a_result_is_found_or_harmless(tmp_path, caplog):
     ledger, key = Ledger(tmp_path), "ab" * 16
-    record = {"val_accuracy": 0.8712, "fit_seconds": 1.5e-07, "candidate": {"block": "mid"}, "bits": "00ff"}
+    record = {"val_accuracy": 0.8712, "fit_seconds": 1.5e-07, "cell": {"block": "mid"}, "bits": "00ff"}
     ledger.put(key, record)
     [path] = tmp_path.rglob("*.json")
     num_found = 0
@@ -103,20 +104,20 @@ def test_what_is_no_shard_is_left_alone(store, rows):
 
 
 @pytest.fixture
-def plan(tiny_model, tmp_path):
+def task(tiny_model, tmp_path):
     flags = ModelAndData(tiny_model, "digits", blocks=("mid", "up.0.0"), timesteps=(30,), store=str(tmp_path / "store"))
-    return make_plan(flags, poolings=(1, 2), heads=("linear",))[0]
+    return set_up(flags, poolings=(1, 2), heads=("linear",)).task
 
 
-def test_an_extractor_makes_the_damaged_rows_again_and_no_others(plan):
-    need = Need(30, "train", 1100, ("mid", "up.0.0"))
-    older = replace(plan, key=replace(plan.key, version=plan.key.version - 1))
-    for each in (older, plan):
-        Extractor(each, 1).ensure(need)
-    columns = [plan.column(30, "train", block) for block in need.blocks]
-    before = [np.concatenate(FeatureStore(plan.store).read(column, 1100)) for column in columns]
-    mid, up = (sorted((FeatureStore(plan.store).root / column).glob("*.arrow")) for column in columns)
-    _, _, other = sorted((FeatureStore(plan.store).root / older.column(30, "train", "up.0.0")).glob("*.arrow"))
+def test_an_extractor_makes_the_damaged_rows_again_and_no_others(task):
+    source, store, need = task.source, FeatureStore(task.source.store), Need(30, "train", 1100, ("mid", "up.0.0"))
+    older = replace(source, key=replace(source.key, version=source.key.version - 1))
+    for each in (older, source):
+        Extractor(each).ensure(need)
+    columns = [source.column(need, block) for block in need.blocks]
+    before = [np.concatenate(store.read(column, 1100)) for column in columns]
+    mid, up = (sorted((store.root / column).glob("*.arrow")) for column in columns)
+    _, _, other = sorted((store.root / older.column(need, "up.0.0")).glob("*.arrow"))
     stamps = {path: path.stat().st_mtime_ns for path in mid + up}
     flip(mid[0], 12345)
     up[0].write_bytes(up[0].read_bytes()[:5000])
@@ -125,14 +126,14 @@ def test_an_extractor_makes_the_damaged_rows_again_and_no_others(plan):
     up[2].unlink()
     version = shutil.copy(other, up[2].parent)
 
-    extractor = Extractor(plan, 1)
-    warnings = extractor.work("ensure", need).warnings
+    extractor, worker = Extractor(source), Worker()
+    warnings = worker.call(extractor.ensure, need).warnings
 
     damaged = [mid[0], up[0], mid[1], unnamed, version]
     assert [sum(str(path) in warning for warning in warnings) for path in damaged] == [1] * len(warnings)
-    assert extractor.work("ensure", need).warnings == []
-    passes = 588 * plan.space.pass_share(need.blocks) + SHARD_ROWS * plan.space.pass_share(("mid",))
+    assert worker.call(extractor.ensure, need).warnings == []
+    passes = 588 * task.space.pass_share(need.blocks) + SHARD_ROWS * task.space.pass_share(("mid",))
     assert extractor.passes == pytest.approx(passes)
-    after = [np.concatenate(FeatureStore(plan.store).read(column, 1100)) for column in columns]
+    after = [np.concatenate(store.read(column, 1100)) for column in columns]
     assert all(np.array_equal(a, b) for a, b in zip(after, before, strict=True))
     assert [path for path in mid + up if path.stat().st_mtime_ns == stamps[path]] == [up[1]]

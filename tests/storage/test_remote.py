@@ -10,8 +10,8 @@ import pytest
 from pyarrow import fs
 
 from storage.feature_store import FeatureStore
+from storage.ledger import Ledger
 from storage.remote import Remote
-from storage.results import Ledger
 from tests.commands import PATIENCE_SECONDS
 
 COLUMN = "digits/abc/t=60/split=train/block=up.1.0"
@@ -21,20 +21,6 @@ KEY = "ab" * 16
 @pytest.fixture
 def rows():
     return np.random.default_rng(0).standard_normal((1000, 48)).astype(np.float16)
-
-
-@pytest.fixture
-def node(monkeypatch, tmp_path):
-    """A function that makes this process one of another machine."""
-    return lambda name: monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
-
-
-@pytest.fixture(params=["s3", "file", "local"])
-def address(request, tmp_path):
-    """S3, a folder through pyarrow, and one through fsspec."""
-    if request.param == "s3":
-        return request.getfixturevalue("bucket").address
-    return f"{request.param}://{tmp_path}/a folder".replace(" ", "%20" if request.param == "file" else " ")
 
 
 def write(address, rows):
@@ -66,7 +52,7 @@ def test_what_one_machine_wrote_another_reads(address, rows, node):
     node("one")
     Remote(address).check()
     Remote(address).check_writable()
-    store, ledger = write(address, rows), Ledger(f"{address}/results")
+    store, ledger = write(address, rows), Ledger(f"{address}/ledger")
     store.describe("digits/abc", {"dataset": "digits"})
     store.describe_rows("digits/abc", "train", {"image": np.arange(1000)})
     ledger.put(KEY, {"val_accuracy": 0.5})
@@ -77,8 +63,8 @@ def test_what_one_machine_wrote_another_reads(address, rows, node):
     assert np.array_equal(np.concatenate(other.read(COLUMN, 1000)), rows)
     assert other.missing(COLUMN, 1100) == [(1000, 1100)]
     assert [path.name for path in shards(other)] == [path.name for path in shards(store)]
-    assert Ledger(f"{address}/results").get(KEY) == {"val_accuracy": 0.5}
-    assert Ledger(f"{address}/results").get("cd" * 16) is None
+    assert Ledger(f"{address}/ledger").get(KEY) == {"val_accuracy": 0.5}
+    assert Ledger(f"{address}/ledger").get("cd" * 16) is None
     assert b"digits" in other.remote.read("digits/abc/_key.json").to_pybytes()
     assert other.remote.names("digits/abc") == {"_key.json", "_rows-train.parquet"}
     with pytest.raises(LookupError, match=r"lacks row 1000 in .*://.*; 1100 were asked for"):
@@ -130,7 +116,7 @@ def test_of_many_processes_one_fetches(bucket, rows, node):
 
 
 def test_damage_on_this_machine_is_mended_from_the_bucket(bucket, rows, caplog):
-    store, ledger = write(bucket.address, rows), Ledger(f"{bucket.address}/results")
+    store, ledger = write(bucket.address, rows), Ledger(f"{bucket.address}/ledger")
     ledger.put(KEY, {"x": 1})
     [record] = ledger.root.rglob("*.json")
     for path in (shards(store)[1], record):
@@ -143,14 +129,14 @@ def test_damage_on_this_machine_is_mended_from_the_bucket(bucket, rows, caplog):
 
 
 def test_damage_in_the_bucket_is_named_and_mended(bucket, rows, node, caplog):
-    store, ledger = write(bucket.address, rows), Ledger(f"{bucket.address}/results")
+    store, ledger = write(bucket.address, rows), Ledger(f"{bucket.address}/ledger")
     ledger.put(KEY, {"x": 1})
     name = shards(store)[1].name
     damage(store, f"{COLUMN}/{name}")
     damage(ledger, f"ab/{KEY}.json")
 
     node("two")
-    other, other_ledger = FeatureStore(bucket.address), Ledger(f"{bucket.address}/results")
+    other, other_ledger = FeatureStore(bucket.address), Ledger(f"{bucket.address}/ledger")
     assert other.missing(COLUMN, 1000) == [(300, 600)]
     assert other_ledger.get(KEY) is None
     assert [bucket.address in message for message in caplog.messages] == [True] * 2
@@ -173,7 +159,7 @@ def test_a_lost_answer_is_asked_for_again(bucket, rows, node):
 
 
 def test_a_server_that_is_away_is_one_line_and_later_all_goes_on(bucket, rows, node):
-    store, ledger = FeatureStore(bucket.address), Ledger(f"{bucket.address}/results")
+    store, ledger = FeatureStore(bucket.address), Ledger(f"{bucket.address}/ledger")
     store.write(COLUMN, 0, rows[:300])
     bucket.close()
     away = [
@@ -219,7 +205,7 @@ def test_no_two_stores_share_a_folder(monkeypatch):
         return Remote(address).cache
 
     same = {cache("s3://a/b"), cache("s3://a/b/"), cache("s3://a/b?")}
-    others = {cache("s3://a/c"), cache("s3://a/b/results"), cache("gs://a/b"), cache("s3://a/b?endpoint_override=h:1")}
+    others = {cache("s3://a/c"), cache("s3://a/b/ledger"), cache("gs://a/b"), cache("s3://a/b?endpoint_override=h:1")}
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     assert len(same) == 1 and len(others | same | {cache("s3://a/b")}) == 6
     assert cache("gs://a/b") in others
@@ -227,9 +213,9 @@ def test_no_two_stores_share_a_folder(monkeypatch):
 
 def test_what_follows_a_query_is_below_the_address(bucket, monkeypatch):
     endpoint = monkeypatch.delenv("AWS_ENDPOINT_URL") or f"http://127.0.0.1:{bucket.port}"
-    Ledger(f"{bucket.address}?endpoint_override={endpoint}/results").put(KEY, {"x": 1})
-    Ledger(f"{bucket.address}?endpoint_override=127.0.0.1:{bucket.port}&scheme=http/results").put(KEY, {"x": 1})
-    assert bucket.asked("PUT") == [f"/{bucket.prefix}/results/ab/{KEY}.json"] * 2
+    Ledger(f"{bucket.address}?endpoint_override={endpoint}/ledger").put(KEY, {"x": 1})
+    Ledger(f"{bucket.address}?endpoint_override=127.0.0.1:{bucket.port}&scheme=http/ledger").put(KEY, {"x": 1})
+    assert bucket.asked("PUT") == [f"/{bucket.prefix}/ledger/ab/{KEY}.json"] * 2
 
 
 @pytest.mark.parametrize(

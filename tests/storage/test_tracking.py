@@ -1,12 +1,12 @@
 import pytest
 
-from storage.tracking import Metric, Tracker, Trial, check_server, tracking_uri
+from storage.tracking import Metric, Tracker, check_server, tracking_uri
 from tests.servers import free_port, mlflow_server
 
 
-def trial(name, stopped_early=False):
+def log_child(tracker, name, stopped_early=False):
     metrics = [Metric("val_accuracy", value, step, 101.0) for step, value in ((300, 0.5), (1200, 0.6))]
-    return Trial(f"key-{name}", name, {"block": "mid", "timestep": 60}, metrics, stopped_early, 100.0, 101.0)
+    tracker.log_child(f"key-{name}", name, {"block": "mid", "timestep": 60}, metrics, 100.0, 101.0, stopped_early)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ class TestTracker:
     def test_trials_are_children_with_params_and_steps(self, sqlite):
         tracker = Tracker(sqlite, "digits", "sweep-1", "first")
         tracker.log_params({"dataset": "digits"})
-        tracker.log_trial(trial("a"))
-        tracker.log_trial(trial("b", stopped_early=True))
+        log_child(tracker, "a")
+        log_child(tracker, "b", stopped_early=True)
         runs = children(tracker)
         assert {name: run.info.status for name, run in runs.items()} == {"a": "FINISHED", "b": "KILLED"}
         assert runs["b"].data.tags["stopped_by"] == "ASHA"
@@ -41,8 +41,8 @@ class TestTracker:
         for _ in range(2):
             tracker = Tracker(sqlite, "digits", "sweep-2", "second")
             tracker.log_params({"dataset": "digits"})
-            tracker.log_trial(trial("a"))
-            tracker.log_trial(trial("a"))
+            log_child(tracker, "a")
+            log_child(tracker, "a")
         assert len(children(tracker)) == 1
         assert len(tracker.client.search_runs([tracker.experiment_id], "tags.`ddae.key` = 'sweep-2'")) == 1
 
@@ -51,7 +51,7 @@ class TestTracker:
         tags = {"ddae.key": "key-a", "mlflow.parentRunId": tracker.parent_id}
         tracker.client.create_run(tracker.experiment_id, tags=tags, run_name="a")
         again = Tracker(sqlite, "digits", "sweep-3", "third")
-        again.log_trial(trial("a"))
+        log_child(again, "a")
         assert [run.info.status for run in again._children()] == ["FINISHED"]
 
     def test_the_parent_says_how_the_sweep_ended(self, sqlite, tmp_path):
@@ -100,5 +100,5 @@ def test_a_real_server(tmp_path):
         check_server(uri.replace("//", "//me:secret@"))
         for _ in range(2):
             tracker = Tracker(uri, "digits", "sweep", "sweep")
-            tracker.log_trial(trial("a"))
+            log_child(tracker, "a")
         assert list(children(tracker)) == ["a"]

@@ -68,8 +68,8 @@ def tracked(place):
 
 def test_what_is_loaded_is_the_answer_of_the_sweep(winner, folder, dataset):
     """On the sweep's own noise its val accuracy to the image, on the images' own about the same."""
-    answer = json.loads((folder / "results.json").read_text())["winner"]
-    assert {name: getattr(winner, name) for name in answer["candidate"]} == answer["candidate"]
+    answer = json.loads((folder / "results.json").read_text())["answer"]
+    assert {name: getattr(winner, name) for name in answer["cell"]} == answer["cell"]
     assert winner.setting == answer["setting"]
     assert winner.measured_["val_accuracy"] == answer["val_accuracy"]
     rows, labels = dataset.splits["val"], dataset.labels("val")
@@ -78,7 +78,7 @@ def test_what_is_loaded_is_the_answer_of_the_sweep(winner, folder, dataset):
     assert (winner.head_(maps)[0].argmax(-1).numpy() == labels).mean() == pytest.approx(
         answer["val_accuracy"], abs=1e-6
     )
-    assert winner.score(images, labels) == pytest.approx(answer["val_accuracy"], abs=4 * answer["stderr"])
+    assert winner.score(images, labels) == pytest.approx(answer["val_accuracy"], abs=4 * answer["val_stderr"])
 
 
 def test_mlflow_has_the_model_once(printed, fork, place):

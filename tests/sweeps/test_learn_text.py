@@ -65,15 +65,17 @@ def test_the_learned_text_is_what_the_next_command_takes(command, tmp_path, tiny
 def test_it_goes_on_from_the_last_epoch(command, monkeypatch, tmp_path):
     assert command("--epochs", "2", "--out", "whole")[0] == 0
     epochs_begun = []
-    train_epoch = TextTraining.train_epoch
+    loss = TextTraining.loss
 
-    def interrupted(training, *splits):
-        epochs_begun.append(training.epoch)
-        if len(epochs_begun) == 4:
+    def interrupted(training, network, step):
+        epoch, index = divmod(step, training.epoch_steps)
+        if index == 0:
+            epochs_begun.append(epoch)
+        if len(epochs_begun) == 4 and index == 1:
             raise KeyboardInterrupt
-        return train_epoch(training, *splits)
+        return loss(training, network, step)
 
-    monkeypatch.setattr(TextTraining, "train_epoch", interrupted)
+    monkeypatch.setattr(TextTraining, "loss", interrupted)
     code, _, err = command("--epochs", "2", "--out", "parts")
     assert code == 130 and "the same command goes on from here" in err
     assert list(tmp_path.glob("parts/*/text.safetensors")) == []
@@ -82,10 +84,10 @@ def test_it_goes_on_from_the_last_epoch(command, monkeypatch, tmp_path):
     whole, parts = (load_file(next(tmp_path.glob(f"{out}/*/text.safetensors"))) for out in ("whole", "parts"))
     assert torch.equal(whole["text"], parts["text"])
 
-    [checkpoint] = tmp_path.glob("parts/*/checkpoint.pt")
-    written = checkpoint.stat().st_mtime_ns
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("parts/*/*.pt")}
+    assert sorted(path.name for path in written) == ["learned-text.pt", "null-text.pt"]
     assert command("--epochs", "2", "--out", "parts")[0] == 0
-    assert len(epochs_begun) == 5 and checkpoint.stat().st_mtime_ns == written
+    assert len(epochs_begun) == 5 and written == {path: path.stat().st_mtime_ns for path in written}
 
 
 def test_other_settings_are_another_training(command, tmp_path):

@@ -22,14 +22,14 @@ def train(out, *args, interrupt_at=None):
 
 
 STOPPED = """
-import ddae.pretrain, sys
+from ddae.pretrain import Pretraining
 from sweeps import cli, pretrain
-step_once = ddae.pretrain.train_step
-def train_step(*args):
-    if args[4] == {step}:
+loss = Pretraining.loss
+def interrupted(training, network, step):
+    if step == {step}:
         raise KeyboardInterrupt
-    return step_once(*args)
-ddae.pretrain.train_step = train_step
+    return loss(training, network, step)
+Pretraining.loss = interrupted
 cli.run(pretrain.main, pretrain.Pretrain, "")
 """
 

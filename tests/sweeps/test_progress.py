@@ -5,8 +5,8 @@ import time
 import pytest
 from rich.console import Console
 
-from sweeps.tuning import progress
-from sweeps.tuning.progress import Progress, bars
+from sweeps import progress
+from sweeps.progress import Progress, bars
 
 CELL = "89.4 % down_blocks.1.attentions.0/250/4/mlp-2048-2048-2048"
 

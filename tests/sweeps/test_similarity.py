@@ -31,37 +31,37 @@ def table(cwd):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("similarity")
 
 
-def test_a_network_with_itself(fork, tiny_model, place):
+def test_a_network_with_itself(fork, tiny_model, folder):
     args = ["--backbone", tiny_model, "--timesteps", "0", "600", "--poolings", "1", "2", "--num-images", "300"]
     args += ["--blocks", "mid", "up.2.0", "down.2.0"]
-    out = run(fork, place, *args)
+    out = run(fork, folder, *args)
     assert [line.rsplit(maxsplit=1)[0] for line in out.splitlines()[:4]] == [
-        "all pairs", "blocks at one timestep", "timesteps of one block", "poolings of one place",
+        "all pairs", "blocks at one timestep", "timesteps of one block", "poolings of one site",
     ]  # fmt: skip
-    path, rows = table(place)
+    path, rows = table(folder)
     features = 3 * 2 * 2
     assert len(rows) == features**2
     values = np.array([float(row["cka"]) for row in rows]).reshape(features, features)
     assert np.array_equal(values, values.T) and np.all(values.diagonal() == 1) and np.all(values <= 1)
-    places = [(row["against_pooling"], row["against_timestep"], row["against_block"]) for row in rows[:features]]
+    sites = [(row["against_pooling"], row["against_timestep"], row["against_block"]) for row in rows[:features]]
     blocks = "down.2.0", "mid", "up.2.0"
-    assert places == [(p, t, block) for p in "12" for t in ("0", "600") for block in blocks]
+    assert sites == [(p, t, block) for p in "12" for t in ("0", "600") for block in blocks]
     assert np.asarray(Image.open(path.with_suffix(".png")).convert("L")).std() > 10
 
-    before = sorted(place.rglob("*.arrow"))
-    assert run(fork, place, *args) == out
-    assert sorted(place.rglob("*.arrow")) == before
+    before = sorted(folder.rglob("*.arrow"))
+    assert run(fork, folder, *args) == out
+    assert sorted(folder.rglob("*.arrow")) == before
 
 
-def test_with_a_classifier_on_the_same_images(fork, tiny_model, place):
+def test_with_a_classifier_on_the_same_images(fork, tiny_model, folder):
     args = ["--backbone", tiny_model, "--timesteps", "600", "--blocks", "mid", "--num-images", "40", "--poolings", "1"]
-    out = run(fork, place, *args, "--against", CLASSIFIER, "--against-blocks", "layer2.0", "layer1.0")
+    out = run(fork, folder, *args, "--against", CLASSIFIER, "--against-blocks", "layer2.0", "layer1.0")
     assert "and test_resnet@random: mean" in out.replace("timm:", "")
-    _, rows = table(place)
+    _, rows = table(folder)
     assert [(row["block"], row["against_block"], row["against_timestep"]) for row in rows] == [
         ("mid", "layer1.0", "0"), ("mid", "layer2.0", "0"),
     ]  # fmt: skip

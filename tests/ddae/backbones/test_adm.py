@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional
 
 from ddae.backbones import Settings, load_backbone
-from ddae.backbones.adm import from_state, noise_schedule, openai_places
+from ddae.backbones.adm import from_state, noise_schedule
+from ddae.backbones.unets import openai_specs
 from tests.ddae.backbones import official
 
 META = Settings(device="meta")
@@ -225,7 +226,7 @@ def test_classes_are_left_out_with_a_warning(load, tmp_path, caplog):
         ({}, {"image_size": 16, "num_heads": 3}, "num_heads=3"),
         ({}, {"image_size": 18, "num_heads": 4}, "multiples of 4"),
         ({}, TINY | {"noise_schedule": "sqrt"}, "'linear' or 'cosine'"),
-        ({}, TINY | {"num_channels": 64}, "num_channels=64 is told, but its tensors have 32"),
+        ({}, TINY | {"num_channels": 64}, "says num_channels=64, but its tensors have 32"),
         ({"other": {"input_blocks.0.0.weight": (32, 6, 3, 3)}}, TINY, "takes 6 channels"),
         ({"other": {"out.4.weight": (3,)}}, TINY, "out.4.weight"),
         ({"other": {"middle_block.0.skip_connection.weight": (64, 64, 3, 3)}}, TINY, "skip_connection|conv_shortcut"),
@@ -283,8 +284,8 @@ def test_stable_diffusion_has_25_blocks_by_the_same_counting():
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768)
-    places = {place.index: place for place in openai_places(unet)}
-    assert list(places) == list(range(1, 26))
+    specs = {spec.index: spec for spec in openai_specs(unet)}
+    assert list(specs) == list(range(1, 26))
     modules = {1: "conv_in", 4: "down_blocks.0.downsamplers.0", 13: "mid_block", 15: "up_blocks.0.resnets.1"}
     modules |= {16: "up_blocks.0.upsamplers.0", 18: "up_blocks.1.attentions.1", 25: "up_blocks.3.attentions.2"}
-    assert {b: places[b].module for b in modules} == modules
+    assert {b: specs[b].module for b in modules} == modules

@@ -18,7 +18,7 @@ def timestep(tiny_backbone):
 
 def test_blocks_lie_in_the_order_the_data_meets_them(tiny_backbone):
     names = [block.name for block in tiny_backbone.blocks]
-    assert names == [place.name for place in tiny_backbone.places] and len(set(names)) == len(names)
+    assert names == [spec.name for spec in tiny_backbone.specs] and len(set(names)) == len(names)
     shares = [block.flops_share for block in tiny_backbone.blocks]
     assert shares == sorted(shares) and shares[0] >= 0 and shares[-1] <= 1 and shares[-1] > shares[0]
 

@@ -167,7 +167,7 @@ def test_edm_counts_steps_of_its_sampler(load):
 def test_without_its_yaml_the_path_tells_the_diffusion(load, caplog, name, first):
     with caplog.at_level(logging.WARNING, "ddae"):
         _, backbone = load({}, name)
-    assert backbone.sigma(1) == pytest.approx(first, rel=1e-3) and "does not tell its diffusion" in caplog.text
+    assert backbone.sigma(1) == pytest.approx(first, rel=1e-3) and "does not say how it was diffused" in caplog.text
 
 
 def test_a_diffusion_that_is_not_known_is_refused(load):

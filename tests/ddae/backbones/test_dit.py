@@ -213,8 +213,8 @@ def test_the_moving_average_of_a_training_checkpoint_is_read(load):
             {"num_heads": 2},
             r"does not fit its network: .*transformer_blocks.1.ff.net.0",
         ),
-        ({"pos_embed": None}, {"num_heads": 2}, r"is no DiT, although it has x_embedder.*: it has no pos_embed"),
-        ({"y_embedder.embedding_table.weight": None}, {"num_heads": 2}, r"is no DiT, .* no y_embedder.embedding_table"),
+        ({"pos_embed": None}, {"num_heads": 2}, r"is no DiT: it has x_embedder.proj.weight, but no pos_embed"),
+        ({"y_embedder.embedding_table.weight": None}, {"num_heads": 2}, r"is no DiT: .* no y_embedder.embedding_table"),
     ],
 )
 def test_what_is_no_dit_says_why(load, change, options, message):

@@ -35,7 +35,7 @@ def test_the_last_blocks_map_is_what_the_output_layers_read_as_the_image(tmp_pat
     map = backbone.capture(x_t, 50, [name], lambda map: map)[name]
     assert torch.equal(map, read[0].transpose(1, 2).unflatten(2, (size, size)))
     assert [block.name for block in backbone.blocks] == [f"block.{i}" for i in range(len(backbone.blocks))]
-    assert [block.module for block in backbone.blocks] == [place.module for place in backbone.places]
+    assert [block.module for block in backbone.blocks] == [spec.module for spec in backbone.specs]
 
 
 @torch.no_grad()
@@ -156,7 +156,7 @@ def test_networks_that_need_what_is_not_known(tmp_path):
         sample_size=8, in_channels=4, hidden_size=24, num_layers=1, num_refiner_layers=1, num_attention_heads=3,
         num_kv_heads=1, multiple_of=2, axes_dim_rope=(4, 2, 2), axes_lens=(32, 32, 32), cap_feat_dim=12,
     ).save_pretrained(tmp_path / "lumina")  # fmt: skip
-    with pytest.raises(ValueError, match=r"lumina.*: a Lumina2Transformer2DModel needs encoder_\w+, and nothing"):
+    with pytest.raises(ValueError, match=r"lumina.*: a Lumina2Transformer2DModel needs encoder_\w+, and it is not"):
         load_backbone(str(tmp_path / "lumina"))
     diffusers.HunyuanDiT2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=4, patch_size=2, hidden_size=16, num_layers=2,

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from ddae.backbones import Settings, load_backbone
-from ddae.backbones.adm import openai_places
 from ddae.backbones.base import Backbone, Pixels
 from ddae.backbones.stable_diffusion import TextInputs
+from ddae.backbones.unets import openai_specs
 from ddae.noise import VP
 
 
@@ -78,7 +78,7 @@ def full_size(image_size: int) -> Backbone:
         )
         inputs = TextInputs(torch.empty(77, 768))
     latents = Pixels(image_size // 8, channels=4)
-    return Backbone(unet, openai_places(unet), VP([0.9]), latents, inputs, "", Settings(device="meta"))
+    return Backbone(unet, openai_specs(unet), VP([0.9]), latents, inputs, "", Settings(device="meta"))
 
 
 @pytest.mark.parametrize(("image_size", "side"), [(512, 16), (256, 8)])

@@ -165,6 +165,20 @@ def generic_folder(kind: str) -> Callable[[Path, str], str]:
     return lambda folder, tiny_model: network_folder(folder, kind)
 
 
+def dinov2_folder(folder: Path, tiny_model: str) -> str:
+    """With four registers, and the image processor that such a model is published with."""
+    from transformers import BitImageProcessor, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    torch.manual_seed(0)
+    config = Dinov2WithRegistersConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=42, patch_size=14
+    )
+    Dinov2WithRegistersModel(config).save_pretrained(folder)
+    size = {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}}
+    BitImageProcessor(**size).save_pretrained(folder)
+    return f"transformers:{folder}"
+
+
 TINY: dict[str, Callable[[Path, str], str] | str] = {
     "ddpm": ddpm_folder,
     "adm": adm_file,
@@ -180,6 +194,7 @@ TINY: dict[str, Callable[[Path, str], str] | str] = {
     "generic-unet": generic_folder("UNet2DConditionModel"),
     "torchvision": lambda folder, tiny_model: "torchvision:squeezenet1_1@random",
     "timm": lambda folder, tiny_model: "timm:test_vit@random",
+    "transformers": dinov2_folder,
 }
 """Family -> (an empty folder, the tiny DDPM of all tests) -> a name that load_backbone takes; or a fixture that
 is such a name."""

@@ -1,0 +1,62 @@
+"""Figures of trainings, in the style of figures.py."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddae.report.figures import MARKERS, log_axis, make_axes, open_frame, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def trajectories(
+    alignment: np.ndarray, uniformity: np.ndarray, steps: Sequence[int], blocks: Sequence[str], title: str, path: Path
+) -> "Figure":
+    """Alignment against uniformity along pre-training (DDAE paper, Figure 3), [checkpoints, blocks] each: a line a
+    block, a point a checkpoint, the last one filled."""
+    from matplotlib import colormaps
+
+    figure, axes = make_axes(7, 5)
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(blocks)))
+    for column, (block, color) in enumerate(zip(blocks, colors, strict=True)):
+        marker = "os^Dv<>p"[column % 8]
+        x, y = uniformity[:, column], alignment[:, column]
+        axes.plot(x, y, f"{marker}-", color=color, mfc="white", ms=4, linewidth=1)
+        axes.plot(x[-1], y[-1], marker, color=color, ms=8, label=block)
+    axes.set(xlabel="uniformity (lower is better)", ylabel="alignment (lower is better)")
+    axes.set_title(
+        f"{title}\nsteps {', '.join(f'{step:,}' for step in steps)}; the last is filled", size=10, loc="left"
+    )
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title="block, input first")
+    return save(figure, path)
+
+
+def loss_curve(losses: list[float], path: Path) -> "Figure":
+    """Training loss against step, with a running mean over a hundredth of the training."""
+    figure, axes = make_axes(6, 3.5)
+    window = max(1, len(losses) // 100)
+    mean = np.convolve(losses, np.ones(window) / window, mode="valid")
+    axes.plot(losses, color="0.8", linewidth=0.5, label="each step")
+    axes.plot(np.arange(window - 1, len(losses)), mean, color="C0", label=f"mean of {window} steps")
+    axes.set(xlabel="step", ylabel="noise-prediction loss", yscale="log")
+    axes.legend(frameon=False)
+    return save(figure, path)
+
+
+def accuracy_curves(
+    curves: Mapping[str, Sequence[tuple[float, float, float]]], label: str, path: Path, log: bool = False
+) -> "Figure":
+    """Accuracy against a number, a line for each name. curves: name -> (number, accuracy in [0, 1], standard error),
+    numbers growing. label: what the number is."""
+    figure, axes = make_axes(5.5, 4)
+    for marker, (name, points) in zip(MARKERS, curves.items(), strict=False):
+        x, y, error = np.array(points, dtype=float).T
+        axes.errorbar(x, 100 * y, 100 * error, marker=marker, ms=6, capsize=3, linewidth=1, label=name)
+    if log:
+        log_axis(axes, sorted({number for points in curves.values() for number, *_ in points}))
+    axes.set(xlabel=label, ylabel="val accuracy (%)")
+    axes.legend(frameon=False, fontsize=8)
+    return save(open_frame(figure), path)

@@ -1,0 +1,1 @@
+"""Where the work runs: knows Ray, knows neither Optuna nor diffusion."""

@@ -1,0 +1,139 @@
+"""Runs a sweep of any Task: alone in its folder, open in MLflow, its trials on Ray Tune, several searches side by
+side."""
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import yaml
+
+from storage.tracking import Metric, Tracker, check_server, hidden, tracking_uri
+from sweeps.cli import check_writable
+from sweeps.cluster.session import check_cluster, ray_session
+from sweeps.cluster.tune import Run, run_trials
+from sweeps.findings.folder import only_process
+from sweeps.progress import Progress
+from sweeps.search.halving import HalvingSearch
+from sweeps.search.task import Fit, Task, Trial
+
+PATIENCE_SECONDS = 10
+"""How long an interrupted sweep waits for the trials that are being logged, and another one before it says that it
+waits."""
+
+
+@contextmanager
+def open_run(
+    folder: Path,
+    experiment: str,
+    store: str,
+    task: Task,
+    columns: Sequence[str],
+    flags: dict,
+    params: Mapping[str, object],
+) -> Iterator[Tracker]:
+    """The sweep's run in MLflow, on a running cluster, until the block ends; no other process may run the sweep.
+
+    flags: for config.yaml, from which the sweep is opened again. params: more params of the run. columns: of the table
+    of trials.
+    """
+    check_server(tracking_uri())
+    check_cluster()
+    check_writable(folder, store)
+    with only_process(folder), Tracker(tracking_uri(), experiment, folder.name, folder.name) as tracker:
+        objective = task.objectives[0]
+        (folder / "config.yaml").write_text(yaml.safe_dump(flags))
+        tracker.log_params({**flags, **params})
+        tracker.show(objective.metric, columns, tuple(task.axes), ascending=objective.direction == "minimize")
+        with ray_session():
+            yield tracker
+
+
+def run_searches(
+    runs: Sequence[Run], tracker: Tracker, progress: Progress, busy: list[tuple[float, float]]
+) -> list[list[Trial]]:
+    """The trials of each run's HalvingSearch, in the order of proposal; all are children of the tracker's run.
+
+    busy: takes the wall-clock intervals, in seconds since the epoch, in which trials worked.
+    """
+    searches: list[HalvingSearch] = [run.search for run in runs]  # type: ignore[misc]
+    progress.stage("search")
+    with progress, _logging(searches, tracker) as log:
+
+        def on_results() -> None:
+            ended = [(search.task, trial) for search in searches for trial in search.ended_trials]
+            num_stopped = sum(trial.stopped_early for _, trial in ended)
+            best = max(ended, key=_standing, default=None)
+            progress.trials(
+                len(ended), sum(search.num_trials for search in searches), num_stopped, best_text(*best) if best else ""
+            )
+            log()
+
+        run_trials(runs, busy, on_results)
+    return [search.trials for search in searches]
+
+
+def no_needs(fit: Fit, lost: bool) -> Future[None]:
+    """The `prepare` of a Run whose task needs nothing in the store."""
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
+
+
+def best_text(task: Task, trial: Trial) -> str:
+    return f"{task.objectives[0].text(trial.last)} {task.label(trial.cell)}"
+
+
+def _standing(ended: tuple[Task, Trial]) -> tuple[bool, float]:
+    task, trial = ended
+    return not trial.stopped_early, task.objectives[0].merit(trial.last)
+
+
+def log_trial(tracker: Tracker, task: Task, trial: Trial) -> None:
+    """One child run: params that MLflow's UI can sort and chart, metrics by rung."""
+    metrics = [
+        Metric(name, value, rung, result.ended_seconds)
+        for rung, result in trial.results.items()
+        for name, value in {**result.metrics, "wall_seconds": result.run_seconds}.items()
+    ]
+    params = {**task.params(trial.cell), **trial.last.params, task.resource: trial.rung}
+    key, began = task.key(trial.cell, trial.rung), next(iter(trial.results.values())).started_seconds
+    tracker.log_child(
+        key, task.label(trial.cell), params, metrics, began, trial.last.ended_seconds, trial.stopped_early
+    )
+
+
+@contextmanager
+def _logging(searches: Sequence[HalvingSearch], tracker: Tracker) -> Iterator[Callable[[], None]]:
+    """Yield a function that has every ended trial that MLflow lacks logged in the background. What cannot be logged is
+    tried again with the next one, and at the end, which alone waits for it."""
+    some, over = threading.Event(), threading.Event()
+    num_logged = [0] * len(searches)
+
+    def log_all() -> None:
+        for number, search in enumerate(searches):
+            for trial in search.ended_trials[num_logged[number] :]:
+                log_trial(tracker, search.task, trial)
+                num_logged[number] += 1
+
+    def log_on() -> None:
+        while some.wait() and not over.is_set():
+            some.clear()
+            with suppress(ValueError, OSError):
+                log_all()
+
+    writer = threading.Thread(target=log_on, daemon=True)  # an interrupt does not wait for a server that is away
+    writer.start()
+    try:
+        yield some.set
+    finally:
+        over.set()
+        some.set()
+        writer.join(PATIENCE_SECONDS)
+        if writer.is_alive() and not sys.exc_info()[0]:
+            logging.getLogger("sweeps").warning(f"all is fitted; waiting for MLflow at {hidden(tracker.uri)}")
+            writer.join()
+    log_all()

@@ -1,0 +1,62 @@
+"""The answer of a search, read off its trials."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ddae.probe import tied_with_best
+from sweeps.search.task import Cell, Result, Task, Trial, Value
+
+
+@dataclass(frozen=True)
+class Answer:
+    winner: Trial
+    """The cheapest of the cells that are statistically tied with the best."""
+    best: Trial
+    """The trial that is best on val."""
+    tied: tuple[Trial, ...]
+    """All that are statistically tied with the best, cheapest first."""
+    num_full: int
+    """How many trials reached the last rung."""
+
+    @property
+    def cell(self) -> Cell:
+        return self.winner.cell
+
+    @property
+    def result(self) -> Result:
+        return self.winner.last
+
+
+def choose(task: Task, trials: Sequence[Trial], cost: Callable[[Cell], Any] = lambda cell: 0) -> Answer:
+    """The answer among the trials that reached the last rung: a tie with the best, by a paired bootstrap over the val
+    images, goes to the cheapest. Trials that do not end in a classifier are never tied.
+
+    Raises ValueError where no trial reached the last rung.
+    """
+    full = [trial for trial in trials if trial.state == "finished"]
+    if not full:
+        raise ValueError("no trial reached the last rung; raise --num-trials")
+    best = max(full, key=lambda trial: task.objectives[0].merit(trial.last))
+    if not all(trial.last.right for trial in full):
+        return Answer(best, best, (best,), len(full))
+    ties = tied_with_best(np.stack([trial.last.correct for trial in full]))
+    tied = sorted((trial for trial, tie in zip(full, ties, strict=True) if tie), key=lambda trial: cost(trial.cell))
+    best = max(tied, key=lambda trial: task.objectives[0].merit(trial.last))
+    return Answer(tied[0], best, tuple(tied), len(full))
+
+
+def row(task: Task, trial: Trial) -> dict[str, Value]:
+    """A trial as one row of a table: axes, how far it came, metrics, what was chosen inside it."""
+    axes = {name: getattr(trial.cell, name) for name in task.axes}
+    last = trial.last
+    return {**axes, task.resource: trial.rung, **last.metrics, **last.params, "stopped_early": trial.stopped_early}
+
+
+def table(task: Task, trials: Sequence[Trial]) -> list[dict[str, Value]]:
+    """One row a trial, those that came furthest first, best first; pandas.DataFrame takes it."""
+    objective = task.objectives[0]
+    ranked = sorted(trials, key=lambda trial: (-trial.rung, -objective.merit(trial.last)))
+    return [row(task, trial) for trial in ranked]

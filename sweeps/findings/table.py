@@ -1,0 +1,19 @@
+"""Rows of numbers as text, and as a CSV file."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def formatted(row: Mapping[str, Any], floats: str) -> dict[str, str]:
+    """The row with its floats in this format, such as .4f, and everything else as str() has it."""
+    return {name: f"{value:{floats}}" if isinstance(value, float) else str(value) for name, value in row.items()}
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], floats: str = ".4f") -> None:
+    """One line a row, under a header of the first row's names."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(formatted(row, floats) for row in rows)

@@ -1,0 +1,100 @@
+"""Fine-tune a diffusion model, cut after its best block, as a classifier; beside it the same network trained from
+scratch, and frozen under the same head.
+
+    python sweeps/finetune.py                                     # the cell that the newest layer_noise.py sweep chose
+    python sweeps/finetune.py --sweep out/layer-noise-1a2b3c4d --num-labels 100 1000
+    python sweeps/finetune.py --backbone ./my-model --dataset ./my-images --block up.1.1 --timestep 30 --dry-run
+
+The network is cut after the block, with the skip connections that the kept blocks need; the cell's pooling and head go
+on top, and all of it is trained on images as they are, flipped and cropped (DDAE; --recipe gans noises them as well).
+Every start and every number of labels has a search of its own over learning rates, whose rungs are steps of one
+trajectory; what is best on val is repeated with other seeds. final_test.py then looks at the test set, once.
+
+Stop it at any time: the same command goes on from the last checkpoints.
+
+Environment: as layer_noise.py.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sweeps import cli
+from sweeps.flags import ModelAndData
+
+if TYPE_CHECKING:
+    from sweeps.finetuning.findings import Findings
+    from sweeps.finetuning.sweep import Setup
+
+
+@dataclass(frozen=True)
+class Finetune(ModelAndData):
+    sweep: Path | None = None
+    """Folder of a finished layer_noise.py sweep, whose model, data and answer are taken; without --block the newest
+    one in --out."""
+    block: str = ""
+    """The block after which the network is cut, where no sweep says it."""
+    timestep: int = 0
+    """The timestep that the network is told, where no sweep says it."""
+    pooling: int = 1
+    """Side of the grid to which the block's map is averaged, where no sweep says it."""
+    head: str = "linear"
+    """linear, mlp, cnn or attention, with sizes as in layer_noise.py, where no sweep says it."""
+    init: tuple[Literal["finetune", "scratch", "frozen"], ...] = ("finetune", "scratch", "frozen")
+    """finetune begins with the pre-trained weights, scratch with random ones; frozen fits the head alone."""
+    cut: tuple[str, ...] = ()
+    """Cut after these blocks instead; later ones keep more of the network."""
+    tell: tuple[int, ...] = ()
+    """Tell the network these timesteps instead."""
+    recipe: Literal["ddae", "ddae-dit", "gans"] = "ddae"
+    """How the papers train: DDAE (Adam, cosine), DDAE for DiT, or Diffusion Models Beat GANs (SGD, steps, noised)."""
+    noised: bool = False
+    """Noise the images at the timestep; the recipe gans always does."""
+    num_labels: tuple[int, ...] = ()
+    """Train on so many labelled images; all of them if not given."""
+    learning_rates: tuple[float, ...] = ()
+    """What is searched; the recipe's if not given."""
+    weight_decays: tuple[float, ...] = (0.0,)
+    head_start: tuple[Literal["fresh", "probe"], ...] = ("fresh", "probe")
+    """Begin with an untrained head, or with the one that was fitted on the frozen features."""
+    epochs: int = 0
+    """How long fine-tuning lasts; the recipe's if not given."""
+    scratch_epochs: int = 0
+    """How long training from scratch lasts; 200 if not given."""
+    batch_size: int = 0
+    """The recipe's if not given."""
+    num_trials: int = 12
+    """Cells that are tried for every start and number of labels."""
+    seeds: int = 3
+    """How often the best cell of each is trained in all, to know its standard error."""
+    seed: int = 0
+    """The first seed: of the labelled images, the head, the order and the augmentation."""
+
+
+def sweep(config: Finetune, setup: "Setup | None" = None) -> "Findings":
+    """Run the sweep that the flags describe, or go on with it, and return what it has found.
+
+    setup: the loaded network and data, where the caller has them.
+    """
+    from sweeps.finetuning import sweep as finetuning
+
+    started = time.time()
+    with finetuning.open_sweep(setup or finetuning.set_up(config), started) as run:
+        searched = run.search()
+        repeated = run.repeat(searched)
+        return run.conclude(searched, repeated)
+
+
+def main(config: Finetune) -> None:
+    from sweeps.finetuning import sweep as finetuning
+
+    setup = finetuning.set_up(config)
+    if config.dry_run:
+        print(finetuning.estimate(setup))
+    else:
+        print(finetuning.finished_report(setup) or finetuning.report(sweep(config, setup)))
+
+
+if __name__ == "__main__":
+    cli.run(main, Finetune, __doc__)

@@ -1,0 +1,263 @@
+"""A fine-tuning sweep from its flags to its findings."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ddae.backbones import Backbone
+from ddae.datasets import Dataset
+from ddae.finetune import RECIPES, Cut, cut_network
+from ddae.heads import expand, find_head
+from ddae.noise import Clean
+from storage.ledger import content_key
+from storage.tracking import Tracker
+from sweeps import cli
+from sweeps.cluster.tune import Run
+from sweeps.driver import no_needs, open_run, run_searches
+from sweeps.findings.answer import choose
+from sweeps.findings.folder import RESULTS, newest_sweep, read_results
+from sweeps.finetune import Finetune
+from sweeps.finetuning.findings import Findings, Kept, outcome_of
+from sweeps.finetuning.publish import publish, report
+from sweeps.finetuning.task import FinetuneTask
+from sweeps.flags import SEEDS, as_flags, check_numbers
+from sweeps.layer_noise import LayerNoise
+from sweeps.probing.refit import answer_cell
+from sweeps.probing.source import choose_blocks, load_model, open_source
+from sweeps.progress import Progress
+from sweeps.search.halving import HalvingSearch
+from sweeps.search.task import Trial
+
+__all__ = ["estimate", "finished_report", "open_sweep", "report", "set_up"]
+
+SCRATCH_EPOCHS, SCRATCH_WARMUP_EPOCHS = 200, 5
+"""DDAE's table 8."""
+COLUMNS = "init", "num_labels", "learning_rate", "weight_decay", "head_start", "cut", "timestep", "seed", "steps"
+"""Params of a trial that MLflow's page of trials shows."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    config: Finetune
+    """With what a sweep has said filled in."""
+    tasks: tuple[FinetuneTask, ...]
+    """One for each start and number of labels."""
+    backbone: Backbone
+    dataset: Dataset
+
+    @property
+    def folder(self) -> Path:
+        """out/finetune-<hash of all that decides the trials, but for how many there are>."""
+        trials = [task.key(cell, rung) for task in self.tasks for cell in task.cells for rung in task.rungs]
+        return self.config.out / f"finetune-{content_key(trials=trials, seeds=self.config.seeds)[:8]}"
+
+
+def set_up(config: Finetune) -> Setup:
+    """Load the network and the dataset, and check every name and number against them. Raises ValueError for what cannot
+    be trained."""
+    many = 1, 10**6
+    check_numbers(config, num_trials=many, seeds=(1, 1000), seed=SEEDS, pooling=(1, 64))
+    check_numbers(config, epochs=(0, 10**6), scratch_epochs=(0, 10**6), batch_size=(0, 10**6))
+    config = with_sweep(config)
+    for name in ("init", "weight_decays", "head_start"):
+        if not getattr(config, name):
+            raise ValueError(f"--{name.replace('_', '-')} is empty; give at least one, or leave the flag out")
+    backbone = load_model(config)
+    source, dataset = open_source(config, backbone, pooling=4)
+    cuts = check_cuts(config, backbone)
+    counts = check_counts(config, dataset)
+    recipe = RECIPES[config.recipe]
+    recipe = replace(recipe, batch_size=config.batch_size or recipe.batch_size)
+    rates = tuple(sorted(set(config.learning_rates or recipe.learning_rates)))
+    if min(rates) <= 0 or min(config.weight_decays) < 0:
+        raise ValueError(
+            f"learning_rates={list(rates)} must be above 0, and weight_decays={list(config.weight_decays)} 0 or more"
+        )
+    tasks = []
+    for init in dict.fromkeys(config.init):
+        for count in counts:
+            num_epochs = (config.scratch_epochs or SCRATCH_EPOCHS) if init == "scratch" else config.epochs
+            steps_per_epoch = max(1, count // min(recipe.batch_size, count))
+            num_steps = 0 if init == "frozen" else (num_epochs or recipe.num_epochs) * steps_per_epoch
+            tasks.append(
+                FinetuneTask(
+                    source, config.pooling, config.head, recipe, config.noised or recipe.noised, num_steps,
+                    SCRATCH_WARMUP_EPOCHS, (init,), cuts, config.tell or (config.timestep,), (count,), rates,
+                    tuple(sorted(set(config.weight_decays))), tuple(dict.fromkeys(config.head_start)), (config.seed,),
+                )
+            )  # fmt: skip
+    return Setup(config, tuple(tasks), backbone, dataset)
+
+
+def with_sweep(config: Finetune) -> Finetune:
+    """The flags, with model, data and cell of a finished layer_noise.py sweep where no block is given."""
+    if config.block:
+        if config.sweep:
+            raise ValueError(
+                f"--sweep says which block is best, and --block {config.block} is another; give one of both"
+            )
+        return config
+    folder = config.sweep or newest_sweep(config.out, "layer-noise")
+    task = read_results(folder)["task"]
+    if task != "layer-noise":
+        raise ValueError(f"--sweep {folder} is a sweep of {task}; give one of layer_noise.py")
+    cell = answer_cell(folder)
+    theirs = cli.parse(LayerNoise, ["--config", str(folder / "config.yaml")], None)
+    decides = "backbone", "dataset", "data_seed", "data_root", "image_size", "num_steps", "text_embedding", "weights"
+    given = {name: getattr(theirs, name) for name in decides}
+    for name, value in given.items():
+        if getattr(config, name) not in (value, getattr(Finetune, name)):
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} is not that of --sweep {folder}, which has {value!r}; leave it out, "
+                "or give --block, --timestep, --pooling and --head instead of the sweep"
+            )
+    return replace(config, **given, sweep=folder, **asdict(cell))
+
+
+def check_cuts(config: Finetune, backbone: Backbone) -> tuple[str, ...]:
+    """The blocks after which the network is cut. Raises ValueError where nothing would be cut off, or the head or the
+    pooling does not fit."""
+    blocks = choose_blocks(backbone, config.cut or [config.block])
+    [head] = expand([config.head])[:1]
+    least = find_head(head)[0].min_grid
+    if config.pooling < least:
+        raise ValueError(f"head={config.head!r} wants a pooling of {least} or more, and pooling={config.pooling}")
+    for block in blocks:
+        if block.name == backbone.blocks[-1].name and not isinstance(backbone.schedule, Clean):
+            others = ", ".join(each.name for each in backbone.blocks[:-1])
+            raise ValueError(f"block={block.name!r} is the last, and nothing is left to cut off; allowed: {others}")
+        if config.pooling > block.size:
+            raise ValueError(
+                f"pooling={config.pooling} does not fit block={block.name!r}, whose map is {block.size} x {block.size}"
+            )
+    for timestep in config.tell or (config.timestep,):
+        timesteps = backbone.schedule.timesteps
+        if timestep not in timesteps:
+            raise ValueError(
+                f"timestep={timestep} is outside this model's schedule; allowed: {timesteps[0]} to {timesteps[-1]}"
+            )
+    return tuple(block.name for block in blocks)
+
+
+def check_counts(config: Finetune, dataset: Dataset) -> tuple[int, ...]:
+    """Numbers of labelled images, growing."""
+    num_train, num_classes = len(dataset.splits["train"]), dataset.num_classes
+    counts = sorted(set(config.num_labels or (num_train,)))
+    for count in counts:
+        if not num_classes <= count <= num_train:
+            raise ValueError(
+                f"num_labels={count} must be {num_classes} or more, one a class, and {num_train:,} at most"
+            )
+    return tuple(counts)
+
+
+def finished_report(setup: Setup) -> str | None:
+    """The report of the same command, where it has ended before."""
+    if not (setup.folder / RESULTS).exists():
+        return None
+    same = read_results(setup.folder)["flags"]["num_trials"] == setup.config.num_trials
+    return (setup.folder / "report.txt").read_text() if same else None
+
+
+class FinetuneSweep:
+    def __init__(self, setup: Setup, tracker: Tracker, started_seconds: float):
+        self.setup, self.tracker, self.started_seconds = setup, tracker, started_seconds
+        self.progress = Progress()
+
+    def search(self) -> list[tuple[Trial, ...]]:
+        """Every start and number of labels has a search of its own; they run side by side."""
+        config = self.setup.config
+        return self._run([HalvingSearch(task, config.num_trials, seed=config.seed) for task in self.setup.tasks])
+
+    def repeat(self, searched: Sequence[tuple[Trial, ...]]) -> list[tuple[Trial, ...]]:
+        """The best cell of each search, with all seeds."""
+        config, searches = self.setup.config, []
+        for task, trials in zip(self.setup.tasks, searched, strict=True):
+            best = choose(task, trials).best.cell
+            again = replace(
+                task,
+                cuts=(best.cut,),
+                timesteps=(best.timestep,),
+                learning_rates=(best.learning_rate,),
+                weight_decays=(best.weight_decay,),
+                head_starts=(best.head_start,),
+                seeds=tuple(range(config.seed, config.seed + config.seeds)),
+                last_rung_alone=True,
+            )
+            searches.append(HalvingSearch(again, len(again.cells), "grid"))
+        return self._run(searches)
+
+    def _run(self, searches: Sequence[HalvingSearch]) -> list[tuple[Trial, ...]]:
+        runs = [Run(search, search.task.source.store, no_needs) for search in searches]  # type: ignore[attr-defined]
+        return [tuple(trials) for trials in run_searches(runs, self.tracker, self.progress, [])]
+
+    def conclude(self, searched: Sequence[tuple[Trial, ...]], repeated: Sequence[tuple[Trial, ...]]) -> Findings:
+        setup = self.setup
+        found = Findings(
+            searches=tuple(zip(setup.tasks, searched, strict=True)),
+            outcomes=tuple(outcome_of(trials, len(setup.dataset.splits["val"])) for trials in repeated),
+            kept={cut: kept_by(cut, setup) for cut in setup.tasks[0].cuts},
+            folder=setup.folder,
+            tracked=self.tracker.where,
+            wall_seconds=time.time() - self.started_seconds,
+        )
+        publish(found, setup.config, self.tracker)
+        return found
+
+
+@contextmanager
+def open_sweep(setup: Setup, started_seconds: float) -> Iterator[FinetuneSweep]:
+    """The sweep on a running cluster, alone in its folder, open in MLflow, until the block ends."""
+    task = setup.tasks[0]
+    flags = as_flags(setup.config)
+    more = {"backbone_sha256": task.source.key.backbone}
+    with open_run(setup.folder, task.source.name, task.source.store, task, COLUMNS, flags, more) as tracker:
+        yield FinetuneSweep(setup, tracker, started_seconds)
+
+
+def kept_by(cut: str, setup: Setup) -> Kept:
+    """What a cut keeps of the network."""
+    task, backbone = setup.tasks[0], setup.backbone
+    trained, names = cut_network(backbone, Cut(cut, task.timesteps[0], task.pooling, task.head))
+    sizes = {name: each.numel() for name, each in trained.network.named_parameters()}
+    kept = sum(sizes[name] for name in names)
+    share = next(block.flops_share for block in backbone.blocks if block.name == cut)
+    return Kept(kept, kept / sum(sizes.values()), share)
+
+
+def estimate(setup: Setup) -> str:
+    """What the sweep costs at most, by timing one step, after one to warm up, on one thread, as a trial has."""
+    config = setup.config
+    torch.set_num_threads(1)
+    lines, most = [], 0.0
+    for task in setup.tasks:
+        num_trials = min(config.num_trials, len(task.cells)) + (config.seeds - 1)
+        if not task.num_steps:
+            continue
+        training = task.training(task.cells[0])
+        seconds = []
+        for _ in training.run(2):
+            seconds.append(time.perf_counter())
+        seconds_a_step = seconds[1] - seconds[0]
+        most += num_trials * task.num_steps * seconds_a_step
+        lines.append(
+            f"{task.inits[0]:<9} {task.num_labels[0]:,} labels: at most {num_trials} trainings of {task.num_steps:,} "
+            f"steps of {training.batch_size} images, {1000 * seconds_a_step:.0f} ms each"
+        )
+    kept = [f"{cut}: {each.num_parameters / 1e6:.2f}M parameters ({each.share_of_parameters:.0%}), "
+            f"{each.share_of_forward:.0%} of a forward pass" for cut in setup.tasks[0].cuts
+            for each in [kept_by(cut, setup)]]  # fmt: skip
+    memory = max(kept_by(cut, setup).num_parameters for cut in setup.tasks[0].cuts) * 16 / 1e6
+    return "\n".join(
+        [
+            *(f"kept      {line}" for line in kept),
+            *lines,
+            f"in all    at most {most / 60:.3g} minutes on one {setup.tasks[0].source.settings.device}, divided by "
+            "their number; most trials are stopped early",
+            f"memory    {memory:.3g} MB for weights, gradients and moments, and the activations of a batch",
+        ]
+    )

@@ -1,0 +1,89 @@
+"""Flags that several commands have, and what is checked of flags."""
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+SEEDS = 0, 2**32 - 1
+"""The seeds that every generator takes."""
+
+
+@dataclass(frozen=True)
+class ModelAndData:
+    """The flags that every command takes which looks into a model."""
+
+    backbone: str = "ddpm-fashion-mnist"
+    """A diffusers folder, a hub id `owner/model[@revision]`, or an official checkpoint file (.pt, .pth, .pkl,
+    .safetensors) of DDAE, EDM, DiT or guided diffusion; the default ships with the package. Also classifiers:
+    torchvision:name[@weights], timm:name, timm:folder, transformers:owner/model or folder, with @random for random
+    weights."""
+    dataset: str = "fashion-mnist-8k"
+    """A name (fashion-mnist-8k ships with the package; README lists the others), a folder with one sub-folder of images
+    a class, a folder that Hugging Face datasets reads, or a hub id `owner/name[@revision]`."""
+    blocks: tuple[str, ...] = ()
+    """Names of blocks, for example `mid up.1.0`, or the papers', `out_7` or `b24`; all of them if not given."""
+    timesteps: tuple[int, ...] = ()
+    """Noise levels in the model's own counting: 0 to 999 for most, 1 to 18 for EDM. By default up to nine of them."""
+    data_seed: int = 0
+    """Seed of the val split, the order of the images and the noise; another one extracts anew."""
+    store: str = "out/store"
+    """Folder of features and results, shared by sweeps, or an address: s3://bucket/folder, gs://, abfs://, and others
+    that pyarrow or fsspec knows. What lies at an address is fetched once a machine."""
+    out: Path = Path("out")
+    """Folder in which the sweep's own folder is made."""
+    data_root: str = "data"
+    """Where the named datasets lie, or torchvision downloads them to."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+    gpus_per_extractor: float = 1.0
+    """Share of a GPU that runs one copy of the network; 0.5 puts two copies on each GPU."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the forward passes (autocast); another one extracts anew."""
+    channels_last: bool = False
+    """Memory layout of the forward passes."""
+    compile: bool = False
+    """torch.compile: faster passes after minutes of compiling, which every extractor does anew."""
+    image_size: int = 0
+    """Side in pixels of the images the network sees, where it is not bound to one; 0 is the model's own."""
+    num_steps: int = 18
+    """EDM alone: the steps of the schedule that timesteps count, 18 or 50 in the DDAE paper."""
+    text_embedding: str = ""
+    """Stable Diffusion alone: a text embedding that sweeps/learn_text.py has learned, instead of the null text."""
+    weights: str = ""
+    """File of tensors that replace the network's own, as sweeps/finetune.py writes it."""
+    dry_run: bool = False
+    """Say what it would cost, and stop."""
+
+
+def check_numbers(config: "DataclassInstance", **ranges: tuple[float, float]) -> None:
+    """Raises ValueError for a flag beyond its range (least, most)."""
+    for name, (least, most) in ranges.items():
+        if not least <= (value := getattr(config, name)) <= most:
+            raise ValueError(f"{name}={value} must be {least:,} or more, and {most:,} at most")
+
+
+def as_flags(config: "DataclassInstance") -> dict[str, Any]:
+    """The flags that are given or have a default, as plain YAML and JSON know them."""
+    flags = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+    flags = {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in flags.items()}
+
+
+def as_args(name: str, value: object) -> list[str]:
+    """A flag and its value as the command line has them."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+
+
+def command_of(config: "DataclassInstance", script: str) -> str:
+    """The command that makes the same sweep: the flags that are not as by default."""
+    given, default = as_flags(config), as_flags(type(config)())
+    args = [arg for name, value in given.items() if value != default[name] for arg in as_args(name, value)]
+    return shlex.join(["python", f"sweeps/{script}.py", *args])

@@ -1,0 +1,102 @@
+"""Hands over the answer of a finished sweep, of any Task that ends in a classifier: a model, and its features."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import datasets
+import numpy as np
+from PIL import Image
+
+import ddae
+import storage
+import sweeps
+from storage.feature_store import write_parquet
+from storage.ledger import content_key
+from storage.tracking import ServedModel, Tracker, check_server, tracking_uri
+from sweeps import served
+from sweeps.classifiers import Classifier, answer_name, reopen
+from sweeps.findings.folder import newest_sweep
+from sweeps.findings.tested import read_test
+
+__all__ = ["hand_over", "newest_sweep"]
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    cell: str
+    setting: str
+    val_accuracy: float
+    num_images: int
+    example: Path
+    model: str
+    """MLflow's address of it."""
+    features: Path | None
+
+
+def hand_over(folder: Path, include_backbone: bool, kind: str, register: str) -> HandedOver:
+    """Write model/ and example.png into the sweep's folder, and log the model on the sweep's run, once.
+
+    kind: of the features that are written too: none, parquet or hf; those of test are among them once test has been
+    measured. register: a name in MLflow's registry, if any.
+    """
+    check_server(tracking_uri())
+    tested = read_test(folder)
+    wanted = ("test",) if tested is not None and kind != "none" else ()
+    fitted = reopen(folder, wanted)
+    measured = dict(fitted.result.metrics)
+    if tested and tested.cell == answer_name(folder):
+        measured |= {"test_accuracy": tested.test_accuracy, "test_stderr": tested.test_stderr}
+    model, example = folder / "model", folder / "example.png"
+    write_example(fitted, example)
+    shutil.rmtree(model, ignore_errors=True)
+    fitted.estimator().save(model, include_backbone, measured)
+    record = json.loads((model / "winner.json").read_text())
+    tracker = Tracker(tracking_uri(), fitted.experiment, folder.name, folder.name)
+    address = tracker.log_model(served_model(model, example), content_key(sweep=folder.name, **record), register)
+    features = folder / "features" if kind != "none" else None
+    if features:
+        write_features(fitted, features, kind, ("train", "val", *wanted))
+    setting = str(fitted.result.params.get("setting", ""))
+    accuracy = fitted.result.metrics["val_accuracy"]
+    return HandedOver(fitted.name, setting, accuracy, fitted.num_train, example, address, features)
+
+
+def write_example(fitted: Classifier, path: Path) -> None:
+    """Write the first val image, as the network sees it."""
+    pixels = fitted.dataset.images.read(fitted.dataset.splits["val"][:1])[0]
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+
+
+def served_model(model: Path, example: Path) -> ServedModel:
+    return ServedModel(
+        "winner",
+        model,
+        served.__name__,
+        [Path(package.__path__[0]) for package in (ddae, storage, sweeps)],
+        [f"{name}=={version(name).partition('+')[0]}" for name in served.PACKAGES],
+        served.INPUTS,
+        served.OUTPUTS,
+        {"image": example.read_bytes()},
+    )
+
+
+def write_features(fitted: Classifier, folder: Path, kind: str, splits: tuple[str, ...]) -> None:
+    """Write a row an image: its number in the dataset, label, class and feature; of train without the views."""
+    classes = fitted.dataset.images.classes
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    with TemporaryDirectory() as scratch:
+        files = {}
+        for split in splits:
+            labels = fitted.dataset.labels(split)
+            rows = {"image": fitted.dataset.splits[split], "label": labels, "class": np.array(classes)[labels]}
+            files[split] = Path(folder if kind == "parquet" else scratch, f"{split}.parquet")
+            write_parquet(fitted.features(split), files[split], rows)
+        if kind == "hf":
+            datasets.disable_progress_bars()
+            tables = datasets.DatasetDict.from_parquet({s: str(f) for s, f in files.items()}, cache_dir=scratch)
+            tables.cast_column("label", datasets.ClassLabel(names=list(classes))).save_to_disk(folder)

@@ -1,0 +1,133 @@
+"""Sets up, runs and publishes the training of a small DDPM or EDM."""
+
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ddae.pretrain import FAMILIES, Pretraining, UNetShape, sample, save, train_images
+from ddae.report import image_grid, loss_curve
+from storage.files import published
+from sweeps import cli
+from sweeps.cluster.session import address
+from sweeps.cluster.train import FileCheckpoint, Trained, check_shares, training_bar
+from sweeps.cluster.train import train as run_training
+from sweeps.flags import SEEDS, check_numbers
+from sweeps.probing.source import absolute, choose_device
+from sweeps.progress import bars
+
+if TYPE_CHECKING:
+    from sweeps.pretrain import Pretrain
+
+FREE = ("out", "device", "checkpoint_every", "snapshot_every", "num_workers", "data_root")
+"""Flags that do not decide the trained weights; a checkpoint of other values of the rest is not gone on from."""
+
+
+def set_up(config: "Pretrain") -> Pretraining:
+    """Check the flags and the images. Raises ValueError, or OSError where --out cannot be written."""
+    many = 1, 10**9
+    check_numbers(config, steps=many, batch_size=many, checkpoint_every=many, image_size=(8, 4096), seed=SEEDS)
+    check_numbers(config, snapshot_every=(0, 10**9), num_workers=many)
+    check_numbers(config, learning_rate=(1e-9, 1e3), ema_decay=(0, 1))
+    check_shares(config.batch_size, config.num_workers)
+    if not config.channels:
+        raise ValueError("--channels is empty; give one width a resolution, or leave the flag out for the default")
+    device_of(config)
+    data = absolute(config.dataset), config.image_size, str(Path(config.data_root).absolute())
+    images = train_images(*data)
+    first = images.read(np.linspace(0, images.num_train - 1, 64).astype(int))
+    in_channels = 1 if (first == first[:, :1]).all() else 3
+    shape = UNetShape(first.shape[-1], in_channels, tuple(config.channels))
+    cli.check_writable(folder_of(config))
+    return Pretraining(
+        FAMILIES[config.family],
+        shape,
+        *data,
+        num_steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        ema_decay=config.ema_decay,
+        seed=config.seed,
+        autocast=torch.bfloat16 if config.autocast else None,
+        recipe=json.loads(json.dumps({name: value for name, value in asdict(config).items() if name not in FREE})),
+        snapshots=folder_of(config).absolute(),
+        snapshot_every=config.snapshot_every,
+    )
+
+
+def folder_of(config: "Pretrain") -> Path:
+    return config.out or Path("out") / f"{config.family}-{Path(config.dataset).resolve().name}"
+
+
+def device_of(config: "Pretrain") -> str:
+    """A cluster's machines may have a device that this one has not."""
+    return config.device if address() and config.device != "auto" else choose_device(config.device)
+
+
+def train(config: "Pretrain", training: Pretraining) -> Trained:
+    checkpoint = FileCheckpoint(folder_of(config) / "checkpoint.pt")
+    with bars() as progress:
+        return run_training(
+            training,
+            checkpoint,
+            device_of(config),
+            config.num_workers,
+            every_steps=config.checkpoint_every,
+            on_progress=training_bar(progress, "training", config.steps),
+        )
+
+
+def publish(config: "Pretrain", training: Pretraining, trained: Trained) -> str:
+    """Write pictures, model and card; returns what the command prints."""
+    out, network = folder_of(config), training.averaged()
+    loss_curve(trained.losses, out / "loss.png")
+    image_grid(sample(network, training.scheduler, 64, config.seed), out / "samples.png")
+    save(network, training.scheduler, out / "model")
+    last = trained.losses[-500:]
+    final_loss, millions = sum(last) / len(last), sum(each.numel() for each in network.parameters()) / 1e6
+    with published(out / "model" / "README.md") as part:
+        part.write_text(
+            MODEL_CARD.format(
+                family=training.family.name,
+                noise=training.family.noise,
+                command=shlex.join(["python", "sweeps/pretrain.py", *sys.argv[1:]]),
+                dataset=config.dataset,
+                num_images=training.images.num_train,
+                params=millions,
+                steps=config.steps,
+                batch_size=config.batch_size,
+                loss=final_loss,
+                minutes=trained.seconds / 60,
+                device=device_of(config),
+                threads=torch.get_num_threads(),
+                seed=config.seed,
+            )
+        )
+    return (
+        f"loss {final_loss:.4f} over the last 500 steps; {millions:.2f}M parameters\n"
+        f"model    {out / 'model'}\npictures {out / 'samples.png'}, {out / 'loss.png'}"
+    )
+
+
+MODEL_CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+---
+# A small unconditional {family} on {dataset}
+
+{params:.2f}M parameters, {noise}, fp16 weights of the exponential moving average.
+Trained on the {num_images:,} images of the official train split, without labels; no test image was seen.
+
+| command | `{command}` |
+|---|---|
+| seed | {seed} |
+| steps x batch | {steps:,} x {batch_size} |
+| loss, mean of the last 500 steps | {loss:.4f} |
+| training time | {minutes:.0f} minutes on {device} ({threads} threads) |
+"""

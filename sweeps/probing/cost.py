@@ -1,0 +1,149 @@
+"""What a sweep will cost before anything is run, and what it has cost."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ddae.backbones import Backbone
+from ddae.datasets import Dataset
+from ddae.features import extract
+from sweeps.cli import aligned
+from sweeps.probing import label_free
+from sweeps.probing.screening import Screening, ScreeningRules
+from sweeps.probing.source import Need
+from sweeps.probing.task import ProbeTask
+from sweeps.search.task import Trial
+
+
+@dataclass(frozen=True)
+class Cost:
+    passes: float
+    """Full forward passes of one image that the search needed."""
+    grid_passes: float
+    """Those of the exhaustive grid."""
+    num_train: int
+    new_passes: float
+    """Those of the passes that were run just now; the store held the others."""
+    head_seconds: float
+    """Seconds of ridge in screening and of the trials' heads, summed over processes."""
+    wall_seconds: float
+    ray_share: float
+    """Share of the wall time in which neither a worker, nor a trial, nor the driver itself worked."""
+
+
+def needs_of(task: ProbeTask, screening: Screening, trials: Sequence[Trial]) -> list[Need]:
+    """All features that a search has read; those of val at every site that was left, whichever cells were tried."""
+    needs = [need for draw in (0, 1) for need in label_free_needs(task, draw)] + screening.needs
+    needs += [Need(timestep, "val", task.num_val, blocks) for timestep, blocks in screening.sites.items()]
+    return needs + [need for trial in trials for need in task.needs(trial.cell, trial.rung)]
+
+
+def label_free_needs(task: ProbeTask, draw: int, num_images: int = label_free.NUM_IMAGES) -> list[Need]:
+    """The features of one of the two noise draws that the label-free scores compare."""
+    return label_free.label_free_needs(task.space, min(num_images, task.num_train), draw)
+
+
+def least_and_most(task: ProbeTask, rules: ScreeningRules) -> tuple[float, float]:
+    """Full forward passes of a search that the shallowest block wins soon, and of one that loses no block."""
+    blocks = task.space.block_names
+    winners = (blocks if rules.exhaustive else blocks[:1]), blocks
+    least, most = (task.space.forward_passes(planned(task, rules, each)) for each in winners)
+    return least, most
+
+
+def planned(task: ProbeTask, rules: ScreeningRules, winners: tuple[str, ...]) -> Iterator[Need]:
+    """What a search needs if these blocks are left after the first round."""
+    timesteps, blocks = task.space.timesteps, task.space.block_names
+
+    def kept(cut: int) -> tuple[int, ...]:
+        return timesteps[: rules.num_kept(cut, len(timesteps))]
+
+    for draw in (0, 1):
+        yield from label_free_needs(task, draw)
+    for timestep in kept(0) if rules.first_cut else timesteps:
+        yield Need(timestep, "train", rules.rounds[0], blocks)
+    for cut, num_images in enumerate(rules.rounds[1:], start=rules.first_cut):
+        for timestep in kept(cut):
+            yield Need(timestep, "train", num_images, winners)
+    for timestep in kept(rules.first_cut + len(rules.rounds) - 1):
+        views = (Need(timestep, "train", task.num_train, winners, view=view) for view in range(task.views))
+        yield from (*views, Need(timestep, "val", task.num_val, winners))
+
+
+def share_outside(intervals: Sequence[tuple[float, float]], start: float, end: float) -> float:
+    """Share of [start, end] that no interval covers."""
+    covered, reached = 0.0, start
+    for first, last in sorted(intervals):
+        first, last = max(first, reached), min(last, end)
+        if last > first:
+            covered += last - first
+            reached = last
+    return 1 - covered / (end - start)
+
+
+def estimate(task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float, most: float) -> str:
+    """What at least and at most so many full forward passes cost, by timing up to 32 images on one thread, as a worker
+    has."""
+    torch.set_num_threads(1)
+    space, source = task.space, task.source
+    rows = dataset.splits["train"][: 32 if backbone.flops < 1e10 else 1]
+    seconds, encoding_seconds = time_passes(task, backbone, dataset, rows)
+    num_encodings = (task.views * task.num_train + task.num_val) if source.encoder else 0
+    latent_bytes = 2 * math.prod(backbone.encoder.shape) * num_encodings
+    bytes_per_pass = space.bytes_per_image(source.key.pooling) / space.pass_share(space.block_names)
+    gigabytes = [(num * bytes_per_pass + latent_bytes) / 1e9 for num in (least, most)]
+    minutes = [(num * seconds + num_encodings * encoding_seconds) / 60 for num in (least, most)]
+    cells = f"{len(space.blocks)} blocks x {len(space.timesteps)} timesteps"
+    if space.heads:
+        cells += (
+            f" x {len(space.poolings)} poolings x {len(space.heads)} heads = {len(space.cells):,} cells, "
+            "without poolings above a map's size"
+        )
+    lines = [
+        f"space           {cells}",
+        f"images          {task.num_train:,} train, {task.num_val:,} val, {task.num_classes} classes",
+        f"forward passes  {least:,.0f} to {most:,.0f}; the grid would be {task.grid_passes:,.0f}",
+        f"one pass        {backbone.flops / 1e9:.3g} GFLOP an image, {1000 * seconds:.3g} ms on "
+        f"{source.settings.device}",
+        f"features        {gigabytes[0]:.2g} to {gigabytes[1]:.2g} GB in {source.store}",
+        f"extraction      {minutes[0]:.2g} to {minutes[1]:.2g} minutes, divided by the number of cores or GPUs",
+    ]
+    if source.encoder:
+        lines.insert(
+            3, f"encodings       at most {num_encodings:,}, each image once; {1000 * encoding_seconds:.3g} ms an image"
+        )
+    return "\n".join(lines)
+
+
+def time_passes(task: ProbeTask, backbone: Backbone, dataset: Dataset, rows: np.ndarray) -> tuple[float, float]:
+    """Seconds an image of a full forward pass and, of a latent model, of its encoding; after one pass to warm up."""
+    space, key = task.space, task.source.key
+    for _ in range(2):
+        started = time.perf_counter()
+        encoded = None
+        if task.source.encoder:
+            encoded = backbone.encode(dataset.images.read(rows)).flatten(1).half().cpu().numpy()
+        half_way = time.perf_counter()
+        extract(backbone, dataset, rows, space.timesteps[0], space.block_names, key, encoded=encoded)
+        ended = time.perf_counter()
+    pass_seconds = (ended - half_way) / len(rows) / space.pass_share(space.block_names)
+    return pass_seconds, (half_way - started) / len(rows)
+
+
+def block_table(backbone: Backbone) -> str:
+    """Every block: name, the paper's number and name, module, channels, side, share of a full forward pass up to it."""
+    rows = [("block", "index", "paper", "module", "channels", "size", "FLOPs up to it")]
+    for block in backbone.blocks:
+        size, share = f"{block.size}x{block.size}", f"{block.flops_share:.1%}"
+        rows.append((block.name, str(block.index), block.alias, block.module, str(block.channels), size, share))
+    timesteps = backbone.schedule.timesteps
+    parameters = sum(parameter.numel() for parameter in backbone.network.parameters())
+    return "\n".join(aligned(rows)) + (
+        f"\n\n{parameters / 1e6:.1f}M parameters, {backbone.flops / 1e9:.3g} GFLOP a pass of one image of side "
+        f"{backbone.image_size}; timesteps {timesteps[0]} to {timesteps[-1]}, of which "
+        f"{' '.join(map(str, backbone.schedule.defaults))} are tried if none are given"
+    )

@@ -1,0 +1,192 @@
+"""What workers do for a FeatureSource: fill its store, lazily and in nested prefixes, and score what it holds."""
+
+import socket
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from itertools import pairwise, repeat
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddae import label_free, ridge
+from ddae.backbones import load_backbone
+from ddae.datasets import load_dataset
+from ddae.features import extract, read_view
+from ddae.pooling import pool
+from ddae.probe import to_maps
+from storage.feature_store import FeatureStore
+from storage.ledger import Ledger, content_key
+from sweeps.probing.source import FeatureSource, Need
+from sweeps.search.task import pack, unpack
+
+SHARD_ROWS = 512
+"""Images between two publications: what a kill can lose."""
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What filling a shard came to."""
+
+    num_images: int
+    """How many the shard has, whether they stood there before or not."""
+    passes: float
+    """Full forward passes of one image that it took."""
+
+
+class Extractor:
+    """One forward pass an image for all blocks that are needed."""
+
+    def __init__(self, source: FeatureSource):
+        self.source, self.store = source, FeatureStore(source.store)
+        self.backbone = load_backbone(source.backbone, source.settings)
+        key = source.key
+        self.dataset = load_dataset(
+            source.dataset, self.backbone.image_size, source.data_root, key.split_seed, key.val_fraction
+        )
+        if (self.backbone.fingerprint, self.dataset.images.fingerprint) != (key.backbone, key.images):
+            raise ValueError(
+                f"{source.backbone} or {source.dataset} on {socket.gethostname()} is not the one the sweep was "
+                "started with"
+            )
+        self.blocks = {block.name: block for block in self.backbone.blocks}
+        self.passes, self.num_encoded = 0.0, 0
+        self._described: set[tuple[int, int]] = set()
+
+    def encode(self, need: Need, shard: int) -> None:
+        """Fill a shard of the latents of a need's images, which serve every timestep."""
+        self._latents(need, *rows_of(need, shard))
+
+    def extract(self, need: Need, shard: int) -> Extracted:
+        """Fill a shard of a need, passing no image again whose features stand in the store: its missing rows, each once
+        for all blocks that miss it, cut where a gap begins or ends. Of several sweeps that want them one extracts, and
+        the others wait."""
+        start, stop = rows_of(need, shard)
+        before = self.passes
+
+        def gaps(blocks: Iterable[str]) -> dict[str, list[tuple[int, int]]]:
+            found = {block: self.store.missing(self.source.column(need, block), stop, start) for block in blocks}
+            return {block: its_gaps for block, its_gaps in found.items() if its_gaps}
+
+        if lacking := gaps(need.blocks):
+            self._describe(need.draw, need.view)
+            folder = f"{self.source.folder(need.draw, need.view)}/t={need.timestep}/split={need.split}"
+            with self.store.claimed(folder, start, start + SHARD_ROWS):
+                lacking = gaps(lacking)
+                edges = {edge for its_gaps in lacking.values() for gap in its_gaps for edge in gap}
+                for first, last in pairwise(sorted(edges)):
+                    blocks = [b for b, its in lacking.items() if any(i <= first and last <= j for i, j in its)]
+                    if blocks:
+                        self._extract(need, first, last, blocks)
+        return Extracted(stop - start, self.passes - before)
+
+    def ensure(self, need: Need) -> None:
+        """Fill all shards of a need."""
+        for shard in range(num_shards(need)):
+            self.extract(need, shard)
+
+    def read(self, need: Need, block: str) -> Tensor:
+        """float32 [num_images, C, g, g] from the store. Raises LookupError where it lacks some."""
+        shards = self.store.read(self.source.column(need, block), need.num_images)
+        return to_maps(shards, self.blocks[block].channels)
+
+    def labels(self, need: Need) -> Tensor:
+        """int64 [num_images]."""
+        return torch.from_numpy(self.dataset.labels(need.split)[: need.num_images])
+
+    def _extract(self, need: Need, start: int, stop: int, blocks: list[str]) -> None:
+        rows = self.dataset.splits[need.split][start:stop]
+        key = replace(self.source.key, draw=need.draw, view=need.view)
+        encoded = self._latents(need, start, stop) if self.source.encoder else None
+        features = extract(self.backbone, self.dataset, rows, need.timestep, blocks, key, encoded=encoded)
+        self.passes += len(rows) * max(self.blocks[block].flops_share for block in blocks)
+        columns = [self.source.column(need, block) for block in features]
+        with ThreadPoolExecutor(len(columns)) as together:  # a store at an address answers late
+            list(together.map(self.store.write, columns, repeat(start), features.values()))
+
+    def _latents(self, need: Need, start: int, stop: int) -> np.ndarray:
+        """float16 [stop - start, C * S * S], from the store; what it lacks is encoded first."""
+        column = self.source.latents(need.split, need.view)
+        if self.store.missing(column, stop, start):
+            shard = start // SHARD_ROWS * SHARD_ROWS
+            with self.store.claimed(column, shard, shard + SHARD_ROWS):
+                for first, last in self.store.missing(column, stop, start):
+                    key = replace(self.source.key, view=need.view)
+                    images = read_view(self.dataset, self.dataset.splits[need.split][first:last], key)
+                    self.store.write(column, first, self.backbone.encode(images).flatten(1).half().cpu().numpy())
+                    self.num_encoded += last - first
+        return np.concatenate(self.store.read(column, stop, start))
+
+    def _describe(self, draw: int, view: int) -> None:
+        """Say beside the features, for people, what made them and which images their rows are."""
+        if (draw, view) in self._described:
+            return
+        folder = self.source.folder(draw, view)
+        self.store.describe(folder, self.source.described(draw, view))
+        for split, rows in self.dataset.splits.items():
+            self.store.describe_rows(folder, split, {"image": rows, "label": self.dataset.labels(split)})
+        self._described.add((draw, view))
+
+
+@lru_cache(maxsize=2)
+def opened(source: FeatureSource) -> Extractor:
+    """The extractor of this process for the source, which loads network and dataset once."""
+    return Extractor(source)
+
+
+def encode_shard(source: FeatureSource, need: Need, shard: int) -> None:
+    opened(source).encode(need, shard)
+
+
+def extract_shard(source: FeatureSource, need: Need, shard: int) -> Extracted:
+    return opened(source).extract(need, shard)
+
+
+def screen(source: FeatureSource, need: Need, poolings: tuple[int, ...]) -> tuple[np.ndarray, float]:
+    """Which images of a need of one block, that is filled, leave-one-out ridge classifies correctly at the block's best
+    pooling, bool [num_images], and how many seconds that took; from the ledger, else computed and recorded there."""
+    started = time.perf_counter()
+    ledger = Ledger(source.ledger)
+    key = content_key(features=source.key.asdict(), screened=asdict(need), poolings=poolings, version=ridge.VERSION)
+    record = ledger.get(key)
+    if record is None:
+        extractor, [block] = opened(source), need.blocks
+        right = correct_at(extractor.read(need, block), extractor.labels(need), poolings, extractor.dataset.num_classes)
+        record = {"correct": pack(right)}
+        ledger.put(key, record)
+    return unpack(record["correct"]), time.perf_counter() - started
+
+
+def correct_at(maps: Tensor, labels: Tensor, poolings: Iterable[int], num_classes: int) -> np.ndarray:
+    """bool [N]: which images leave-one-out ridge classifies correctly, at the best of the poolings."""
+    correct = [ridge.leave_one_out(pool(maps, pooling), labels, num_classes) for pooling in poolings]
+    return max(correct, key=np.mean)
+
+
+def score(
+    source: FeatureSource, first: Need, second: Need, noisier: Need, num_labels: int
+) -> dict[str, dict[str, float]]:
+    """block -> label-free score -> value, from two noise draws of the same images, each map's mean a channel, and a
+    draw at the next timestep; of needs that are filled.
+
+    num_labels: how many labels, of the first images, the scores see that want some.
+    """
+    extractor = opened(source)
+    labels = extractor.labels(replace(first, num_images=num_labels)) if num_labels else None
+    scores = {}
+    for block in second.blocks:
+        x, y, z = (pool(extractor.read(need, block), 1).flatten(1) for need in (first, second, noisier))
+        scores[block] = label_free.measure(x, y, z, labels, extractor.dataset.num_classes)
+    return scores
+
+
+def num_shards(need: Need) -> int:
+    return -(-need.num_images // SHARD_ROWS)
+
+
+def rows_of(need: Need, shard: int) -> tuple[int, int]:
+    """The shard's rows [start, stop)."""
+    return shard * SHARD_ROWS, min((shard + 1) * SHARD_ROWS, need.num_images)

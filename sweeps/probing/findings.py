@@ -1,0 +1,94 @@
+"""All that a probing sweep has found, as numbers; text, page and files are made from it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from sweeps.findings.answer import Answer, choose, table
+from sweeps.probing.cost import Cost
+from sweeps.probing.examples import Examples
+from sweeps.probing.label_free import LabelFree
+from sweeps.probing.screening import Screening, paired_loss
+from sweeps.probing.space import Cell
+from sweeps.probing.task import ProbeTask
+from sweeps.search.task import Result, Trial, Value
+
+
+@dataclass(frozen=True)
+class FirstChoice:
+    """The site that a score ranks first, against the answer's site under ridge in the first round of screening."""
+
+    block: str
+    timestep: int
+    points_lost: float | None
+    """Points of accuracy; None where ridge did not screen the site."""
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    task: ProbeTask
+    tried: tuple[Trial, ...]
+    """In the order of proposal."""
+    screening: Screening
+    label_free: LabelFree
+    raw_pixels: Result
+    """Raw pixels under the answer's head."""
+    examples: Examples
+    cost: Cost
+    folder: Path
+    tracked: str
+    """How a person sees the trials in MLflow."""
+
+    @cached_property
+    def answer(self) -> Answer:
+        return answer_of(self.task, self.tried)
+
+    @property
+    def trials(self) -> list[dict[str, Value]]:
+        """One row a trial, best first; pandas.DataFrame takes it."""
+        return table(self.task, self.tried)
+
+    @property
+    def cell(self) -> Cell:
+        return self.answer.cell
+
+    @property
+    def full(self) -> list[Trial]:
+        """The trials that were fitted on all training images."""
+        return [trial for trial in self.tried if trial.state == "finished"]
+
+    def first_choice(self, merit: np.ndarray) -> FirstChoice:
+        """The first choice of a score, of which higher is better, [blocks, timesteps]."""
+        block, timestep = self.task.space.ranked(merit)[0]
+        first = self.screening.rounds[0]
+        if timestep not in first:
+            return FirstChoice(block, timestep, None, None)
+        return FirstChoice(
+            block, timestep, *paired_loss(first[timestep][block], first[self.cell.timestep][self.cell.block])
+        )
+
+    def best_accuracies(self) -> np.ndarray | None:
+        """Val accuracy of the best pooling and head at every site, on all images, [blocks, timesteps]; None where a
+        site lacks such a trial, as in any search but the grid."""
+        best: dict[tuple[str, int], float] = {}
+        for trial in self.full:
+            site = trial.cell.block, trial.cell.timestep
+            best[site] = max(best.get(site, 0.0), trial.last.metrics["val_accuracy"])
+        accuracies = self.task.space.table(best)
+        return accuracies if np.isfinite(accuracies).all() else None
+
+
+def answer_of(task: ProbeTask, trials: tuple[Trial, ...]) -> Answer:
+    """A tie goes to the cell that is cheapest to use."""
+    return choose(task, trials, task.space.cost)
+
+
+def warm_start(task: ProbeTask, screening: Screening) -> list[Cell]:
+    """Cells to try first: every pooling and head at the best site that screening has left, then the middle pooling with
+    the first head at the others."""
+    (block, timestep), *others = screening.ranked
+    middle, head = task.space.poolings[len(task.space.poolings) // 2], task.space.heads[0]
+    return [*task.space.cells_at({timestep: (block,)}), *(Cell(*site, middle, head) for site in others)]

@@ -1,0 +1,92 @@
+"""Writes what a probing sweep has found into its folder, and logs it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ddae.report import Page, Section, Table, render
+from storage.tracking import Tracker, hidden
+from sweeps.findings.folder import write_results
+from sweeps.findings.table import write_csv
+from sweeps.findings.tested import read_test, test_text
+from sweeps.findings.versions import versions
+from sweeps.flags import ModelAndData, as_flags, command_of
+from sweeps.probing import text
+from sweeps.probing.findings import Findings
+from sweeps.search.study import write_study
+from sweeps.search.task import Result, Trial
+
+FILES = "report.html", "report.txt", "trials.csv", "config.yaml"
+
+
+def publish(found: Findings, drawn: Sequence[Section], config: ModelAndData, tracker: Tracker) -> None:
+    """results.json is written last: a sweep that has it is done."""
+    folder, answer, cost = found.folder, found.answer, found.cost
+    report = text.report(found)
+    (folder / "report.txt").write_text(report)
+    (folder / "report.html").write_text(render(page(found, drawn, config)), encoding="utf-8")
+    write_csv(folder / "trials.csv", found.trials)
+    write_study(folder / "optuna.log", found.task, found.tried)
+    metrics = {
+        **answer.result.metrics,
+        "raw_pixels_val_accuracy": found.raw_pixels.metrics["val_accuracy"],
+        "forward_passes": cost.passes,
+        "share_of_grid": cost.passes / cost.grid_passes,
+        "wall_seconds": cost.wall_seconds,
+    }
+    figures = sorted((folder / "figures").glob("*.png"))
+    note = "\n\n".join(f"{name} {fact}" for name, fact in text.facts(found).items() if name in ("answer", "cost"))
+    tracker.finish(metrics, [*figures, *(folder / name for name in FILES)], note)
+    write_results(folder, results(found, config))
+
+
+def page(found: Findings, drawn: Sequence[Section], config: ModelAndData) -> Page:
+    task, cell, answer = found.task, found.cell, found.answer
+    header, *rows = text.tied_rows(found)
+    return Page(
+        title=f"The best frozen feature of {config.backbone} on {task.source.name}",
+        cell=f"block {cell.block} at timestep {cell.timestep} (sigma {task.space.sigmas[cell.timestep]:.3g}), pooled "
+        f"to {cell.pooling} x {cell.pooling}, under the head {cell.head} ({answer.result.params['setting']})",
+        accuracy=text.accuracy_text(answer.result),
+        test=test_text(read_test(found.folder), found.folder, cell.name),
+        facts={"how sure": text.sure(found)} | {n: fact for n, fact in text.facts(found).items() if n != "answer"},
+        tied=Table(header, rows),
+        sections=drawn,
+        command=hidden(command_of(config, "layer_noise")),
+        versions=versions(model=task.source.key.backbone[:12], images=task.source.key.images[:12]),
+    )
+
+
+def results(found: Findings, config: ModelAndData) -> dict[str, Any]:
+    """All numbers, as JSON knows them."""
+    screened = found.screening.accuracy
+    return {
+        "task": found.task.name,
+        "flags": as_flags(config),
+        "answer": as_json(found.answer.winner),
+        "best": as_json(found.answer.best),
+        "tied": [as_json(trial) for trial in found.answer.tied],
+        "raw_pixels": numbers(found.raw_pixels),
+        "cost": asdict(found.cost),
+        "blocks": list(found.task.space.block_names),
+        "ridge_accuracy": np.where(np.isnan(screened), np.array(None), screened).tolist(),
+        "timesteps_at": {
+            num_images: list(answers)
+            for num_images, answers in zip(found.screening.rules.rounds, found.screening.rounds, strict=True)
+        },
+        "left": found.screening.ranked,
+        "label_free": {name: table.tolist() for name, table in found.label_free.scores.items()},
+        "label_free_ranking": found.label_free.ranking.tolist(),
+        "label_free_trust": {name: asdict(one) for name, one in found.label_free.trust(screened).items()},
+    }
+
+
+def as_json(trial: Trial) -> dict[str, Any]:
+    """A trial without the per-image answers."""
+    return {"cell": asdict(trial.cell), "num_images": trial.rung, **numbers(trial.last)}
+
+
+def numbers(result: Result) -> dict[str, Any]:
+    return {**result.metrics, **result.params, "run_seconds": result.run_seconds}

@@ -1,0 +1,157 @@
+"""All sites of a network, ranked by the label-free scores."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ddae.label_free import CONSENSUS, LABELLED, MIN_IMAGES, spearman
+from ddae.report import heat_map
+from sweeps.cli import aligned
+from sweeps.findings.table import formatted, write_csv
+from sweeps.flags import check_numbers
+from sweeps.label_free import LabelFreeRanking
+from sweeps.probing import cost
+from sweeps.probing.label_free import LabelFree
+from sweeps.probing.space import Space
+from sweeps.probing.sweep import ProbeSweep, Setup, set_up
+from sweeps.probing.task import ProbeTask
+from sweeps.probing.workers import open_pool
+from sweeps.search.task import Value
+
+FLOATS = ".4g"
+
+
+class Choice(NamedTuple):
+    """What one score alone would choose."""
+
+    block: str
+    timestep: int
+    agreement: float
+    """Spearman correlation of its ranking on half of the images with that on all."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    space: Space
+    scores: LabelFree
+    on_half: LabelFree
+    """The scores on the first half of the images."""
+    num_images: int
+    num_labels: int
+    folder: Path
+
+    @property
+    def sites(self) -> list[tuple[str, int]]:
+        """Every (block, timestep), best first."""
+        return self.space.ranked(self.scores.ranking)
+
+    @property
+    def table(self) -> list[dict[str, Value]]:
+        """One row a site, best first; pandas.DataFrame takes it."""
+        columns = {**self.scores.scores, "ranking": self.scores.ranking}
+        rows: list[dict[str, Value]] = []
+        for block, timestep in self.sites:
+            at = self.space.block_names.index(block), self.space.timesteps.index(timestep)
+            row: dict[str, Value] = {"block": block, "timestep": timestep, "sigma": self.space.sigmas[timestep]}
+            rows.append(row | {name: float(values[at]) for name, values in columns.items()})
+        return rows
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """Score -> what it alone would choose; consensus is the ranking."""
+        return {
+            name: Choice(*self.space.ranked(merit)[0], spearman(merit, self.on_half.merits[name]))
+            for name, merit in self.scores.merits.items()
+        }
+
+    @property
+    def text(self) -> str:
+        """The first ten sites and the choice of every score, as a person reads them."""
+        alone = [("score", "its first choice", "Spearman of half of the images with all")]
+        for name, choice in self.choices.items():
+            alone.append((name, f"{choice.block}/{choice.timestep}", f"{choice.agreement:.2f}"))
+        labels = "no label was read"
+        if self.num_labels:
+            joins = ", ".join(name for name in CONSENSUS if name in LABELLED)
+            labels = f"{', '.join(LABELLED)} saw the first {self.num_labels} labels, and {joins} joins the ranking"
+        return "\n".join(
+            [
+                *table_text(self.table[:10]),
+                "",
+                *aligned(alone),
+                "",
+                f"images    {self.num_images:,} of the training images in two noise draws; {labels}",
+                f"heat map  {self.folder / 'label_free.png'}",
+                f"table     {self.folder / 'label_free.csv'}",
+            ]
+        )
+
+
+def rank(config: LabelFreeRanking) -> Ranking:
+    """Measure the scores of every site, and write the heat map and the table. Raises ValueError for a wrong flag."""
+    task, _, _ = checked_set_up(config)
+    folder = folder_of(config, task)
+    num_images, num_labels = (min(number, task.num_train) for number in (config.num_images, config.num_labels))
+    half = max(MIN_IMAGES, num_images // 2)
+    with open_pool(config, task.source, folder) as pool:
+        sweep = ProbeSweep(task, pool, num_passes(task, num_images))
+        scores = sweep.label_free(num_images, num_labels)
+        on_half = sweep.label_free(half, num_labels // 2)
+    ranking = Ranking(task.space, scores, on_half, num_images, num_labels, folder)
+    publish(ranking)
+    return ranking
+
+
+def publish(ranking: Ranking) -> None:
+    """Write the heat map and the table into the folder."""
+    kind = f"ranking with {ranking.num_labels:,} labels" if ranking.num_labels else "label-free ranking"
+    heat_map(
+        ranking.scores.ranking,
+        ranking.space.block_names,
+        ranking.space.sigmas,
+        "ranking, higher is better",
+        f"{kind} on {ranking.num_images:,} images   * its first",
+        ranking.folder / "label_free.png",
+        star=ranking.sites[0],
+    )
+    write_csv(ranking.folder / "label_free.csv", ranking.table, FLOATS)
+
+
+def estimate(config: LabelFreeRanking) -> str:
+    """What the ranking will cost."""
+    setup = checked_set_up(config)
+    passes = num_passes(setup.task, config.num_images)
+    return cost.estimate(*setup, passes, passes)
+
+
+def checked_set_up(config: LabelFreeRanking) -> Setup:
+    check(config)
+    return set_up(config)
+
+
+def check(config: LabelFreeRanking) -> None:
+    """Raises ValueError for a number of images, labels or steps that no ranking can be made of."""
+    least, most = 2 * MIN_IMAGES, 10**9  # half of the images are ranked as well
+    check_numbers(config, num_images=(least, most), num_labels=(0, most), every=(0, most))
+    if config.num_labels > config.num_images:
+        raise ValueError(
+            f"num_labels={config.num_labels} must be 0 or more, and {config.num_images} at most, which is num_images; "
+            "raise that as well"
+        )
+    if 0 < config.num_labels < least:
+        raise ValueError(f"num_labels={config.num_labels} must be {least} or more, or 0 for none")
+
+
+def num_passes(task: ProbeTask, num_images: int) -> float:
+    """Full forward passes of one image that the scores of one network need."""
+    return task.space.forward_passes(need for draw in (0, 1) for need in cost.label_free_needs(task, draw, num_images))
+
+
+def folder_of(config: LabelFreeRanking, task: ProbeTask, kind: str = "") -> Path:
+    return config.out / f"label-free-{kind}{task.source.folder().rpartition('/')[2]}"
+
+
+def table_text(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows as aligned lines under their names."""
+    return aligned([list(rows[0]), *(list(formatted(row, FLOATS).values()) for row in rows)])

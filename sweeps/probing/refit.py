@@ -1,0 +1,109 @@
+"""The answer of a finished probing sweep, fitted again."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ddae.heads import StackedHead
+from ddae.winner import Winner
+from sweeps import cli
+from sweeps.findings.folder import read_results
+from sweeps.layer_noise import LayerNoise
+from sweeps.probing.extractor import Extractor
+from sweeps.probing.source import Need
+from sweeps.probing.space import Cell
+from sweeps.probing.sweep import set_up_search, sweep_folder
+from sweeps.probing.task import ProbeTask
+from sweeps.search.task import Result
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A cell and its head, fitted on all training images with the setting that is best on val."""
+
+    task: ProbeTask
+    cell: Cell
+    extractor: Extractor
+    head: StackedHead
+    result: Result
+
+    @property
+    def name(self) -> str:
+        return self.cell.name
+
+    @property
+    def experiment(self) -> str:
+        return self.task.source.name
+
+    @property
+    def num_train(self) -> int:
+        return self.task.num_train
+
+    @property
+    def dataset(self):
+        return self.extractor.dataset
+
+    def features(self, split: str) -> np.ndarray:
+        """float32 [N, C * p * p] of all images of the split as they are."""
+        pooled, _ = self._read(split)
+        return pooled.flatten(1).numpy()
+
+    def correct(self, split: str) -> np.ndarray:
+        """bool [N]: which images of the split are classified correctly."""
+        pooled, labels = self._read(split)
+        return (self.head(pooled)[0].argmax(-1) == labels).numpy()
+
+    def estimator(self) -> Winner:
+        source = self.task.source
+        settings = replace(source.settings, compile=False)
+        setting = str(self.result.params["setting"])
+        winner = Winner(
+            source.backbone,
+            **asdict(self.cell),
+            setting=setting,
+            seed=self.task.seed,
+            noise_seed=source.key.noise_seed,
+            settings=settings,
+        )
+        classes = self.dataset.images.classes
+        return winner.take(self.head, self.num_train, range(len(classes)), classes)
+
+    def _read(self, split: str):
+        one_view = replace(self.task, views=1)
+        pooled, labels = one_view.read(self.cell, split, len(self.task.labels[split]))
+        return pooled[self.cell.pooling], labels
+
+
+def answer_cell(folder: Path) -> Cell:
+    """The answer of the sweep in a folder."""
+    try:
+        return Cell(**read_results(folder)["answer"]["cell"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'results.json'} is damaged; run its sweep again, which takes seconds") from error
+
+
+def answer_name(folder: Path) -> str:
+    return answer_cell(folder).name
+
+
+def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
+    """Fit the answer of the sweep in a folder again; its features are those of the store, or made again.
+
+    splits: those whose features are wanted beside train and val.
+    """
+    cell = answer_cell(folder)
+    flags = cli.parse(LayerNoise, ["--config", str(folder / "config.yaml")], None)
+    task, _, dataset = set_up_search(flags)
+    if sweep_folder(flags, task).name != folder.name:
+        raise ValueError(f"{flags.backbone} or {flags.dataset} has changed since {folder} was made; sweep again")
+    labels = {**task.labels, **{split: dataset.labels(split) for split in splits}}
+    task = replace(task, labels=labels, sites={cell.timestep: (cell.block,)})
+    extractor = Extractor(task.source)
+    for need in task.needs(cell, task.num_train):
+        extractor.ensure(need)
+    for split in splits:
+        extractor.ensure(Need(cell.timestep, split, len(labels[split]), (cell.block,)))
+    train, val = task.read(cell, "train", task.num_train), task.read(cell, "val", task.num_val)
+    fitted = task.fit(cell, train, val)
+    return Refit(task, cell, extractor, fitted.head.only(fitted.setting), task.result(fitted, 0.0))

@@ -1,0 +1,147 @@
+"""Screening: which sites are worth trials, found by ridge regression on few images before any head is trained."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sweeps.probing.source import Need
+from sweeps.probing.space import Sites, Space
+from sweeps.search.task import REDUCTION
+
+MIN_IMAGES, MIN_IMAGES_A_CLASS = 64, 7
+"""How many images the first round sees at least; fewer do not tell timesteps apart."""
+CLEARLY = 2.0
+"""A site is clearly worse than the best where the paired difference is so many of its standard errors."""
+
+Answers = Mapping[int, Mapping[str, np.ndarray]]
+"""timestep -> block -> bool [num_images]: which images leave-one-out ridge classifies correctly."""
+
+
+@dataclass(frozen=True)
+class ScreeningRules:
+    """How many images each round sees, and how many timesteps stay after it. Raises ValueError for senseless rules."""
+
+    rounds: tuple[int, ...]
+    """Numbers of training images, growing."""
+    keep: float = 0.5
+    """Share of the timesteps that stay after a round."""
+    finalists: int = 2
+    """So many timesteps stay at least, but for those where every block is clearly worse."""
+    start: Literal["ridge", "label-free"] = "ridge"
+    """What makes the first cut of the timesteps: ridge in the first round, or the label-free ranking before it."""
+    exhaustive: bool = False
+    """For the grid: every site stays."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep={self.keep} must lie above 0 and not above 1; 0.5 halves the timesteps each round")
+        if self.finalists < 1:
+            raise ValueError(f"finalists={self.finalists} must be 1 or more; the default is 2")
+        if self.exhaustive and self.start != "ridge":
+            raise ValueError(f"start={self.start!r} cuts timesteps, and the grid keeps all of them; leave --start out")
+
+    @property
+    def first_cut(self) -> int:
+        """The number of the cut that the first round makes; 0 is the first cut of all."""
+        return 1 if self.start == "label-free" else 0
+
+    def num_kept(self, cut: int, num_timesteps: int) -> int:
+        """How many of the space's timesteps may stay after a cut."""
+        if self.exhaustive:
+            return num_timesteps
+        return min(num_timesteps, max(self.finalists, math.ceil(num_timesteps * self.keep ** (cut + 1))))
+
+
+@dataclass(frozen=True)
+class Screening:
+    """Every round, on growing numbers of images at ever fewer sites, and the sites that are left."""
+
+    rules: ScreeningRules
+    space: Space
+    rounds: tuple[Answers, ...]
+    sites: Sites
+
+    def after(self, answers: Mapping[Need, np.ndarray]) -> "Screening":
+        """The screening after one more round, of answers to needs of one block each."""
+        found: dict[int, dict[str, np.ndarray]] = {}
+        for need, correct in answers.items():
+            found.setdefault(need.timestep, {})[need.blocks[0]] = correct
+        sites = self.sites
+        if not self.rules.exhaustive:
+            cut = self.rules.first_cut + len(self.rounds)
+            sites = survivors(found, self.rules.num_kept(cut, len(self.space.timesteps)))
+        return Screening(self.rules, self.space, (*self.rounds, found), sites)
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Accuracy of leave-one-out ridge in the first round, [blocks, timesteps]; NaN where it was not measured."""
+        first = {(block, t): right.mean() for t, blocks in self.rounds[0].items() for block, right in blocks.items()}
+        return self.space.table(first)
+
+    @property
+    def ranked(self) -> list[tuple[str, int]]:
+        """The (block, timestep) that are left, best in the last round first."""
+        last = self.rounds[-1]
+        left = [(block, timestep) for timestep, blocks in self.sites.items() for block in blocks]
+        return sorted(left, key=lambda site: -last[site[1]][site[0]].mean())
+
+    @property
+    def needs(self) -> list[Need]:
+        """The features that the rounds have read."""
+        return [
+            Need(timestep, "train", num_images, tuple(blocks))
+            for num_images, answers in zip(self.rules.rounds, self.rounds, strict=True)
+            for timestep, blocks in answers.items()
+        ]
+
+
+def choose_rungs(num_train: int, num_classes: int) -> tuple[int, ...]:
+    """Training images at each rung: all, a quarter, a sixteenth, ... as long as they are enough to tell anything."""
+    least = max(MIN_IMAGES, MIN_IMAGES_A_CLASS * num_classes)
+    rungs = [num_train]
+    while rungs[0] // REDUCTION >= least:
+        rungs.insert(0, rungs[0] // REDUCTION)
+    return tuple(rungs)
+
+
+def survivors(answers: Answers, num_timesteps: int) -> Sites:
+    """The best num_timesteps timesteps, each with those of its blocks that are not clearly worse than the best of them
+    all; differences are paired, image by image.
+
+    A timestep is judged by the mean of its three best blocks, which is less noisy than the best alone.
+    """
+    merit = {timestep: best_three([right.mean() for right in at.values()]) for timestep, at in answers.items()}
+    kept = sorted(merit, key=lambda timestep: -merit[timestep])[:num_timesteps]
+    best = max((right for timestep in kept for right in answers[timestep].values()), key=np.mean)
+    left = {
+        timestep: tuple(block for block, right in answers[timestep].items() if not clearly_worse(right, best))
+        for timestep in sorted(kept)
+    }
+    return {timestep: blocks for timestep, blocks in left.items() if blocks}
+
+
+def best_timesteps(space: Space, rules: ScreeningRules, ranking: np.ndarray) -> Sites:
+    """The timesteps that stay after a first cut by a label-free ranking, [blocks, timesteps], with all of their blocks:
+    they are judged as ridge judges them, but nothing tells which block is clearly worse."""
+    merit = {timestep: best_three(list(ranking[:, column])) for column, timestep in enumerate(space.timesteps)}
+    kept = sorted(merit, key=lambda timestep: -merit[timestep])[: rules.num_kept(0, len(merit))]
+    return {timestep: blocks for timestep, blocks in space.sites.items() if timestep in kept}
+
+
+def best_three(values: list[float]) -> float:
+    """The mean of the three highest."""
+    return float(np.mean(sorted(values)[-3:]))
+
+
+def paired_loss(correct: np.ndarray, best: np.ndarray) -> tuple[float, float]:
+    """(points of accuracy lost, their standard error) by one probe against another on the same images."""
+    deficit = best.astype(float) - correct.astype(float)
+    return float(100 * deficit.mean()), float(100 * deficit.std() / len(deficit) ** 0.5)
+
+
+def clearly_worse(correct: np.ndarray, best: np.ndarray) -> bool:
+    lost, stderr = paired_loss(correct, best)
+    return lost > CLEARLY * stderr

@@ -1,0 +1,391 @@
+"""The sections of report.html: each has a figure, and a sentence that is written from its data."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import confusion_matrix
+
+from ddae import report
+from ddae.label_free import spearman
+from ddae.probe import standard_error
+from ddae.report import Section, Table
+from sweeps.probing.findings import Findings
+from sweeps.probing.screening import best_three
+from sweeps.probing.text import lost_text
+from sweeps.search.axes import as_values
+from sweeps.search.task import Trial
+
+MAX_CLASSES = 30
+"""More make a confusion matrix that nobody can read."""
+MAX_PAIRS = 20
+"""How many pairs of classes that are confused are listed instead."""
+FEW = 3
+"""Fewer pairs of trials, or sites, tell nothing."""
+
+
+def draw(found: Findings, figures: Path) -> list[Section]:
+    """Every section that the sweep has data for; its figures are written as PNG files, too."""
+    sections = (
+        where(found, figures / "block_timestep.png"),
+        screening(found, figures / "screening.png"),
+        rungs(found, figures / "rungs.png"),
+        choices(found, figures / "pooling_head.png"),
+        costs(found, figures / "cost.png"),
+        samples(found, figures / "samples.png"),
+        neighbours(found, figures / "neighbours.png"),
+        confusions(found, figures / "confusion.png"),
+        scores(found, figures / "label_free.png"),
+        plane(found, figures / "alignment_uniformity.png"),
+    )
+    return [section for section in sections if section is not None]
+
+
+def where(found: Findings, path: Path) -> Section:
+    """Block x timestep."""
+    space, screened = found.task.space, found.screening.accuracy
+    measured, num_screened = found.best_accuracies(), found.screening.rules.rounds[0]
+    table = screened if measured is None else measured
+    figure = report.heat_map(
+        100 * table,
+        space.block_names,
+        space.sigmas,
+        "accuracy (%)" if measured is None else "val accuracy (%)",
+        f"screening: ridge on {num_screened:,} images, one left out\no: left at the end of screening, star: the answer"
+        + "\nblank: left out by the label-free ranking" * bool(np.isnan(screened).any())
+        if measured is None
+        else f"best pooling and head on {found.task.num_train:,} images\nstar: the answer",
+        path,
+        rings=set(found.screening.ranked) if measured is None else set(),
+        star=(found.cell.block, found.cell.timestep),
+    )
+    timesteps = [f"t = {t} (sigma {sigma:.2g})" for t, sigma in space.sigmas.items()]
+    says = []
+    for others, one, values in (
+        ("blocks", timesteps, table.mean(0)),
+        ("timesteps", space.block_names, np.nanmean(table, 1)),
+    ):
+        best, worst = np.nanargmax(values), np.nanargmin(values)
+        if best != worst:
+            says.append(
+                f"averaged over the {others}, {one[best]} is best ({percent(values[best], 1)}) and "
+                f"{one[worst]} worst ({percent(values[worst], 1)})"
+            )
+    doubt = 100 * standard_error(float(np.nanmedian(table)), num_screened)
+    number = (
+        f"a first, coarse measurement: +- {doubt:.0f} points, and a little too good"
+        if measured is None
+        else "the val accuracy of a site's best pooling and head"
+    )
+    return Section(
+        "Where in the network, and at how much noise",
+        sentence(says or ["all sites that were searched are alike"]),
+        f"Rows are blocks in the order in which the image meets them; noise grows to the right. A number is {number}.",
+        figure,
+        f"Heat map of accuracy, {len(space.blocks)} blocks by {len(space.sigmas)} timesteps.",
+    )
+
+
+def screening(found: Findings, path: Path) -> Section | None:
+    """Which timesteps were dropped after which round; None where none could be."""
+    rules, rounds, sites = found.screening.rules, found.screening.rounds, found.screening.sites
+    timesteps = list(rounds[0])
+    if rules.exhaustive or len(timesteps) == 1:
+        return None
+    lines = [
+        [
+            (num_images, best_three([right.mean() for right in answers[t].values()]))
+            for num_images, answers in zip(rules.rounds, rounds, strict=True)
+            if t in answers
+        ]
+        for t in timesteps
+    ]
+    after = [set(answers) for answers in rounds[1:]] + [set(sites)]
+    says = [
+        f"after {num_images:,} images t = {', '.join(dropped)} {'was' if len(dropped) == 1 else 'were'} dropped"
+        for num_images, answers, stayed in zip(rules.rounds, rounds, after, strict=True)
+        if (dropped := [str(t) for t in answers if t not in stayed])
+    ]
+    says.append(
+        f"t = {', '.join(map(str, sites))} stayed to the end, with {sum(map(len, sites.values()))} of their "
+        f"{len(sites) * len(found.task.space.blocks)} sites"
+    )
+    return Section(
+        "How the timesteps were screened",
+        sentence(says),
+        "Each line is a timestep, judged by its three best blocks under ridge, on more images in each round. Where a "
+        "dashed line ends in a cross the timestep was dropped, and no more images passed the network at it.",
+        report.courses(
+            lines,
+            [t not in sites for t in timesteps],
+            [f"t = {t}" for t in timesteps],
+            "accuracy of the three best blocks (%)",
+            path,
+        ),
+        "Lines of accuracy against number of images, one a timestep.",
+    )
+
+
+def rungs(found: Findings, path: Path) -> Section | None:
+    """Accuracy against number of images, and where trials were stopped; None where all were fitted on all images."""
+    all_rungs, trials = found.task.rungs, found.tried
+    if len(all_rungs) == 1:
+        return None
+    lines = [[(rung, result.metrics["val_accuracy"]) for rung, result in trial.results.items()] for trial in trials]
+    stopped = [trial.stopped_early for trial in trials]
+    star = next(number for number, trial in enumerate(trials) if trial is found.answer.winner)
+    full = [line for line, is_stopped in zip(lines, stopped, strict=True) if not is_stopped]
+    gain = 100 * np.mean([line[-1][1] - line[0][1] for line in full])
+    standing = 1 + sum(line[0][1] > lines[star][0][1] for line in lines)
+    return Section(
+        "Which trials were worth all images",
+        f"{sum(stopped)} of {len(trials)} trials were stopped at {all_rungs[0]:,} images; {len(full)} went on to "
+        f"{all_rungs[-1]:,}, which gave them {gain:.1f} points on average; the answer was number {standing} at "
+        f"{all_rungs[0]:,}.",
+        "Each line is a trial: its head is fitted to the end on few images, and on all of them only where it is among "
+        "the best of the trials before it.",
+        report.courses(lines, stopped, [""] * len(lines), "val accuracy (%)", path, star),
+        "Lines of val accuracy against number of training images, one a trial.",
+    )
+
+
+def choices(found: Findings, path: Path) -> Section | None:
+    """Pooling and head, each with all else equal; None where there was no choice."""
+    effects, references, says = {}, {}, []
+    for axis, values in (("pooling", found.task.space.poolings), ("head", found.task.space.heads)):
+        if len(values) > 1:
+            reference = getattr(found.cell, axis)
+            points = paired_points(found.tried, axis, reference)
+            effects[axis] = {choice_name(value): points[value] for value in values if value != reference}
+            references[axis] = choice_name(reference)
+            says += [f"{choice} {against(of, references[axis])}" for choice, of in effects[axis].items()]
+    if not effects:
+        return None
+    chosen = (
+        ""
+        if found.screening.rules.exhaustive
+        else " The search tries what looks good: pairs are few, and no fair sample."
+    )
+    return Section(
+        "Which pooling and which head",
+        sentence(says),
+        "A dot is a pair of trials that differ in nothing else, on the most images that both were fitted on; the "
+        f"diamond is their mean with its standard error; the line at 0 is the answer's choice.{chosen}",
+        report.paired_effects(effects, references, path),
+        "Differences in accuracy between pairs of trials, by pooling and by head.",
+    )
+
+
+def paired_points(trials: Sequence[Trial], axis: str, reference: object) -> Mapping[object, np.ndarray]:
+    """choice -> points of val accuracy by which it is better than the reference, one for every pair of trials that
+    differ in the axis alone, on the most images that both were fitted on."""
+    alike: dict[tuple, dict[object, dict[int, float]]] = defaultdict(dict)
+    for trial in trials:
+        values = as_values(trial.cell)
+        choice = values.pop(axis)
+        accuracies = {rung: result.metrics["val_accuracy"] for rung, result in trial.results.items()}
+        alike[tuple(values.values())][choice] = accuracies
+    points: dict[object, list[float]] = defaultdict(list)
+    for by_choice in alike.values():
+        if reference in by_choice:
+            for choice, accuracies in by_choice.items():
+                most = max(accuracies.keys() & by_choice[reference].keys())
+                points[choice].append(100 * (accuracies[most] - by_choice[reference][most]))
+    return defaultdict(lambda: np.zeros(0), {choice: np.array(each) for choice, each in points.items()})
+
+
+def choice_name(value: object) -> str:
+    return f"{value} x {value}" if isinstance(value, int) else str(value)
+
+
+def against(points: np.ndarray, reference: str) -> str:
+    """What pairs of trials say of a choice, as the rest of a sentence."""
+    pairs = f"{len(points)} pair{'s' * (len(points) != 1)}"
+    if len(points) < FEW:
+        return f"was tried too seldom to compare it with {reference} ({pairs})"
+    mean, error = points.mean(), points.std(ddof=1) / len(points) ** 0.5
+    if abs(mean) <= 2 * error:
+        return f"is statistically tied with {reference} ({mean:.1f} +- {error:.1f} points, {pairs})"
+    return f"is {abs(mean):.1f} +- {error:.1f} points {'better' if mean > 0 else 'worse'} than {reference} ({pairs})"
+
+
+def costs(found: Findings, path: Path) -> Section:
+    """Accuracy against what a feature costs to use."""
+    answer, space, full = found.answer, found.task.space, found.full
+    share = np.array([space.block(trial.cell.block).flops_share for trial in full])
+    width = np.array([space.num_features(trial.cell) for trial in full])
+    accuracy, stderr = (
+        np.array([trial.last.metrics[name] for trial in full]) for name in ("val_accuracy", "val_stderr")
+    )
+    winner, best = (next(i for i, trial in enumerate(full) if trial is each) for each in (answer.winner, answer.best))
+    dearest = (
+        "no other fully fitted cell is more accurate"
+        if winner == best
+        else f"the most accurate cell, {answer.best.cell.name}, needs {share[best]:.2f} and {width[best]:,} for "
+        f"{100 * (accuracy[best] - accuracy[winner]):.1f} points more"
+    )
+    return Section(
+        "What accuracy costs",
+        f"The answer needs {share[winner]:.2f} of a forward pass and {width[winner]:,} numbers an image; {dearest}.",
+        "Every mark is a cell that was fitted on all images; those on the line cannot be had both cheaper and better. "
+        "A pass stops after the cell's block, and its head reads so many numbers.",
+        report.cost_scatter(
+            accuracy,
+            stderr,
+            {"share of a forward pass": share, "numbers an image": width},
+            [trial.cell.head for trial in full],
+            winner,
+            path,
+        ),
+        "Val accuracy against share of a forward pass, and against numbers an image.",
+    )
+
+
+def samples(found: Findings, path: Path) -> Section:
+    """Images as they are, and as the network was given them."""
+    task, examples, t = found.task, found.examples, found.cell.timestep
+    names = [examples.classes[label] for label in task.labels["val"][: len(examples.clean)]]
+    latents = "; these are latents, of which three channels are shown as colours" if task.source.encoder else ""
+    return Section(
+        "What the network saw",
+        f"At t = {t} the noise is {task.space.sigmas[t]:.2g} times as strong as the image{latents}.",
+        "Above val images as they are, below with the very noise under which their features were read.",
+        report.pictures(
+            [examples.clean, examples.noised],
+            [[report.shortened(name) for name in names], [f"t = {t}"] * len(names)],
+            path,
+        ),
+        f"{len(names)} val images, clean and noised.",
+    )
+
+
+def neighbours(found: Findings, path: Path) -> Section:
+    """Which training images lie nearest."""
+    near, classes = found.examples.neighbours, found.examples.classes
+    title = "What the feature finds alike"
+    if near is None:
+        return Section(title, "The answer's features are not in the store any more, so there is nothing to compare.")
+    alike = near.labels == near.query_labels[:, None]
+    captions = [
+        [
+            report.shortened(classes[query]),
+            *(f"{'✓' if label == query else '✗'} {report.shortened(classes[label], 11)}" for label in labels),
+        ]
+        for query, labels in zip(near.query_labels, near.labels, strict=True)
+    ]
+    frequency = [np.bincount(found.task.labels[split], minlength=len(classes)) for split in ("train", "val")]
+    by_chance = float(np.prod([each / each.sum() for each in frequency], axis=0).sum())
+    return Section(
+        title,
+        f"{percent(near.share_alike)} of the {near.labels.shape[1]} nearest training images of {near.num_queries:,} "
+        f"val images are of the same class; by chance it would be {percent(by_chance)}.",
+        "On the left val images, the first of their class; beside each the training images whose features are nearest, "
+        f"of {near.num_searched:,}; no head is involved. A cross and a dashed frame mark another class.",
+        report.pictures(
+            [[query, *nearest] for query, nearest in zip(near.queries, near.nearest, strict=True)],
+            captions,
+            path,
+            {(row, 1 + column) for row, column in np.argwhere(~alike)},
+        ),
+        f"{len(captions)} val images, each with its nearest training images.",
+    )
+
+
+def confusions(found: Findings, path: Path) -> Section:
+    """Which classes the answer confuses on val."""
+    labels, classes, predicted = found.task.labels["val"], found.examples.classes, found.examples.predicted
+    title = "Which classes it confuses"
+    if predicted is None:
+        return Section(title, "Not drawn: its features are gone, or its head takes long to fit again.")
+    counts = confusion_matrix(labels, predicted, labels=range(len(classes)))
+    of_class = counts.sum(1)
+    shares = counts / np.maximum(of_class, 1)[:, None]
+    known = np.where(of_class > 0, shares.diagonal(), np.nan)
+    best, worst = np.nanargmax(known), np.nanargmin(known)
+    wrong = np.where(np.eye(len(classes), dtype=bool), 0, counts)
+    order = np.unravel_index(np.argsort(-wrong, axis=None, kind="stable")[:MAX_PAIRS], wrong.shape)
+    pairs = [(classes[a], classes[b], wrong[a, b], of_class[a]) for a, b in zip(*order, strict=True) if wrong[a, b]]
+    says = [f"{of} is most often taken for {other}: {n} of {total} times" for of, other, n, total in pairs[:1]]
+    says.append(
+        f"{classes[best]} is known best ({percent(known[best])}), {classes[worst]} least ({percent(known[worst])})"
+    )
+    if len(classes) > MAX_CLASSES:
+        rows = [(of, other, f"{n} of {total}", percent(n / total)) for of, other, n, total in pairs]
+        table = Table(("true class", "taken for", "val images", "share"), rows)
+        return Section(title, sentence(says), "The most frequent confusions.", table=table)
+    figure = report.confusion(shares, classes, path)
+    how = "Rows are true classes, and numbers percent of their val images; the diagonal is what is right."
+    return Section(title, sentence(says), how, figure, f"Confusion matrix of {len(classes)} classes.")
+
+
+def scores(found: Findings, path: Path) -> Section | None:
+    """Choices without labels against accuracy; None where there are too few sites to rank."""
+    label_free, screened = found.label_free, found.screening.accuracy
+    if np.isfinite(screened).sum() < FEW:
+        return None
+    agreement, rows = label_free.trust(screened), []
+    for name, merit in label_free.merits.items():
+        choice, one = found.first_choice(merit), agreement[name]
+        lost = "" if choice.points_lost is None else f"{choice.points_lost:.1f} +- {choice.stderr:.1f}"
+        site = f"{choice.block}/{choice.timestep}"
+        rows.append((name, f"{one.spearman:.2f}", f"{one.spearman_within_timestep:.2f}", site, lost))
+    choice, correlation = found.first_choice(label_free.ranking), agreement["consensus"].spearman
+    row, column = np.unravel_index(label_free.ranking.argmax(), screened.shape)
+    return Section(
+        "What would have been chosen without labels",
+        f"Without labels {choice.block}/{choice.timestep} would have been chosen: {lost_text(choice, found)}; over "
+        f"{np.isfinite(screened).sum():,} sites the ranking agrees with accuracy by a Spearman of {correlation:.2f}.",
+        f"Scores without labels, of every block and timestep, against ridge on {found.screening.rules.rounds[0]:,} "
+        "images. Points lost (regret) are those of a score's first choice against the answer's site under that ridge; "
+        "below 0 it gains some.",
+        report.score_scatter(
+            label_free.ranking,
+            screened,
+            found.task.space.timesteps,
+            correlation,
+            path,
+            (int(row), int(column)),
+            star(found),
+        ),
+        "Accuracy against the label-free ranking, one mark a block and timestep.",
+        Table(("score", "Spearman", "at one timestep", "first choice", "points lost"), rows),
+    )
+
+
+def plane(found: Findings, path: Path) -> Section | None:
+    """Alignment and uniformity."""
+    screened, tables = found.screening.accuracy, found.label_free.scores
+    if np.isfinite(screened).sum() < FEW or not {"alignment", "uniformity"} <= set(tables):
+        return None
+    says = []
+    for name in ("alignment", "uniformity"):
+        correlation = spearman(tables[name], screened)
+        verb = (
+            f"grows with {'lower' if correlation < 0 else 'higher'}" if abs(correlation) > 0.2 else "hardly depends on"
+        )
+        says.append(f"accuracy {verb} {name} (Spearman {correlation:.2f})")
+    return Section(
+        "Alignment and uniformity",
+        sentence(says),
+        "Every mark is a block at a timestep. Good features are where both are low, says the DDAE paper; along a "
+        "dashed line accuracy is the same by the trend.",
+        report.alignment_uniformity(tables["alignment"], tables["uniformity"], screened, star(found), path),
+        "Uniformity against alignment, coloured by accuracy, with the fitted trend.",
+    )
+
+
+def star(found: Findings) -> tuple[int, int]:
+    """Where the answer is in a [blocks, timesteps] table."""
+    space = found.task.space
+    return space.block_names.index(found.cell.block), space.timesteps.index(found.cell.timestep)
+
+
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def sentence(says: list[str]) -> str:
+    """One sentence of several main clauses."""
+    text = "; ".join(says)
+    return f"{text[:1].upper()}{text[1:]}."

@@ -1,0 +1,149 @@
+"""Where features come from: one network on one dataset, as a worker opens it, and where the store keeps them."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ddae.backbones import LIBRARIES, SHIPPED, Backbone, Block, Settings, load_backbone
+from ddae.datasets import DATASETS, Dataset, load_dataset
+from ddae.features import FeatureKey
+from ddae.nearest import did_you_mean
+from storage.ledger import content_key
+from storage.remote import Remote, is_address
+from sweeps.cluster.session import address
+from sweeps.flags import SEEDS, ModelAndData, check_numbers
+
+VAL_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class Need:
+    """Features that must stand in the store: the first num_images of a split, at every one of the blocks."""
+
+    timestep: int
+    split: str
+    num_images: int
+    blocks: tuple[str, ...]
+    draw: int = 0
+    view: int = 0
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """A network and a dataset, how they are run, and the store of what comes of it."""
+
+    name: str
+    """The dataset's name, or its folder's."""
+    backbone: str
+    dataset: str
+    data_root: str
+    settings: Settings
+    encoder: str
+    """Encoder.fingerprint; empty where the network takes pixels."""
+    store: str
+    """A folder's absolute path, or an address."""
+    key: FeatureKey
+
+    @property
+    def ledger(self) -> str:
+        return f"{self.store}/ledger"
+
+    def folder(self, draw: int = 0, view: int = 0) -> str:
+        """The store's folder of all features that differ in split, timestep and block alone."""
+        return f"{self.name}/{content_key(**replace(self.key, draw=draw, view=view).asdict())[:16]}"
+
+    def column(self, need: Need, block: str) -> str:
+        """The store's folder of one block's features."""
+        return f"{self.folder(need.draw, need.view)}/t={need.timestep}/split={need.split}/block={block}"
+
+    def latents(self, split: str, view: int) -> str:
+        """The store's folder of the encoded images, which serve every timestep, noise draw and network with this
+        encoder."""
+        key = self.key
+        made_by = self.encoder, key.images, key.split_seed, key.val_fraction
+        seen_as = (key.noise_seed, view) if view else ()
+        return f"{self.name}/latents-{content_key(made_by=made_by, view=seen_as)[:16]}/split={split}/block=latents"
+
+    def described(self, draw: int, view: int) -> dict:
+        """What made a folder of features, for people."""
+        key = replace(self.key, draw=draw, view=view)
+        return {"dataset": self.dataset, "backbone": self.backbone, **asdict(key)}
+
+
+def open_source(config: ModelAndData, backbone: Backbone, pooling: int) -> tuple[FeatureSource, Dataset]:
+    """Load the dataset that the flags name, at the network's size. pooling: the largest grid that is to be derived."""
+    if is_address(config.store):
+        Remote(config.store).check()
+    dataset = load_dataset(config.dataset, backbone.image_size, config.data_root, config.data_seed, VAL_FRACTION)
+    source = FeatureSource(
+        name=Path(config.dataset).resolve().name or "images",
+        backbone=absolute(config.backbone),
+        dataset=absolute(config.dataset),
+        data_root=str(Path(config.data_root).absolute()),
+        settings=make_settings(config),
+        encoder=backbone.encoder.fingerprint,
+        store=config.store if is_address(config.store) else str(Path(config.store).absolute()),
+        key=FeatureKey(
+            backbone.fingerprint,
+            dataset.images.fingerprint,
+            split_seed=config.data_seed,
+            val_fraction=VAL_FRACTION,
+            noise_seed=config.data_seed,
+            pooling=pooling,
+        ),
+    )
+    return source, dataset
+
+
+def load_model(config: ModelAndData) -> Backbone:
+    """The backbone that the flags name, on the CPU where a cluster's machines do the work."""
+    check_numbers(config, image_size=(0, 4096), num_steps=(2, 1000), data_seed=SEEDS, gpus_per_extractor=(0.01, 1))
+    settings = make_settings(config)
+    return load_backbone(config.backbone, replace(settings, device="cpu") if address() else settings)
+
+
+def make_settings(config: ModelAndData) -> Settings:
+    """How the workers run the network."""
+    return Settings(
+        config.device if address() and config.device != "auto" else choose_device(config.device),
+        config.precision,
+        config.channels_last,
+        config.compile,
+        config.image_size,
+        config.num_steps,
+        absolute(config.text_embedding) if config.text_embedding else "",
+        absolute(config.weights) if config.weights else "",
+    )
+
+
+def choose_blocks(backbone: Backbone, names: Iterable[str]) -> tuple[Block, ...]:
+    """The blocks of these names, their own or the paper's, in the order of the data; all where none is named."""
+    names = list(names)
+    known = [each for block in backbone.blocks for each in (block.name, block.alias) if each]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"block={name!r} is not known; allowed: {', '.join(known)}{did_you_mean(name, known)}")
+    return tuple(block for block in backbone.blocks if not names or {block.name, block.alias} & set(names))
+
+
+def absolute(name: str) -> str:
+    """A folder's or file's absolute path, because workers run elsewhere; any other name as it is."""
+    library, colon, inside = name.partition(":")
+    if colon and library in LIBRARIES:
+        return f"{library}:{absolute(inside)}"
+    return str(Path(name).absolute()) if Path(name).exists() and name not in SHIPPED and name not in DATASETS else name
+
+
+def choose_device(name: str) -> str:
+    """auto is cuda where PyTorch sees a GPU, else cpu."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()  # meta holds no numbers
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device={name!r} is not available ({str(error).splitlines()[0]}); use cpu, or cuda where there is a GPU"
+        ) from error
+    return name

@@ -1,0 +1,258 @@
+"""A probing sweep from its flags to its findings."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from ddae.backbones import Backbone
+from ddae.datasets import Dataset
+from storage.feature_store import FeatureStore
+from storage.ledger import content_key
+from storage.tracking import Tracker
+from sweeps.cluster.pool import Pool
+from sweeps.cluster.tune import Run
+from sweeps.driver import open_run, run_searches
+from sweeps.findings.folder import RESULTS, read_results
+from sweeps.flags import ModelAndData, as_flags
+from sweeps.layer_noise import LayerNoise
+from sweeps.probing import cost, examples
+from sweeps.probing.extractor import Extracted
+from sweeps.probing.filling import Filling
+from sweeps.probing.findings import Findings, answer_of, warm_start
+from sweeps.probing.label_free import NUM_IMAGES, LabelFree
+from sweeps.probing.publish import publish
+from sweeps.probing.screening import Screening, ScreeningRules, best_timesteps, choose_rungs
+from sweeps.probing.sections import draw
+from sweeps.probing.source import Need, load_model, open_source
+from sweeps.probing.space import check_choices, make_space, stored_pooling
+from sweeps.probing.task import ProbeTask
+from sweeps.probing.text import report
+from sweeps.progress import Progress
+from sweeps.search.halving import HalvingSearch, check_search
+from sweeps.search.task import Fit, Trial
+
+__all__ = ["estimate", "finished_report", "list_blocks", "open_sweep", "report", "set_up_search"]
+
+COLUMNS = "block", "timestep", "sigma", "pooling", "head", "num_images"
+"""Params of a trial that MLflow's page of trials shows, in charts and in the table."""
+
+
+class Setup(NamedTuple):
+    task: ProbeTask
+    backbone: Backbone
+    dataset: Dataset
+
+
+def set_up(
+    config: ModelAndData,
+    poolings: tuple[int, ...] = (1,),
+    heads: tuple[str, ...] | None = None,
+    exhaustive: bool = False,
+    seed: int = 0,
+    views: int = 1,
+) -> Setup:
+    """Load the network and the dataset that the flags name, and check every name and number against them.
+
+    heads: None where none is to be fitted. exhaustive: whether all cells are fitted on all images at once.
+    Raises ValueError for what cannot be searched.
+    """
+    poolings, heads = check_choices(poolings, heads)
+    backbone = load_model(config)
+    space = make_space(backbone, config, poolings, heads)
+    source, dataset = open_source(config, backbone, stored_pooling(poolings))
+    labels = {split: dataset.labels(split) for split in ("train", "val")}
+    rungs = choose_rungs(len(labels["train"]), dataset.num_classes)[-1 if exhaustive else -2 :]
+    task = ProbeTask(source, space, space.sites, labels, dataset.num_classes, rungs, seed, views)
+    return Setup(task, backbone, dataset)
+
+
+def set_up_search(config: LayerNoise) -> Setup:
+    rules_of(config, (1,))  # wrong rules are found before anything is loaded
+    check_search(config.search, config.num_trials, config.round_size)
+    exhaustive = config.search == "grid"
+    return set_up(config, config.poolings, config.heads, exhaustive, config.seed, config.views)
+
+
+def rules_of(config: LayerNoise, rungs: tuple[int, ...]) -> ScreeningRules:
+    """How a search screens. rungs: all numbers of images from which rounds and rungs are taken."""
+    exhaustive = config.search == "grid"
+    rounds = rungs[:1] if exhaustive or len(rungs) == 1 else rungs[:-1]
+    rounds = rounds[1:] or rounds if config.start == "label-free" else rounds
+    return ScreeningRules(rounds, config.keep, config.finalists, config.start, exhaustive)
+
+
+def rules_for(config: LayerNoise, task: ProbeTask) -> ScreeningRules:
+    return rules_of(config, choose_rungs(task.num_train, task.num_classes))
+
+
+def sweep_folder(config: LayerNoise, task: ProbeTask) -> Path:
+    """out/layer-noise-<hash of all that decides the sweep's trials, but for how many there are>."""
+    space, rules = task.space, rules_for(config, task)
+    key = content_key(
+        blocks=space.block_names,
+        timesteps=space.timesteps,
+        poolings=space.poolings,
+        heads=space.heads,
+        trials=[task.key(cell, rung) for cell in space.cells[:1] for rung in task.rungs],
+        search=(config.search, config.round_size, config.seed),
+        screening=(rules.rounds, rules.keep, rules.finalists, rules.start),
+    )
+    return config.out / f"{task.name}-{key[:8]}"
+
+
+def finished_report(config: LayerNoise, task: ProbeTask) -> str | None:
+    """The report of the same command, where it has ended before."""
+    folder = sweep_folder(config, task)
+    if not (folder / RESULTS).exists():
+        return None
+    same = read_results(folder)["flags"]["num_trials"] == config.num_trials
+    return (folder / "report.txt").read_text() if same else None
+
+
+def list_blocks(config: ModelAndData) -> str:
+    """What the model holds."""
+    return cost.block_table(load_model(config))
+
+
+def estimate(config: LayerNoise, setup: Setup) -> str:
+    """What the sweep will cost."""
+    return cost.estimate(*setup, *cost.least_and_most(setup.task, rules_for(config, setup.task)))
+
+
+class ProbeSweep:
+    """What a sweep does with a task on a pool of workers.
+
+    least_passes: full forward passes that it takes at least.
+    """
+
+    def __init__(self, task: ProbeTask, pool: Pool, least_passes: float):
+        self.task, self.pool = task, pool
+        self.progress = Progress(least_passes, task.grid_passes)
+        self.filling = Filling(task.source, pool, self._extracted, self.progress.step)
+        self.new_passes = 0.0
+        """Full forward passes that were run, not found in the store."""
+
+    def fill(self, needs: list[Need]) -> None:
+        """Wait until the needs stand in the store."""
+        self._begin("extract", needs, 0)
+        with self.progress:
+            self.filling.fill(needs).result()
+
+    def label_free(self, num_images: int = NUM_IMAGES, num_labels: int = 0) -> LabelFree:
+        """Every (block, timestep) ranked without labels, or with so many, of the first of the images."""
+        first, second = (cost.label_free_needs(self.task, draw, num_images) for draw in (0, 1))
+        self._begin("label-free", [*first, *second], len(second))
+        with self.progress:
+            noisier = second[1:] + second[-1:]
+            return LabelFree.of(self.task.space, self.filling.score(first, second, noisier, num_labels).result())
+
+    def screen(self, rules: ScreeningRules, label_free: LabelFree | None = None) -> Screening:
+        """Closed-form ridge at every site, on growing numbers of images, until few timesteps are left.
+
+        label_free: whose ranking makes the first cut, if any.
+        """
+        space = self.task.space
+        sites = best_timesteps(space, rules, label_free.ranking) if label_free else space.sites
+        screening = Screening(rules, space, (), sites)
+        poolings = {block: self.task.screening_poolings(block) for block in space.block_names}
+        for num_images in rules.rounds:
+            needs = [Need(t, "train", num_images, blocks) for t, blocks in screening.sites.items()]
+            self._begin(f"screen on {num_images:,} images", needs, sum(len(need.blocks) for need in needs))
+            with self.progress:
+                screening = screening.after(self.filling.screen(needs, poolings).result())
+        return screening
+
+    def _begin(self, title: str, needs: list[Need], num_steps: int) -> None:
+        self.progress.stage(title, num_steps, sum(need.num_images for need in needs))
+
+    def _extracted(self, extracted: Extracted) -> None:
+        self.new_passes += extracted.passes
+        self.progress.extracted(extracted.num_images, extracted.passes)
+
+
+class Search(ProbeSweep):
+    """A sweep that searches: it has flags, a folder, and a run in MLflow."""
+
+    def __init__(self, config: LayerNoise, task: ProbeTask, pool: Pool, tracker: Tracker, started_seconds: float):
+        self.config, self.tracker, self.started_seconds = config, tracker, started_seconds
+        self.rules = rules_for(config, task)
+        super().__init__(task, pool, cost.least_and_most(task, self.rules)[0])
+
+    def search(self, screening: Screening) -> tuple[Trial, ...]:
+        """Try cells at the sites that screening has left."""
+        config, task = self.config, replace(self.task, sites=screening.sites)
+        halving = HalvingSearch(
+            task,
+            config.num_trials,
+            config.search,
+            config.seed,
+            config.round_size,
+            first=warm_start(task, screening),
+        )
+
+        def prepare(fit: Fit, lost: bool):
+            return self.filling.fill(task.needs(*fit), lost)
+
+        run = Run(halving, task.source.store, prepare)
+        [trials] = run_searches([run], self.tracker, self.progress, self.pool.busy)
+        return tuple(trials)
+
+    def conclude(self, screening: Screening, label_free: LabelFree, trials: tuple[Trial, ...]) -> Findings:
+        """Take a closer look at the answer, and write and log all that was found."""
+        task, folder = replace(self.task, sites=screening.sites), sweep_folder(self.config, self.task)
+        winner = answer_of(task, trials).winner
+        raw_pixels = self._on_a_worker("raw pixels", examples.raw_pixels, task, winner.cell.head)
+        shown = self._on_a_worker("report", examples.find_examples, task, winner.cell, winner.last.run_seconds)
+        spent = self._cost(task, screening, trials)
+        found = Findings(task, trials, screening, label_free, raw_pixels, shown, spent, folder, self.tracker.where)
+        began = time.time()
+        drawn = draw(found, folder / "figures")
+        self.pool.busy.append((began, time.time()))
+        found = replace(found, cost=self._cost(task, screening, trials))
+        publish(found, drawn, self.config, self.tracker)
+        return found
+
+    def _on_a_worker(self, title: str, function, *args):
+        self.progress.stage(title)
+        with self.progress:
+            return self.pool.submit(function, *args).result()
+
+    def _cost(self, task: ProbeTask, screening: Screening, trials: tuple[Trial, ...]) -> cost.Cost:
+        now = time.time()
+        run_seconds = sum(result.run_seconds for trial in trials for result in trial.results.values())
+        return cost.Cost(
+            passes=task.space.forward_passes(cost.needs_of(task, screening, trials)),
+            grid_passes=task.grid_passes,
+            num_train=task.num_train,
+            new_passes=self.new_passes,
+            head_seconds=self.filling.screening_seconds + run_seconds,
+            wall_seconds=now - self.started_seconds,
+            ray_share=cost.share_outside(self.pool.busy, self.started_seconds, now),
+        )
+
+
+@contextmanager
+def open_sweep(config: LayerNoise, task: ProbeTask, started_seconds: float) -> Iterator[Search]:
+    """The search on a running cluster, alone in its folder, open in MLflow, until the block ends."""
+    folder, source = sweep_folder(config, task), task.source
+    warn_of_old_results(source.store)
+    more = {"backbone_sha256": source.key.backbone, "store_folder": source.folder()}
+    with open_run(folder, source.name, source.store, task, COLUMNS, as_flags(config), more) as tracker:
+        loaded = time.time()
+        with Pool(source.settings.device, config.gpus_per_extractor) as pool:
+            pool.busy.append((started_seconds, loaded))
+            yield Search(config, task, pool, tracker, started_seconds)
+
+
+def warn_of_old_results(store: str) -> None:
+    """Version 0.1 kept results under keys that said less."""
+    root = FeatureStore(store).root
+    if (root / "results").is_dir() and not (root / "ledger").is_dir():
+        logging.getLogger("sweeps").warning(
+            f"{store} was filled by version 0.1: its features are read, and its results in {root / 'results'} are made "
+            "again"
+        )

@@ -1,0 +1,105 @@
+"""What a person reads at the end of a sweep, rendered from its findings."""
+
+from ddae.label_free import Trust
+from sweeps.cli import aligned
+from sweeps.probing.findings import Findings, FirstChoice
+from sweeps.search.task import Result
+
+
+def report(found: Findings) -> str:
+    rows = tied_rows(found)
+    more = len(found.answer.tied) - len(rows) + 1
+    return "\n".join(
+        [
+            sure(found, newline=True),
+            "",
+            *aligned(rows),
+            *([f"    and {more} more"] if more else []),
+            "",
+            *(f"{name:<15}{fact}" for name, fact in facts(found).items()),
+            f"{'report':<15}{found.folder / 'report.html'}",
+            f"{'trials':<15}{found.tracked}",
+            f"{'test it, once':<15}python sweeps/final_test.py --sweep {found.folder}",
+            f"{'use it':<15}python sweeps/hand_over.py --sweep {found.folder}",
+        ]
+    )
+
+
+def sure(found: Findings, newline: bool = False) -> str:
+    """How sure the answer is."""
+    answer = found.answer
+    return (
+        f"{len(answer.tied)} of the {answer.num_full} cells that were fitted on all images are statistically tied with "
+        f"the best (^)\non val ({found.task.num_val:,} images, paired bootstrap, 95 %); the cheapest of them is the "
+        "answer (*)"
+    ).replace("\n", "\n" if newline else " ")
+
+
+def tied_rows(found: Findings) -> list[tuple[str, ...]]:
+    """A header, and the cells that are tied with the best, cheapest first; ten, and the best."""
+    answer, space = found.answer, found.task.space
+    rows: list[tuple[str, ...]] = []
+    rows.append(("", "block", "t", "sigma", "pooling", "head", "val accuracy", "forward", "features"))
+    for trial in [trial for number, trial in enumerate(answer.tied) if number < 10 or trial is answer.best]:
+        cell = trial.cell
+        rows.append(
+            (
+                "*" * (trial is answer.winner) + "^" * (trial is answer.best),
+                cell.block,
+                str(cell.timestep),
+                f"{space.sigmas[cell.timestep]:.3g}",
+                f"{cell.pooling}x{cell.pooling}",
+                cell.head,
+                accuracy_text(trial.last),
+                f"{space.block(cell.block).flops_share:.2f}",
+                f"{space.num_features(cell):,}",
+            )
+        )
+    return rows
+
+
+def facts(found: Findings) -> dict[str, str]:
+    """What else is to be known, a line each."""
+    answer, space, cost = found.answer, found.task.space, found.cost
+    stopped = sum(trial.stopped_early for trial in found.tried)
+    timesteps = ", ".join(map(str, found.screening.sites))
+    new = "" if cost.new_passes else "; all of it was in the store"
+    beaten = answer.result.metrics["val_accuracy"] > found.raw_pixels.metrics["val_accuracy"]
+    return {
+        "answer": f"{answer.cell.name} ({answer.result.params['setting']}): {accuracy_text(answer.result)} % on val",
+        "raw pixels": f"{accuracy_text(found.raw_pixels)} % under the same head"
+        + ("" if beaten else "; the answer does not beat them"),
+        "without labels": without_labels(found),
+        "cells": f"{len(space.cells):,}; screening left {len(space.cells_at(found.screening.sites))}, at t = "
+        f"{timesteps}; {len(found.tried)} tried, {stopped} stopped early",
+        "cost": f"{cost.passes:,.0f} forward passes, {cost.passes / cost.num_train:.2f} times the training "
+        f"images and {cost.passes / cost.grid_passes:.2f} of the grid{new}; {cost.head_seconds:.0f} s of heads",
+        "time": f"{cost.wall_seconds:.0f} s; during {cost.ray_share:.0%} of it no process was at work (starting and "
+        "waiting for Ray)",
+    }
+
+
+def without_labels(found: Findings) -> str:
+    """What the label-free ranking would have chosen, and how far it agrees with ridge in the first round."""
+    choice = found.first_choice(found.label_free.ranking)
+    agreement: Trust = found.label_free.trust(found.screening.accuracy)["consensus"]
+    screened = list(found.screening.rounds[0])
+    everywhere = len(screened) == len(found.task.space.timesteps)
+    where = "all sites" if everywhere else f"the sites at t = {', '.join(map(str, screened))}"
+    return (
+        f"{choice.block}/{choice.timestep} would have been chosen: {lost_text(choice, found)}; Spearman with ridge "
+        f"{agreement.spearman:.2f} over {where}, {agreement.spearman_within_timestep:.2f} over the blocks at one "
+        "timestep"
+    )
+
+
+def lost_text(choice: FirstChoice, found: Findings) -> str:
+    if choice.points_lost is None:
+        return "ridge did not screen it"
+    num_images = found.screening.rules.rounds[0]
+    return f"{choice.points_lost:.1f} +- {choice.stderr:.1f} points lost under ridge on {num_images:,} images"
+
+
+def accuracy_text(result: Result) -> str:
+    """Val accuracy in percent, with its standard error."""
+    return f"{100 * result.metrics['val_accuracy']:.1f} +- {100 * result.metrics['val_stderr']:.1f}"

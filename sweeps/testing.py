@@ -1,0 +1,42 @@
+"""Measures the answer of a finished sweep on the test set, of any Task that ends in a classifier."""
+
+from pathlib import Path
+
+from ddae.probe import standard_error
+from ddae.report import with_test
+from storage.files import published
+from storage.tracking import Tracker, check_server, tracking_uri
+from sweeps.classifiers import answer_name, reopen
+from sweeps.findings.folder import newest_sweep
+from sweeps.findings.tested import RECORD, Tested, read_test, test_text, write_test
+
+__all__ = ["RECORD", "answer_name", "measure", "newest_sweep", "read_test"]
+
+
+def measure(folder: Path, date: str) -> Tested:
+    """Fit the answer again on all training images, score it on the test images, and record that in the folder, on its
+    page and in MLflow."""
+    check_server(tracking_uri())
+    fitted = reopen(folder, ("test",))
+    correct = fitted.correct("test")
+    accuracy = float(correct.mean())
+    tested = Tested(
+        cell=fitted.name,
+        setting=str(fitted.result.params.get("setting", "")),
+        num_train=fitted.num_train,
+        num_test=len(correct),
+        test_accuracy=accuracy,
+        test_stderr=standard_error(accuracy, len(correct)),
+        val_accuracy=fitted.result.metrics["val_accuracy"],
+        date=date,
+    )
+    page = folder / "report.html"
+    if page.exists():
+        html = with_test(page.read_text(encoding="utf-8"), test_text(tested, folder, fitted.name))
+        with published(page) as part:
+            part.write_text(html, encoding="utf-8")
+    tracker = Tracker(tracking_uri(), fitted.experiment, folder.name, folder.name)
+    metrics = {"test_accuracy": accuracy, "test_stderr": tested.test_stderr}
+    tracker.finish(metrics, [page] if page.exists() else [])
+    write_test(folder, tested)
+    return tested

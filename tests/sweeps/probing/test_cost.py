@@ -1,0 +1,50 @@
+from dataclasses import replace
+
+import pytest
+
+from sweeps import cli, layer_noise
+from sweeps.flags import ModelAndData
+from sweeps.probing.cost import least_and_most, share_outside
+from sweeps.probing.screening import ScreeningRules
+from sweeps.probing.sweep import set_up
+
+
+def test_list_blocks_prints_a_line_a_block(tiny_model, capsys):
+    layer_noise.main(cli.parse(layer_noise.LayerNoise, ["--backbone", tiny_model, "--list-blocks"], None))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["block", "index", "paper", "module", "channels", "size", "FLOPs", "up", "to", "it"]
+    assert lines[5].split() == ["up.0.0", "1", "out_1", "up_blocks.0.attentions.0", "16", "4x4", "26.4%"]
+    assert len([line for line in lines if "%" in line]) == 10
+    assert "timesteps 0 to 999, of which 0 10 30 60 120 250 500 are tried" in lines[-1]
+
+
+def test_dry_run_of_a_model_of_pixels_says_what_it_costs(tiny_model, capsys, tmp_path):
+    flags = ["--backbone", tiny_model, "--dataset", "digits", "--dry-run", "--store", str(tmp_path / "store")]
+    layer_noise.main(cli.parse(layer_noise.LayerNoise, flags, None))
+    printed = capsys.readouterr().out
+    for word in ("forward passes", "GFLOP an image", "GB in", "minutes"):
+        assert word in printed
+    assert "encodings" not in printed and not (tmp_path / "store").exists()
+
+
+def test_dry_run_of_a_latent_model_says_what_its_encodings_cost(tiny_stable_diffusion, capsys, tmp_path):
+    flags = ["--backbone", tiny_stable_diffusion, "--dataset", "digits", "--dry-run", "--views", "2"]
+    layer_noise.main(cli.parse(layer_noise.LayerNoise, [*flags, "--store", str(tmp_path / "store")], None))
+    printed = capsys.readouterr().out
+    assert f"encodings       at most {2 * 1151 + 287:,}, each image once" in printed
+
+
+def test_share_outside_is_what_no_interval_covers():
+    assert share_outside([(2, 4), (3, 5), (9, 20)], 0, 10) == pytest.approx(0.6)
+    assert share_outside([(0, 10)], 0, 10) == 0
+
+
+def test_what_is_screened_and_how_decides_what_it_costs(tiny_model):
+    task = set_up(ModelAndData(tiny_model, "digits"), poolings=(1, 2), heads=("linear",)).task
+    rules = ScreeningRules((200,))
+    least, most = least_and_most(task, rules)
+    assert least < most < task.grid_passes
+    assert least_and_most(task, replace(rules, start="label-free")) < (least, most)
+    assert least_and_most(task, replace(rules, keep=0.25, finalists=1))[1] < most
+    grid = least_and_most(task, ScreeningRules((200,), exhaustive=True))
+    assert grid[0] == grid[1] > task.grid_passes  # the label-free scores want a second noise draw

@@ -1,0 +1,96 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ddae.backbones import Block, Settings
+from ddae.features import FeatureKey
+from ddae.heads import HEADS
+from sweeps.probing.source import FeatureSource, Need
+from sweeps.probing.space import Cell, Space
+from sweeps.probing.task import ProbeTask
+
+BLOCK = Block("mid", 1, "mid", channels=8, size=4, flops_share=0.25)
+KEY = FeatureKey("weights", "images", split_seed=0, val_fraction=0.2, noise_seed=0, pooling=4)
+SOURCE = FeatureSource("digits", "model", "digits", "data", Settings(), "", "store", KEY)
+LABELS = {"train": np.zeros(800, dtype=np.int64), "val": np.zeros(200, dtype=np.int64)}
+
+
+def task_of(blocks=(BLOCK,), poolings=(1, 2), heads=("linear", "mlp", "attention-1", "attention-2"), **more):
+    space = Space(blocks, {0: 0.01, 10: 0.05}, poolings, heads)
+    return ProbeTask(SOURCE, space, space.sites, LABELS, num_classes=10, rungs=(200, 800), **more)
+
+
+def keys(task):
+    return {(cell, rung): task.key(cell, rung) for cell in task.cells for rung in task.rungs}
+
+
+@pytest.mark.parametrize("family", ["linear", "mlp", "attention"])
+def test_another_version_of_a_head_changes_the_keys_of_its_own_cells_alone(family, monkeypatch):
+    before = keys(task_of())
+    assert len(set(before.values())) == len(before)
+    monkeypatch.setitem(HEADS, family, replace(HEADS[family], version=HEADS[family].version + 1))
+    after = keys(task_of())
+    changed = {cell.head for cell, rung in before if before[cell, rung] != after[cell, rung]}
+    same = {cell.head for cell, rung in before if before[cell, rung] == after[cell, rung]}
+    assert changed == {head for head in task_of().space.heads if head.startswith(family)}
+    assert not changed & same
+
+
+def test_a_key_is_of_all_that_decides_a_result():
+    task, cell = task_of(), Cell("mid", 0, 1, "linear")
+    others = [
+        replace(task, seed=1),
+        replace(task, views=2),
+        *(replace(task, source=replace(SOURCE, key=replace(KEY, **change))) for change in (
+            {"backbone": "other"}, {"images": "other"}, {"split_seed": 1}, {"noise_seed": 1}, {"pooling": 8},
+            {"draw": 1},
+        )),
+    ]  # fmt: skip
+    assert len({task.key(cell, 200), task.key(cell, 800), *(other.key(cell, 800) for other in others)}) == 2 + 8
+    elsewhere = replace(task, source=replace(SOURCE, store="other", data_root="other", name="other"))
+    assert elsewhere.key(cell, 800) == task.key(cell, 800)
+    fewer = replace(task, sites={0: ("mid",)})
+    assert fewer.key(cell, 800) == task.key(cell, 800)
+
+
+def test_views_of_train_and_val_as_it_is_must_stand_in_the_store():
+    task, cell = task_of((BLOCK, replace(BLOCK, name="up.0.0")), views=3), Cell("mid", 10, 1, "linear")
+    blocks = ("mid", "up.0.0")  # one pass serves both
+    views = [Need(10, "train", 200, blocks, draw=0, view=view) for view in range(3)]
+    assert task.needs(cell, 200) == [*views, Need(10, "val", 200, blocks)]
+    alone = replace(task, sites={})
+    assert {need.blocks for need in alone.needs(cell, 200)} == {("mid",)}
+
+
+def test_cells_of_one_block_and_timestep_share_a_read():
+    task = task_of()
+    reads = {task.reads(cell, 200) for cell in task.cells}
+    assert reads == {("mid", 0), ("mid", 10)}
+
+
+def test_blocks_without_a_cell_at_a_pooling_are_not_screened_at_it():
+    task = task_of(poolings=(1, 2, 4), heads=("attention-1", "cnn-8-8"))
+    assert task.screening_poolings("mid") == (2, 4)
+    wide = task_of((replace(BLOCK, channels=1000),), poolings=(1, 2, 4), heads=("linear",))
+    assert wide.screening_poolings("mid") == (1,)
+
+
+def test_mlflow_is_told_a_cell_and_what_follows_from_it():
+    assert task_of().params(Cell("mid", 10, 2, "mlp")) == {
+        "block": "mid", "block_position": 0, "stage": "mid", "timestep": 10, "sigma": 0.05, "pooling": 2, "head": "mlp",
+        "num_features": 32,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("views", 0, "views=0 must be 1 or more, and 1000 at most; 1 is every image as it is"),
+        ("views", 1001, "views=1001 must be 1 or more, and 1000 at most; 1 is every image as it is"),
+        ("seed", -1, "seed=-1 must be 0 or more, and 4,294,967,295 at most"),
+    ],
+)
+def test_a_number_beyond_its_range_is_one_line(name, value, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        task_of(**{name: value})
