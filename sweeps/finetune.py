@@ -72,14 +72,15 @@ class Finetune(ModelAndData):
     """The first seed: of the labelled images, the head, the order and the augmentation."""
 
 
-def sweep(config: Finetune, setup: "Setup | None" = None) -> "Findings":
+def sweep(config: Finetune, setup: "Setup | None" = None, started_seconds: float = 0) -> "Findings":
     """Run the sweep that the flags describe, or go on with it, and return what it has found.
 
-    setup: the loaded network and data, where the caller has them.
+    setup: the loaded network and data, where the caller has them. started_seconds: when the caller began, since the
+    epoch; the time that is reported counts from there, or from this call.
     """
+    started = started_seconds or time.time()
     from sweeps.finetuning import sweep as finetuning
 
-    started = time.time()
     with finetuning.open_sweep(setup or finetuning.set_up(config), started) as run:
         searched = run.search()
         repeated = run.repeat(searched)
@@ -87,13 +88,14 @@ def sweep(config: Finetune, setup: "Setup | None" = None) -> "Findings":
 
 
 def main(config: Finetune) -> None:
+    started = time.time()
     from sweeps.finetuning import sweep as finetuning
 
     setup = finetuning.set_up(config)
     if config.dry_run:
         print(finetuning.estimate(setup))
     else:
-        print(finetuning.finished_report(setup) or finetuning.report(sweep(config, setup)))
+        print(finetuning.finished_report(setup) or finetuning.report(sweep(config, setup, started)))
 
 
 if __name__ == "__main__":

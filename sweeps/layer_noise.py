@@ -56,14 +56,15 @@ class LayerNoise(ModelAndData):
     """Print the model's blocks, and stop."""
 
 
-def sweep(config: LayerNoise, setup: "Setup | None" = None) -> "Findings":
+def sweep(config: LayerNoise, setup: "Setup | None" = None, started_seconds: float = 0) -> "Findings":
     """Run the sweep that the flags describe, or go on with it, and return what it has found.
 
-    setup: the loaded network and data, where the caller has them.
+    setup: the loaded network and data, where the caller has them. started_seconds: when the caller began, since the
+    epoch; the time that is reported counts from there, or from this call.
     """
+    started = started_seconds or time.time()
     from sweeps.probing import sweep as probing
 
-    started = time.time()
     setup = setup or probing.set_up_search(config)
     with probing.open_sweep(config, setup.task, started) as search:
         label_free = search.label_free() if config.start == "label-free" else None
@@ -74,6 +75,7 @@ def sweep(config: LayerNoise, setup: "Setup | None" = None) -> "Findings":
 
 
 def main(config: LayerNoise) -> None:
+    started = time.time()
     from sweeps.probing import sweep as probing
 
     if config.list_blocks:
@@ -83,7 +85,7 @@ def main(config: LayerNoise) -> None:
     if config.dry_run:
         print(probing.estimate(config, setup))
     else:
-        print(probing.finished_report(config, setup.task) or probing.report(sweep(config, setup)))
+        print(probing.finished_report(config, setup.task) or probing.report(sweep(config, setup, started)))
 
 
 if __name__ == "__main__":
