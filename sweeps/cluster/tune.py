@@ -8,10 +8,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from itertools import zip_longest
 from math import ceil
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune import TuneError
 from ray.tune.search import Searcher
@@ -306,8 +307,12 @@ class Watch(tune.Callback):
         self.busy += [(record["started_seconds"], record["ended_seconds"]) for _, record in result["records"]]
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        """What a trial, or its start, raised ends the sweep; one whose process died is tried again."""
-        error = trial.get_error()
+        """What a trial, or its start, raised ends the sweep; one whose process died is tried again.
+
+        Tune's own get_error() gives a text, from which the two cannot be told apart.
+        """
+        file = trial.pickled_error_file
+        error = cloudpickle.loads(Path(file).read_bytes()) if file else None
         if isinstance(error, RayTaskError) or (isinstance(error, RayActorError) and error.actor_init_failed):
             cause = error.cause if isinstance(error, RayTaskError) else error
             raise ValueError(f"{trial.config['group'].cells}: {str(cause).strip().splitlines()[-1]}")
