@@ -2,29 +2,24 @@
 (Denoising Diffusion Autoencoders, Xiang et al. 2023, sections 3.2 and 4.1.2)."""
 
 import copy
-import io
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ddae.backbones import Backbone
-from ddae.datasets import Dataset
 from ddae.heads import StackedHead, find_head
 from ddae.heads.linear import StackedLinear
 from ddae.heads.training import StackedNetworks
 from ddae.noise import image_noise
 from ddae.pooling import pool
 from ddae.scaling import Standardise
-from ddae.views import flip_and_crop
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same training would give other numbers."""
 MAX_NORM = 1.0
 """Gradients are clipped to this norm."""
@@ -44,6 +39,9 @@ class Recipe:
     num_epochs: int
     noised: bool = False
     """Whether images are noised at the timestep, or come as they are."""
+    momentum: float = 0.0
+    """Of sgd."""
+    weight_decays: tuple[float, ...] = (0.0,)
 
     def rate(self, step: int, num_steps: int, steps_per_epoch: int, warmup_steps: int = 0) -> float:
         """Share of the learning rate at a step; a linear warm-up comes first."""
@@ -53,13 +51,24 @@ class Recipe:
             return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, num_steps - warmup_steps)))
         return 0.1 ** (step // steps_per_epoch // 8)
 
+    def make_optimizer(
+        self, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, learning_rate, self.momentum, weight_decay=weight_decay)
+        return torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay)
+
 
 RECIPES = {
     "ddae": Recipe("adam", (3e-4, 1e-3, 3e-3), "cosine", batch_size=128, num_epochs=30),
     "ddae-dit": Recipe("adam", (2e-5, 8e-5, 3e-4), "cosine", batch_size=8, num_epochs=50),
     "gans": Recipe("sgd", (3e-4, 1e-3, 1e-2), "step", batch_size=64, num_epochs=28, noised=True),
+    "classifier": Recipe(
+        "sgd", (0.03, 0.1), "cosine", batch_size=128, num_epochs=200, momentum=0.9, weight_decays=(5e-4,)
+    ),
 }
-"""DDAE's tables 7 and 8; Diffusion Models Beat GANs on Image Classification (Mukhopadhyay et al. 2023), section 4.1."""
+"""DDAE's tables 7 and 8, of which classifier is for networks that are built to classify; Diffusion Models Beat GANs on
+Image Classification (Mukhopadhyay et al. 2023), section 4.1."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +80,6 @@ class Cut:
     pooling: int
     head: str
     noised: bool = False
-
-
-@dataclass(frozen=True)
-class Schooling:
-    """One training: of what, on how many labels, how long and how fast."""
-
-    init: str
-    """finetune, scratch, or frozen."""
-    num_labels: int
-    learning_rate: float
-    weight_decay: float
-    head_start: str
-    """fresh, or probe: the head that was fitted on the frozen features."""
-    seed: int
 
 
 class CutClassifier(nn.Module):
@@ -174,120 +169,31 @@ def trainable(head: StackedHead, name: str) -> StackedHead:
     return head
 
 
-class Training:
-    """Trains a classifier step by step. Order, augmentation and noise depend on (seed, step) alone, so that a resumed
-    training needs no generator's state.
-
-    num_steps: of the whole schedule, whether or not the training goes to its end.
-    """
-
-    def __init__(
-        self,
-        model: CutClassifier,
-        trained: Mapping[str, nn.Parameter],
-        dataset: Dataset,
-        rows: np.ndarray,
-        recipe: Recipe,
-        schooling: Schooling,
-        num_steps: int,
-        warmup_epochs: int = 0,
-    ):
-        self.model, self.trained, self.dataset, self.rows = model, trained, dataset, rows
-        self.recipe, self.schooling, self.num_steps = recipe, schooling, num_steps
-        self.batch_size = min(recipe.batch_size, len(rows))
-        self.steps_per_epoch = max(1, len(rows) // self.batch_size)
-        self.warmup_steps = min(warmup_epochs * self.steps_per_epoch, num_steps // 2)
-        kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.AdamW, "sgd": torch.optim.SGD}
-        options = {"lr": schooling.learning_rate, "weight_decay": schooling.weight_decay}
-        self.optimizer = kinds[recipe.optimizer](list(trained.values()), **options)
-        self.step, self.loss = 0, math.nan
-
-    def run(self, until: int) -> Iterator[int]:
-        """Take steps until so many are taken; yields after each."""
-        self.model.train()
-        while self.step < until:
-            self._take(self.step)
-            self.step += 1
-            yield self.step
-
-    def _take(self, step: int) -> None:
-        rate = self.recipe.rate(step, self.num_steps, self.steps_per_epoch, self.warmup_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schooling.learning_rate * rate
-        rows = self._batch(step)
-        x = inputs_of(self.model, self.dataset, rows, self.schooling.seed, view=1 + step // self.steps_per_epoch)
-        labels = torch.from_numpy(self.dataset.images.labels[rows]).to(x.device)
-        loss = functional.cross_entropy(self.model(x), labels)
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"learning_rate={self.schooling.learning_rate:g}: the loss is not a number at step {step}; give a "
-                "lower one"
-            )
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(list(self.trained.values()), MAX_NORM)
-        self.optimizer.step()
-        self.loss = float(loss.detach())
-
-    def _batch(self, step: int) -> np.ndarray:
-        """The images of a step: each epoch has an order of its own, and leaves out a last smaller batch."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.schooling.seed, epoch]).permutation(len(self.rows))
-        return self.rows[order[place * self.batch_size : (place + 1) * self.batch_size]]
-
-    def state(self) -> bytes:
-        buffer = io.BytesIO()
-        tensors: dict[str, Any] = {name: tensor.detach() for name, tensor in self.trained.items()}
-        buffers = dict(self.model.named_buffers())
-        torch.save(
-            {"step": self.step, "tensors": tensors, "buffers": buffers, "optimizer": self.optimizer.state_dict()},
-            buffer,
-        )
-        return buffer.getvalue()
-
-    def load(self, state: bytes) -> None:
-        kept = torch.load(io.BytesIO(state), weights_only=True, map_location=self.model.backbone.settings.device)
-        with torch.no_grad():
-            for name, tensor in kept["tensors"].items():
-                self.trained[name].copy_(tensor)
-            for name, tensor in self.model.named_buffers():
-                tensor.copy_(kept["buffers"][name])
-        self.optimizer.load_state_dict(kept["optimizer"])
-        self.step = kept["step"]
+def batch_places(num_images: int, batch_size: int, step: int, seed: int) -> np.ndarray:
+    """Which images, of num_images, a step sees, int [batch_size]: each epoch has an order of its own, and leaves out a
+    last smaller batch."""
+    epoch, place = divmod(step, max(1, num_images // batch_size))
+    order = np.random.default_rng([seed, epoch]).permutation(num_images)
+    return order[place * batch_size : (place + 1) * batch_size]
 
 
-def saved_step(state: bytes) -> int:
-    """How many steps a state has taken."""
-    return torch.load(io.BytesIO(state), weights_only=True, map_location="cpu")["step"]
-
-
-def inputs_of(model: CutClassifier, dataset: Dataset, rows: np.ndarray, seed: int, view: int = 0) -> Tensor:
-    """What the network is given of these images: encoded, and noised where the cut says so. view: 0 is the image as it
-    is, others flip and crop it first."""
-    backbone, cut = model.backbone, model.cut
-    images = dataset.images.read(rows)
-    x0 = backbone.encode(flip_and_crop(images, rows, seed, view) if view else images).clone()
-    if not cut.noised:
+def noised_if(model: CutClassifier, x0: Tensor, rows: np.ndarray, seed: int, view: int = 0) -> Tensor:
+    """What the network is given of encoded images: noised where the cut says so, by a noise of each row and view."""
+    if not model.cut.noised:
         return x0
-    noise = image_noise(rows, backbone.encoder.shape, cut.timestep, seed, view=view)
-    return backbone.noised(x0, noise, cut.timestep)
+    noise = image_noise(rows, model.backbone.encoder.shape, model.cut.timestep, seed, view=view)
+    return model.backbone.noised(x0, noise, model.cut.timestep)
 
 
 @torch.inference_mode()
-def scores_of(model: CutClassifier, dataset: Dataset, rows: np.ndarray, seed: int, batch_size: int = 64) -> Tensor:
-    """Class scores of images as they are, [N, K], on the CPU."""
+def scores_of(model: CutClassifier, batches: Iterable[Tensor]) -> Tensor:
+    """Class scores of inputs, [N, K], on the CPU."""
     model.eval()
-    starts = range(0, len(rows), batch_size)
-    batches = (inputs_of(model, dataset, rows[start : start + batch_size], seed) for start in starts)
     return torch.cat([model(x).float().cpu() for x in batches])
 
 
 @torch.inference_mode()
-def frozen_features(
-    model: CutClassifier, dataset: Dataset, rows: np.ndarray, seed: int, batch_size: int = 64
-) -> Tensor:
-    """[N, C, p, p] of images as they are, on the CPU."""
+def frozen_features(model: CutClassifier, batches: Iterable[Tensor]) -> Tensor:
+    """[N, C, p, p] of inputs, on the CPU."""
     model.eval()
-    starts = range(0, len(rows), batch_size)
-    batches = (inputs_of(model, dataset, rows[start : start + batch_size], seed) for start in starts)
     return torch.cat([model.features(x).cpu() for x in batches])

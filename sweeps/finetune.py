@@ -55,15 +55,26 @@ class Finetune(ModelAndData):
     """Train on so many labelled images; all of them if not given."""
     learning_rates: tuple[float, ...] = ()
     """What is searched; the recipe's if not given."""
-    weight_decays: tuple[float, ...] = (0.0,)
+    weight_decays: tuple[float, ...] = ()
+    """What is searched; the recipe's if not given."""
     head_start: tuple[Literal["fresh", "probe"], ...] = ("fresh", "probe")
     """Begin with an untrained head, or with the one that was fitted on the frozen features."""
-    epochs: int = 0
-    """How long fine-tuning lasts; the recipe's if not given."""
-    scratch_epochs: int = 0
-    """How long training from scratch lasts; 200 if not given."""
+    epochs: tuple[int, ...] = ()
+    """How long fine-tuning lasts, one number or one for each of --num-labels; the recipe's if not given, but 500 steps
+    or more."""
+    scratch_epochs: tuple[int, ...] = ()
+    """How long training from scratch lasts, in the same way; 200 if not given."""
+    baseline: tuple[str, ...] = ()
+    """Networks that are trained whole from scratch beside it, for comparison, such as wrn:28-10, timm:resnet18@random,
+    or wrn:28-10@./my-vae on latents; average pooling, a linear head, and the recipe of DDAE's table 8 for them."""
+    baseline_size: int = 0
+    """Side in pixels of the images that the baselines see; 0 is their own."""
     batch_size: int = 0
     """The recipe's if not given."""
+    num_workers: int = 1
+    """Processes that train one network together, each on a device of its own; they share a batch."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
     num_trials: int = 12
     """Cells that are tried for every start and number of labels."""
     seeds: int = 3

@@ -18,6 +18,7 @@ from ddae.backbones import (
     timm_models,
     torchvision_models,
     transformers_models,
+    wide_resnet,
 )
 from ddae.backbones.base import Backbone, Block, Settings, check_finite
 from ddae.backbones.checkpoints import read_checkpoint, sidecars
@@ -46,6 +47,7 @@ LIBRARIES: dict[str, Callable[[str, Settings], Backbone]] = {
     "torchvision": torchvision_models.load,
     "timm": timm_models.load,
     "transformers": transformers_models.load,
+    "wrn": wide_resnet.load,
 }
 """Loaders of classifiers, by what stands before the colon; they get what stands behind it."""
 

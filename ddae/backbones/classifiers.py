@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddae.backbones.base import Backbone, Pixels, Settings
+from ddae.backbones.base import Backbone, Encoder, Pixels, Settings
 from ddae.backbones.files import first_line
 from ddae.backbones.module_search import find_blocks, to_map
 from ddae.nearest import did_you_mean
@@ -34,7 +34,7 @@ class Classifier:
     network: Any
     architecture: str
     """What decides its features besides weights and images: the library's name of the model, or its configuration."""
-    encoder: "Standardised"
+    encoder: Encoder
     arguments: Callable[[Tensor], dict[str, Any]] | None = None
     """Makes the arguments of its forward pass from prepared images; without it they are the only argument."""
     named: tuple[str, ...] = ()
@@ -71,8 +71,8 @@ def make_backbone(found: Classifier, settings: Settings) -> Backbone:
 
     Raises ValueError if it has no blocks, or does not take images of this size or number of channels.
     """
-    network, encoder, channels = found.network.eval(), found.encoder, len(found.encoder.mean)
-    if channels not in (1, 3):
+    network, encoder, channels = found.network.eval(), found.encoder, found.encoder.shape[0]
+    if channels not in (1, 3) and not encoder.fingerprint:
         raise ValueError(f"backbone={found.name!r} takes images of {channels} channels; 1 and 3 are supported")
     for module in network.modules():  # an output that is kept must not change afterwards
         if hasattr(module, "inplace"):
@@ -99,7 +99,8 @@ def make_backbone(found: Classifier, settings: Settings) -> Backbone:
 def fingerprint(found: Classifier, settings: Settings) -> str:
     """sha256 over architecture, preparation of images, settings, and the names and values of all weights."""
     library = found.name.partition(":")[0]
-    digest = hashlib.sha256(repr((library, found.architecture, found.encoder)).encode() + settings.stamp)
+    encoder = found.encoder.fingerprint or found.encoder
+    digest = hashlib.sha256(repr((library, found.architecture, encoder)).encode() + settings.stamp)
     for name, tensor in found.network.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.numpy().tobytes())

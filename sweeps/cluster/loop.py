@@ -106,6 +106,10 @@ class Trained:
     """Spent in steps, over all times that the training was started."""
 
 
+class Diverged(ValueError):
+    """The loss is not a number any more."""
+
+
 OnProgress = Callable[[TrainingProgress], None]
 
 
@@ -148,7 +152,7 @@ def run_loop(
         trained.losses.append(loss := update(training, network, step))
         if not math.isfinite(loss):
             rates = " and ".join(map(str, dict.fromkeys(peaks)))
-            raise ValueError(f"the loss is not a number at step {step}; lower the learning rate {rates}")
+            raise Diverged(f"the loss is not a number at step {step}; lower the learning rate {rates}")
         metrics = training.after_step(step)
         recent.append(time.perf_counter() - started)
         trained.seconds += recent[-1]

@@ -81,7 +81,7 @@ def train(
         loop = {"stop": stop, "every_steps": every_steps, "every_seconds": every_seconds}
         with ray_session(), TemporaryDirectory() as unread:
             _train_in_workers(training, checkpoint, num_workers, resources, loop, unread, on_progress)
-        device = "cpu" if address() else device
+        device = device if torch.cuda.is_available() and not address() else "cpu"
     return run_loop(training, checkpoint, torch.device(device), stop, every_steps, every_seconds, on_progress)
 
 

@@ -15,6 +15,8 @@ from sweeps.search.task import Trial, Value
 class Outcome:
     """What one start came to on so many labels: the cell that is best on val, and all its seeds."""
 
+    start: str
+    """finetune, scratch, frozen, or a baseline's name."""
     cell: Cell
     accuracies: tuple[float, ...]
     """Val accuracy of each seed."""
@@ -61,9 +63,10 @@ class Findings:
 
     @property
     def answer(self) -> Answer:
-        """The best of those on the most labels."""
-        most = max(task.num_labels[0] for task, _ in self.searches)
-        best = [choose(task, trials) for task, trials in self.searches if task.num_labels[0] == most]
+        """The best of those on the most labels, baselines apart."""
+        own = [(task, trials) for task, trials in self.searches if not task.baseline]
+        most = max(task.num_labels[0] for task, _ in own)
+        best = [choose(task, trials) for task, trials in own if task.num_labels[0] == most]
         return max(best, key=lambda answer: answer.result.metrics["val_accuracy"])
 
     @property
@@ -72,8 +75,9 @@ class Findings:
         return [row for task, trials in self.searches for row in table(task, trials)]
 
 
-def outcome_of(trials: Sequence[Trial], num_val: int) -> Outcome:
-    """trials: of one cell that differ in their seed, the first seed first."""
-    accuracies = tuple(trial.last.metrics["val_accuracy"] for trial in trials)
-    seconds = [sum(result.run_seconds for result in trial.results.values()) for trial in trials]
-    return Outcome(trials[0].cell, accuracies, num_val, float(np.mean(seconds)))
+def outcome_of(task: FinetuneTask, searched: Sequence[Trial], repeated: Sequence[Trial]) -> Outcome:
+    """searched: the trials of a search. repeated: its best cell with each seed, the first seed first."""
+    accuracies = tuple(trial.last.metrics["val_accuracy"] for trial in repeated)
+    whole = {trial.cell: trial for trial in [*repeated, *searched]}
+    seconds = [sum(result.run_seconds for result in whole[trial.cell].results.values()) for trial in repeated]
+    return Outcome(task.start, repeated[0].cell, accuracies, len(repeated[0].last.correct), float(np.mean(seconds)))

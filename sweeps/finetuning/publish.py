@@ -43,7 +43,7 @@ def report(found: Findings) -> str:
         rows.append(
             (
                 f"{cell.num_labels:,}",
-                cell.init,
+                outcome.start,
                 percent(outcome),
                 f"{cell.learning_rate:g}" if trained else "",
                 f"{cell.weight_decay:g}" if trained else "",
@@ -93,7 +93,7 @@ def curves(found: Findings) -> Mapping[str, list[tuple[float, float, float]]]:
     """start -> (labelled images, accuracy, standard error)."""
     lines: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for outcome in found.outcomes:
-        lines[outcome.cell.init].append((outcome.cell.num_labels, outcome.accuracy, outcome.stderr))
+        lines[outcome.start].append((outcome.cell.num_labels, outcome.accuracy, outcome.stderr))
     return {name: sorted(points) for name, points in lines.items()}
 
 
@@ -101,6 +101,8 @@ def by_axis(found: Findings, axis: str) -> Mapping[str, list[tuple[float, float,
     """start and number of labels -> (where it is on the axis, accuracy of the best trial there, standard error)."""
     lines: dict[str, list[tuple[float, float, float]]] = {}
     for task, trials in found.searches:
+        if task.baseline:
+            continue
         best: dict[Any, Any] = {}
         for trial in (trial for trial in trials if trial.state == "finished"):
             value, result = getattr(trial.cell, axis), trial.last
@@ -108,7 +110,7 @@ def by_axis(found: Findings, axis: str) -> Mapping[str, list[tuple[float, float,
                 best[value] = result
         place = (lambda cut: found.kept[cut].share_of_forward) if axis == "cut" else float
         points = [(place(v), r.metrics["val_accuracy"], r.metrics["val_stderr"]) for v, r in best.items()]
-        lines[f"{task.inits[0]}, {task.num_labels[0]:,} labels"] = sorted(points)
+        lines[f"{task.start}, {task.num_labels[0]:,} labels"] = sorted(points)
     return lines
 
 

@@ -18,6 +18,7 @@ from sweeps.findings.folder import read_results
 from sweeps.finetune import Finetune
 from sweeps.finetuning.sweep import set_up
 from sweeps.finetuning.task import Cell, FinetuneTask
+from sweeps.finetuning.training import batches
 from sweeps.probing.extractor import opened
 from sweeps.search.task import Result
 
@@ -55,8 +56,9 @@ class Tuned:
 
     def features(self, split: str) -> np.ndarray:
         """float32 [N, C * p * p]: what the head reads."""
-        rows = self.dataset.splits[split]
-        return frozen_features(self.model, self.dataset, rows, self.cell.seed).flatten(1).numpy()
+        places = np.arange(len(self.dataset.splits[split]))
+        images = batches(self.task.source, self.model, split, places, self.cell.seed)
+        return frozen_features(self.model, images).flatten(1).numpy()
 
     def estimator(self) -> Winner:
         """Its weights are written into the sweep's folder first: those that the cut keeps."""
@@ -106,5 +108,6 @@ def _task_and_cell(folder: Path) -> tuple[FinetuneTask, Cell]:
     setup = set_up(replace(flags, sweep=None))
     if setup.folder.name != folder.name:
         raise ValueError(f"{flags.backbone} or {flags.dataset} has changed since {folder} was made; sweep again")
-    [task] = [t for t in setup.tasks if t.inits == (cell.init,) and t.num_labels == (cell.num_labels,)]
+    start = (cell.init,), (cell.num_labels,), ""
+    [task] = [task for task in setup.tasks if (task.inits, task.num_labels, task.baseline) == start]
     return task, cell

@@ -10,12 +10,15 @@ import torch
 
 from ddae.backbones import Backbone
 from ddae.datasets import Dataset
-from ddae.finetune import RECIPES, Cut, cut_network
+from ddae.finetune import RECIPES, Cut, Recipe, cut_network
 from ddae.heads import expand, find_head
 from ddae.noise import Clean
 from storage.ledger import content_key
 from storage.tracking import Tracker
 from sweeps import cli
+from sweeps.cluster.loop import update
+from sweeps.cluster.pool import Pool
+from sweeps.cluster.train import check_shares
 from sweeps.cluster.tune import Run
 from sweeps.driver import no_needs, open_run, run_searches
 from sweeps.findings.answer import choose
@@ -23,11 +26,14 @@ from sweeps.findings.folder import RESULTS, newest_sweep, read_results
 from sweeps.finetune import Finetune
 from sweeps.finetuning.findings import Findings, Kept, outcome_of
 from sweeps.finetuning.publish import publish, report
-from sweeps.finetuning.task import FinetuneTask
+from sweeps.finetuning.task import FinetuneTask, first_labelled
+from sweeps.finetuning.training import NUM_LATENT_VIEWS, CellTraining
 from sweeps.flags import SEEDS, as_flags, check_numbers
 from sweeps.layer_noise import LayerNoise
+from sweeps.probing.extractor import num_shards
+from sweeps.probing.filling import Filling
 from sweeps.probing.refit import answer_cell
-from sweeps.probing.source import choose_blocks, load_model, open_source
+from sweeps.probing.source import FeatureSource, Need, choose_blocks, load_model, open_source
 from sweeps.progress import Progress
 from sweeps.search.halving import HalvingSearch
 from sweeps.search.task import Trial
@@ -36,6 +42,8 @@ __all__ = ["estimate", "finished_report", "open_sweep", "report", "set_up"]
 
 SCRATCH_EPOCHS, SCRATCH_WARMUP_EPOCHS = 200, 5
 """DDAE's table 8."""
+MIN_STEPS = 500
+"""Of a training whose epochs are not given, however few its images; the paper's have 11,700 and more."""
 COLUMNS = "init", "num_labels", "learning_rate", "weight_decay", "head_start", "cut", "timestep", "seed", "steps"
 """Params of a trial that MLflow's page of trials shows."""
 
@@ -60,37 +68,78 @@ def set_up(config: Finetune) -> Setup:
     """Load the network and the dataset, and check every name and number against them. Raises ValueError for what cannot
     be trained."""
     many = 1, 10**6
-    check_numbers(config, num_trials=many, seeds=(1, 1000), seed=SEEDS, pooling=(1, 64))
-    check_numbers(config, epochs=(0, 10**6), scratch_epochs=(0, 10**6), batch_size=(0, 10**6))
+    check_numbers(config, num_trials=many, seeds=(1, 1000), seed=SEEDS, pooling=(1, 64), num_workers=many)
+    check_numbers(config, batch_size=(0, 10**6), baseline_size=(0, 4096))
     config = with_sweep(config)
-    for name in ("init", "weight_decays", "head_start"):
+    for name in ("init", "head_start"):
         if not getattr(config, name):
             raise ValueError(f"--{name.replace('_', '-')} is empty; give at least one, or leave the flag out")
     backbone = load_model(config)
     source, dataset = open_source(config, backbone, pooling=4)
     cuts = check_cuts(config, backbone)
-    counts = check_counts(config, dataset)
+    if config.gradient_checkpointing and not hasattr(backbone.network, "enable_gradient_checkpointing"):
+        raise ValueError(f"--gradient-checkpointing: {type(backbone.network).__name__} has none; leave the flag out")
     recipe = RECIPES[config.recipe]
-    recipe = replace(recipe, batch_size=config.batch_size or recipe.batch_size)
-    rates = tuple(sorted(set(config.learning_rates or recipe.learning_rates)))
-    if min(rates) <= 0 or min(config.weight_decays) < 0:
-        raise ValueError(
-            f"learning_rates={list(rates)} must be above 0, and weight_decays={list(config.weight_decays)} 0 or more"
-        )
     tasks = []
     for init in dict.fromkeys(config.init):
-        for count in counts:
-            num_epochs = (config.scratch_epochs or SCRATCH_EPOCHS) if init == "scratch" else config.epochs
-            steps_per_epoch = max(1, count // min(recipe.batch_size, count))
-            num_steps = 0 if init == "frozen" else (num_epochs or recipe.num_epochs) * steps_per_epoch
-            tasks.append(
-                FinetuneTask(
-                    source, config.pooling, config.head, recipe, config.noised or recipe.noised, num_steps,
-                    SCRATCH_WARMUP_EPOCHS, (init,), cuts, config.tell or (config.timestep,), (count,), rates,
-                    tuple(sorted(set(config.weight_decays))), tuple(dict.fromkeys(config.head_start)), (config.seed,),
-                )
-            )  # fmt: skip
+        default, given = (SCRATCH_EPOCHS, config.scratch_epochs) if init == "scratch" else (0, config.epochs)
+        task = make_task(config, source, init, recipe, cuts)
+        tasks += for_counts(config, dataset, task, given, default)
+    for name in dict.fromkeys(config.baseline):
+        alone = replace(config, backbone=name, image_size=config.baseline_size, weights="", text_embedding="")
+        network = load_model(alone)
+        if not isinstance(network.schedule, Clean):
+            raise ValueError(f"baseline={name!r} is a diffusion model; give a classifier, such as wrn:28-10")
+        theirs, images = open_source(alone, network, pooling=4)
+        task = make_task(config, theirs, "scratch", RECIPES["classifier"], (network.blocks[-1].name,))
+        whole = replace(task, baseline=name, pooling=1, head="linear", noised=False, timesteps=(0,))
+        tasks += for_counts(config, images, whole, config.scratch_epochs, SCRATCH_EPOCHS)
     return Setup(config, tuple(tasks), backbone, dataset)
+
+
+def make_task(
+    config: Finetune, source: FeatureSource, init: str, recipe: Recipe, cuts: tuple[str, ...]
+) -> FinetuneTask:
+    """A task of no labels and no steps, which for_counts() sets."""
+    recipe = replace(recipe, batch_size=config.batch_size or recipe.batch_size)
+    rates = tuple(sorted(set(config.learning_rates or recipe.learning_rates)))
+    decays = tuple(sorted(set(config.weight_decays or recipe.weight_decays)))
+    if min(rates) <= 0 or min(decays) < 0:
+        raise ValueError(f"learning_rates={list(rates)} must be above 0, and weight_decays={list(decays)} 0 or more")
+    return FinetuneTask(
+        source, config.pooling, config.head, recipe, config.noised or recipe.noised, 0,
+        SCRATCH_WARMUP_EPOCHS if init == "scratch" else 0, (init,), cuts, config.tell or (config.timestep,), (), rates,
+        decays, tuple(dict.fromkeys(config.head_start)), (config.seed,), num_workers=config.num_workers,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )  # fmt: skip
+
+
+def for_counts(
+    config: Finetune, dataset: Dataset, task: FinetuneTask, given: tuple[int, ...], default: int
+) -> list[FinetuneTask]:
+    """The task on each number of labelled images, growing. given: epochs as the flags have them. default: epochs where
+    they have none; 0 is the recipe's."""
+    num_train, num_classes = len(dataset.splits["train"]), dataset.num_classes
+    counts = config.num_labels or (num_train,)
+    if len(given) not in (0, 1, len(counts)) or min(given, default=1) < 1:
+        raise ValueError(
+            f"epochs={list(given)} must be 1 or more, one number or as many as there are in --num-labels, {len(counts)}"
+        )
+    tasks = {}
+    for index, count in enumerate(counts):
+        if not num_classes <= count <= num_train:
+            raise ValueError(
+                f"num_labels={count} must be {num_classes} or more, one a class, and {num_train:,} at most"
+            )
+        steps_per_epoch = max(1, count // max(1, task.batch_size(count)))
+        num_steps = max(MIN_STEPS, (default or task.recipe.num_epochs) * steps_per_epoch)
+        if given:
+            num_steps = given[index % len(given)] * steps_per_epoch
+        trained = task.inits != ("frozen",)
+        if trained:
+            check_shares(task.batch_size(count), config.num_workers)
+        tasks[count] = replace(task, num_labels=(count,), num_steps=num_steps if trained else 0)
+    return [tasks[count] for count in sorted(tasks)]
 
 
 def with_sweep(config: Finetune) -> Finetune:
@@ -143,18 +192,6 @@ def check_cuts(config: Finetune, backbone: Backbone) -> tuple[str, ...]:
     return tuple(block.name for block in blocks)
 
 
-def check_counts(config: Finetune, dataset: Dataset) -> tuple[int, ...]:
-    """Numbers of labelled images, growing."""
-    num_train, num_classes = len(dataset.splits["train"]), dataset.num_classes
-    counts = sorted(set(config.num_labels or (num_train,)))
-    for count in counts:
-        if not num_classes <= count <= num_train:
-            raise ValueError(
-                f"num_labels={count} must be {num_classes} or more, one a class, and {num_train:,} at most"
-            )
-    return tuple(counts)
-
-
 def finished_report(setup: Setup) -> str | None:
     """The report of the same command, where it has ended before."""
     if not (setup.folder / RESULTS).exists():
@@ -168,8 +205,17 @@ class FinetuneSweep:
         self.setup, self.tracker, self.started_seconds = setup, tracker, started_seconds
         self.progress = Progress()
 
+    def encode(self) -> None:
+        """Fill the store with the latents that the trainings see, on all devices, before trials hold them."""
+        for source in dict.fromkeys(task.source for task in self.setup.tasks if task.source.encoder):
+            needs = latents_needed([task for task in self.setup.tasks if task.source == source], self.setup)
+            self.progress.stage("encode", sum(map(num_shards, needs)))
+            with self.progress, Pool(source.settings.device, self.setup.config.gpus_per_extractor) as pool:
+                Filling(source, pool, on_step=self.progress.step).encode(needs).result()
+
     def search(self) -> list[tuple[Trial, ...]]:
         """Every start and number of labels has a search of its own; they run side by side."""
+        self.encode()
         config = self.setup.config
         return self._run([HalvingSearch(task, config.num_trials, seed=config.seed) for task in self.setup.tasks])
 
@@ -177,7 +223,13 @@ class FinetuneSweep:
         """The best cell of each search, with all seeds."""
         config, searches = self.setup.config, []
         for task, trials in zip(self.setup.tasks, searched, strict=True):
-            best = choose(task, trials).best.cell
+            winner = choose(task, trials).best
+            if winner.last.params["setting"].endswith("diverged"):
+                raise ValueError(
+                    f"{task.start} on {task.num_labels[0]:,} labels diverged at every one of learning_rates="
+                    f"{list(task.learning_rates)}; give lower ones"
+                )
+            best = winner.cell
             again = replace(
                 task,
                 cuts=(best.cut,),
@@ -199,7 +251,7 @@ class FinetuneSweep:
         setup = self.setup
         found = Findings(
             searches=tuple(zip(setup.tasks, searched, strict=True)),
-            outcomes=tuple(outcome_of(trials, len(setup.dataset.splits["val"])) for trials in repeated),
+            outcomes=tuple(map(outcome_of, setup.tasks, searched, repeated)),
             kept={cut: kept_by(cut, setup) for cut in setup.tasks[0].cuts},
             folder=setup.folder,
             tracked=self.tracker.where,
@@ -217,6 +269,17 @@ def open_sweep(setup: Setup, started_seconds: float) -> Iterator[FinetuneSweep]:
     more = {"backbone_sha256": task.source.key.backbone}
     with open_run(setup.folder, task.source.name, task.source.store, task, COLUMNS, flags, more) as tracker:
         yield FinetuneSweep(setup, tracker, started_seconds)
+
+
+def latents_needed(tasks: Sequence[FinetuneTask], setup: Setup) -> list[Need]:
+    """What must be encoded for the tasks of one source: val as it is, and the labelled images of every seed as they are
+    and in all views."""
+    num_train, num_val = (len(setup.dataset.splits[split]) for split in ("train", "val"))
+    count = max(task.num_labels[0] for task in tasks)
+    seeds = range(setup.config.seed, setup.config.seed + setup.config.seeds)
+    last = max(first_labelled(seed, count, num_train) for seed in seeds) + count
+    views = range(1 + NUM_LATENT_VIEWS)
+    return [Need(0, "val", num_val, ()), *(Need(0, "train", last, (), view=view) for view in views)]
 
 
 def kept_by(cut: str, setup: Setup) -> Kept:
@@ -238,14 +301,16 @@ def estimate(setup: Setup) -> str:
         num_trials = min(config.num_trials, len(task.cells)) + (config.seeds - 1)
         if not task.num_steps:
             continue
-        training = task.training(task.cells[0])
+        training = CellTraining(task, task.cells[0])
+        training.start(torch.device(task.source.settings.device))
         seconds = []
-        for _ in training.run(2):
+        for step in range(3):
+            update(training, training.network, step)
             seconds.append(time.perf_counter())
-        seconds_a_step = seconds[1] - seconds[0]
+        seconds_a_step = seconds[2] - seconds[1]
         most += num_trials * task.num_steps * seconds_a_step
         lines.append(
-            f"{task.inits[0]:<9} {task.num_labels[0]:,} labels: at most {num_trials} trainings of {task.num_steps:,} "
+            f"{task.start:<9} {task.num_labels[0]:,} labels: at most {num_trials} trainings of {task.num_steps:,} "
             f"steps of {training.batch_size} images, {1000 * seconds_a_step:.0f} ms each"
         )
     kept = [f"{cut}: {each.num_parameters / 1e6:.2f}M parameters ({each.share_of_parameters:.0%}), "

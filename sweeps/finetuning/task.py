@@ -1,6 +1,7 @@
 """The Task of fine-tuning: a cell is one training of a cut network, on so many labels; rungs are steps on one
 trajectory, under the schedule of the last rung."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,28 +16,29 @@ from ddae.finetune import (
     Cut,
     CutClassifier,
     Recipe,
-    Schooling,
-    Training,
     cut_network,
     fresh_head,
     frozen_features,
     reinitialise,
-    saved_step,
-    scores_of,
     trainable,
 )
 from ddae.heads import find_head
-from ddae.probe import fit_probe, standard_error
+from ddae.probe import Fitted, fit_probe, standard_error
 from storage.ledger import content_key
+from sweeps.cluster.loop import Diverged, run_loop
+from sweeps.cluster.train import train
+from sweeps.finetuning.training import CellTraining, batches, correct_of
 from sweeps.probing.extractor import opened
 from sweeps.probing.source import FeatureSource
-from sweeps.search.task import REDUCTION, Axis, Checkpoint, Objective, Resources, Result, Value, pack
+from sweeps.search.task import REDUCTION, Axis, Checkpoint, Objective, Resources, Result, Value, pack, unpack
 
 INITS = "finetune", "scratch", "frozen"
 CHECKPOINT_SECONDS = 120
 """How much of a training a kill can lose."""
 MIN_STEPS = 8
 """A schedule of fewer is not stopped early."""
+
+log = logging.getLogger("sweeps")
 
 
 @dataclass(frozen=True, order=True)
@@ -70,6 +72,12 @@ class FinetuneTask:
     weight_decays: tuple[float, ...]
     head_starts: tuple[str, ...]
     seeds: tuple[int, ...]
+    num_workers: int = 1
+    """Processes that train one network together, each on a device of its own."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass, which saves memory."""
+    baseline: str = ""
+    """The network's name, where it is none of the model that is fine-tuned."""
     last_rung_alone: bool = False
     """Whether trials are never stopped early."""
     name: str = "finetune"
@@ -77,11 +85,21 @@ class FinetuneTask:
     resource: str = "steps"
 
     @property
+    def start(self) -> str:
+        """What a person calls this start."""
+        return self.baseline or ", ".join(self.inits)
+
+    @property
+    def ladder(self) -> tuple[int, ...]:
+        """Steps after which val is looked at."""
+        ladder = [self.num_steps]
+        while ladder[0] // REDUCTION >= MIN_STEPS and len(ladder) < 3:
+            ladder.insert(0, ladder[0] // REDUCTION)
+        return tuple(ladder)
+
+    @property
     def rungs(self) -> tuple[int, ...]:
-        rungs = [self.num_steps]
-        while rungs[0] // REDUCTION >= MIN_STEPS and len(rungs) < 3 and not self.last_rung_alone:
-            rungs.insert(0, rungs[0] // REDUCTION)
-        return tuple(rungs)
+        return self.ladder[-1:] if self.last_rung_alone else self.ladder
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -113,8 +131,9 @@ class FinetuneTask:
         }
 
     def resources(self, cell: Cell, rung: int) -> Resources:
-        on_gpu = self.source.settings.device.startswith("cuda")
-        return Resources(num_cpus=1, num_gpus=1 if on_gpu else 0)
+        num_processes = 1 if cell.init == "frozen" else self.num_workers
+        num_gpus = num_processes if self.source.settings.device.startswith("cuda") else 0
+        return Resources(num_processes, num_gpus, in_processes_of_its_own=num_processes > 1)
 
     def key(self, cell: Cell, rung: int) -> str:
         return content_key(
@@ -123,6 +142,7 @@ class FinetuneTask:
             read=(self.pooling, self.head, self.noised),
             recipe=asdict(self.recipe),
             steps=(rung, self.num_steps, self.warmup_epochs),
+            num_workers=self.num_workers,
             versions=(VERSION, find_head(self.head)[0].version),
         )
 
@@ -136,108 +156,118 @@ class FinetuneTask:
     def run(self, cells: Sequence[Cell], rung: int, checkpoints: Sequence[Checkpoint]) -> Iterator[Result]:
         for cell, checkpoint in zip(cells, checkpoints, strict=True):
             started = time.time()
-            yield self.probe(cell, started) if cell.init == "frozen" else self.train(cell, rung, checkpoint, started)
-
-    def probe(self, cell: Cell, started_seconds: float) -> Result:
-        """The converged head on the frozen features: what the probe of the same cut and pooling comes to."""
-        model, _ = self.model(cell)
-        fitted = self.fit_head(cell, model)
-        return self.result(cell, model, fitted.correct, fitted.setting, started_seconds)
+            if cell.init == "frozen":
+                _, fitted, _ = self.probe(cell)
+                yield result(fitted.correct, fitted.setting, started)
+            else:
+                yield self.train(cell, rung, checkpoint, started)
 
     def train(self, cell: Cell, rung: int, checkpoint: Checkpoint, started_seconds: float) -> Result:
-        """Go on from the checkpoint to the rung, and measure on val."""
-        training = self.training(cell)
-        state = checkpoint.load()
-        if state is not None and saved_step(state) <= rung:
-            training.load(state)
-        saved = time.monotonic()
-        for step in training.run(rung):
-            if step == rung or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                checkpoint.save(training.state())
-                saved = time.monotonic()
-        correct = self.correct(cell, training.model, "val")
+        """Go on from the checkpoint to the rung. A training that diverges has classified nothing correctly."""
         setting = f"lr={cell.learning_rate:g} weight_decay={cell.weight_decay:g} {cell.head_start}"
-        return self.result(cell, training.model, correct, setting, started_seconds)
+        try:
+            training = self.trained(cell, checkpoint, rung)
+        except Diverged as error:
+            log.warning(f"{self.label(cell)}: {error}")
+            num_val = len(opened(self.source).dataset.splits["val"])
+            return result(np.zeros(num_val, dtype=bool), f"{setting} diverged", started_seconds)
+        return result(unpack(training.right[str(rung)]), setting, started_seconds)
 
-    def result(
-        self, cell: Cell, model: CutClassifier, correct: np.ndarray, setting: str, started_seconds: float
-    ) -> Result:
-        accuracy = float(correct.mean())
-        metrics = {"val_accuracy": accuracy, "val_stderr": standard_error(accuracy, len(correct))}
-        return Result(metrics, {"setting": setting}, started_seconds, time.time(), pack(correct))
+    def trained(self, cell: Cell, checkpoint: Checkpoint, rung: int) -> CellTraining:
+        """The training after so many steps, or after more where its checkpoint has them; in this process."""
+        training, device = CellTraining(self, cell), self.source.settings.device
+        if self.num_workers > 1:
+            train(training, checkpoint, device, self.num_workers, 1, rung, self.num_steps, CHECKPOINT_SECONDS)
+        else:
+            run_loop(training, checkpoint, torch.device(device), rung, self.num_steps, CHECKPOINT_SECONDS)
+        return training
 
-    def correct(self, cell: Cell, model: CutClassifier, split: str) -> np.ndarray:
-        """bool [N]: which images of a split the model classifies correctly."""
-        dataset = opened(self.source).dataset
-        scores = scores_of(model, dataset, dataset.splits[split], cell.seed)
-        return (scores.argmax(1).numpy() == dataset.labels(split)).astype(bool)
+    def probe(self, cell: Cell) -> tuple[CutClassifier, Fitted, list[str]]:
+        """The frozen network under an untrained head, the head that is fitted to its features, and the names of the
+        network's parameters that are kept."""
+        model, kept = self.bare_model(cell, self.source)
+        return model, self.fit_head(cell, model, self.source), kept
 
-    def restored(self, cell: Cell, checkpoint: Checkpoint) -> tuple[CutClassifier, Sequence[str]]:
-        """The model as the checkpoint has it, and the names of the network's parameters that are kept."""
+    def restored(self, cell: Cell, checkpoint: Checkpoint) -> tuple[CutClassifier, list[str]]:
+        """The model at the end of its training, and the names of the network's parameters that are kept."""
         if cell.init == "frozen":
-            model, kept = self.model(cell)
-            fitted = self.fit_head(cell, model)
+            model, fitted, kept = self.probe(cell)
             model.head = fitted.head.only(fitted.setting)
             return model, kept
-        training, state = self.training(cell), checkpoint.load()
-        if state is not None:
-            training.load(state)
-        prefix = "network."
-        return training.model, [name.removeprefix(prefix) for name in training.trained if name.startswith(prefix)]
+        training, prefix = self.trained(cell, checkpoint, self.num_steps), "network."
+        return training.network, [name.removeprefix(prefix) for name in training.trained if name.startswith(prefix)]
 
-    def training(self, cell: Cell) -> Training:
-        dataset = opened(self.source).dataset
-        model, kept = self.model(cell)
-        parameters = dict(model.named_parameters())
-        trained = {name: parameters[name] for name in [*(f"network.{name}" for name in kept), *heads_of(parameters)]}
-        schooling = Schooling(
-            cell.init, cell.num_labels, cell.learning_rate, cell.weight_decay, cell.head_start, cell.seed
-        )
-        rows = self.labelled(cell)
-        warmup = self.warmup_epochs if cell.init == "scratch" else 0
-        return Training(model, trained, dataset, rows, self.recipe, schooling, self.num_steps, warmup)
-
-    def model(self, cell: Cell) -> tuple[CutClassifier, list[str]]:
+    def model(self, cell: Cell, source: FeatureSource) -> tuple[CutClassifier, list[str]]:
         """The cut network with its head before any training, and the names of the parameters that are kept of it."""
-        dataset = opened(self.source).dataset
+        model, kept = self.bare_model(cell, source)
+        if cell.head_start == "probe":
+            fitted = self.fit_head(cell, model, source)
+            model.head = trainable(fitted.head.only(fitted.setting), self.head).to(source.settings.device)
+        if self.gradient_checkpointing:
+            model.network.enable_gradient_checkpointing()  # type: ignore[operator]
+        return model, kept
+
+    def bare_model(self, cell: Cell, source: FeatureSource) -> tuple[CutClassifier, list[str]]:
+        """Like model(), with an untrained head. source: this task's, on any device."""
+        opening = opened(source)
         cut = Cut(cell.cut, cell.timestep, self.pooling, self.head, self.noised)
-        backbone, kept = cut_network(opened(self.source).backbone, cut)
+        backbone, kept = cut_network(opening.backbone, cut)
         if cell.init == "scratch":
             reinitialise(backbone.network, cell.seed)
         block = next(block for block in backbone.blocks if block.name == cell.cut)
         shape = torch.empty(1, block.channels, self.pooling, self.pooling, device=backbone.settings.device)
-        head = fresh_head(self.head, shape, dataset.num_classes, cell.seed)
-        model = CutClassifier(backbone, cut, head)
-        if cell.head_start == "probe" and cell.init == "finetune":
-            fitted = self.fit_head(cell, model)
-            model.head = trainable(fitted.head.only(fitted.setting), self.head).to(backbone.settings.device)
-        return model, kept
+        return CutClassifier(backbone, cut, fresh_head(self.head, shape, opening.dataset.num_classes, cell.seed)), kept
 
-    def fit_head(self, cell: Cell, model: CutClassifier):
+    def fit_head(self, cell: Cell, model: CutClassifier, source: FeatureSource) -> Fitted:
         """The head, fitted to convergence on the model's features of the labelled images."""
-        source = opened(self.source)
-        rows = {"train": self.labelled(cell), "val": source.dataset.splits["val"]}
-        labels = source.dataset.images.labels
+        dataset = opened(source).dataset
+        places = {"train": self.labelled(cell), "val": np.arange(len(dataset.splits["val"]))}
         train, val = (
-            (frozen_features(model, source.dataset, each, cell.seed), torch.from_numpy(labels[each]))
-            for each in rows.values()
+            (
+                frozen_features(model, batches(source, model, split, chosen, cell.seed)),
+                torch.from_numpy(dataset.labels(split)[chosen]),
+            )
+            for split, chosen in places.items()
         )
-        return fit_probe(self.head, train, val, source.dataset.num_classes, cell.seed)
+        return fit_probe(self.head, train, val, dataset.num_classes, cell.seed)
+
+    def correct(self, cell: Cell, model: CutClassifier, split: str) -> np.ndarray:
+        """bool [N]: which images of a split the model classifies correctly."""
+        return correct_of(self.source, model, split, cell.seed)
 
     def labelled(self, cell: Cell) -> np.ndarray:
-        """The training images whose labels are seen: another sample for each seed."""
-        rows = opened(self.source).dataset.splits["train"]
-        return rows[np.random.default_rng(cell.seed).permutation(len(rows))[: cell.num_labels]]
+        """Where in the train split the images stand whose labels are seen; another part of it for each seed."""
+        num_train = len(opened(self.source).dataset.splits["train"])
+        return np.arange(cell.num_labels) + first_labelled(cell.seed, cell.num_labels, num_train)
+
+    def batch_size(self, num_labels: int) -> int:
+        """Images of one step; as many for every worker."""
+        return min(self.recipe.batch_size, num_labels // self.num_workers * self.num_workers)
 
     def label(self, cell: Cell) -> str:
         if cell.init == "frozen":
             return f"frozen/{cell.cut}/{cell.timestep}/{cell.num_labels}/seed-{cell.seed}"
+        start = self.baseline or cell.init
         rates = f"{cell.learning_rate:g}/{cell.weight_decay:g}/{cell.head_start}"
-        return f"{cell.init}/{cell.cut}/{cell.timestep}/{cell.num_labels}/{rates}/seed-{cell.seed}"
+        return f"{start}/{cell.cut}/{cell.timestep}/{cell.num_labels}/{rates}/seed-{cell.seed}"
 
     def params(self, cell: Cell) -> dict[str, Value]:
-        return {**asdict(cell), "pooling": self.pooling, "head": self.head, "num_steps": self.num_steps}
+        return {
+            **asdict(cell),
+            "start": self.baseline or cell.init,
+            "pooling": self.pooling,
+            "head": self.head,
+            "num_steps": self.num_steps,
+        }
 
 
-def heads_of(parameters: Mapping[str, torch.nn.Parameter]) -> list[str]:
-    return [name for name, each in parameters.items() if name.startswith("head.") and each.requires_grad]
+def first_labelled(seed: int, num_labels: int, num_train: int) -> int:
+    """Where in the train split the labelled images of a seed begin."""
+    return seed * num_labels % (num_train - num_labels + 1)
+
+
+def result(correct: np.ndarray, setting: str, started_seconds: float) -> Result:
+    """correct: which val images are classified correctly, bool [N]."""
+    accuracy = float(correct.mean())
+    metrics = {"val_accuracy": accuracy, "val_stderr": standard_error(accuracy, len(correct))}
+    return Result(metrics, {"setting": setting}, started_seconds, time.time(), pack(correct))

@@ -58,7 +58,7 @@ class Extractor:
 
     def encode(self, need: Need, shard: int) -> None:
         """Fill a shard of the latents of a need's images, which serve every timestep."""
-        self._latents(need, *rows_of(need, shard))
+        self.latents(need.split, need.view, *rows_of(need, shard))
 
     def extract(self, need: Need, shard: int) -> Extracted:
         """Fill a shard of a need, passing no image again whose features stand in the store: its missing rows, each once
@@ -97,28 +97,29 @@ class Extractor:
         """int64 [num_images]."""
         return torch.from_numpy(self.dataset.labels(need.split)[: need.num_images])
 
+    def latents(self, split: str, view: int, start: int, stop: int) -> np.ndarray:
+        """float16 [stop - start, C * S * S], from the store; what it lacks is encoded first."""
+        column = self.source.latents(split, view)
+        if self.store.missing(column, stop, start):
+            shard = start // SHARD_ROWS * SHARD_ROWS
+            with self.store.claimed(column, shard, shard + SHARD_ROWS):
+                for first, last in self.store.missing(column, stop, start):
+                    key = replace(self.source.key, view=view)
+                    images = read_view(self.dataset, self.dataset.splits[split][first:last], key)
+                    self.store.write(column, first, self.backbone.encode(images).flatten(1).half().cpu().numpy())
+                    self.num_encoded += last - first
+        parts = self.store.read(column, stop, start)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
     def _extract(self, need: Need, start: int, stop: int, blocks: list[str]) -> None:
         rows = self.dataset.splits[need.split][start:stop]
         key = replace(self.source.key, draw=need.draw, view=need.view)
-        encoded = self._latents(need, start, stop) if self.source.encoder else None
+        encoded = self.latents(need.split, need.view, start, stop) if self.source.encoder else None
         features = extract(self.backbone, self.dataset, rows, need.timestep, blocks, key, encoded=encoded)
         self.passes += len(rows) * max(self.blocks[block].flops_share for block in blocks)
         columns = [self.source.column(need, block) for block in features]
         with ThreadPoolExecutor(len(columns)) as together:  # a store at an address answers late
             list(together.map(self.store.write, columns, repeat(start), features.values()))
-
-    def _latents(self, need: Need, start: int, stop: int) -> np.ndarray:
-        """float16 [stop - start, C * S * S], from the store; what it lacks is encoded first."""
-        column = self.source.latents(need.split, need.view)
-        if self.store.missing(column, stop, start):
-            shard = start // SHARD_ROWS * SHARD_ROWS
-            with self.store.claimed(column, shard, shard + SHARD_ROWS):
-                for first, last in self.store.missing(column, stop, start):
-                    key = replace(self.source.key, view=need.view)
-                    images = read_view(self.dataset, self.dataset.splits[need.split][first:last], key)
-                    self.store.write(column, first, self.backbone.encode(images).flatten(1).half().cpu().numpy())
-                    self.num_encoded += last - first
-        return np.concatenate(self.store.read(column, stop, start))
 
     def _describe(self, draw: int, view: int) -> None:
         """Say beside the features, for people, what made them and which images their rows are."""

@@ -44,6 +44,19 @@ class Filling:
                 self._filled.pop(need, None)
         return self.pool.run(self._fill_all(needs))
 
+    def encode(self, needs: Sequence[Need]) -> Future:
+        """Done when the latents of the needs' images stand in the store."""
+
+        async def encode_one(need: Need, shard: int) -> None:
+            await self.pool.call(encode_shard, self.source, need, shard)
+            self.on_step()
+
+        async def encode_all() -> None:
+            shards = [(need, shard) for need in needs for shard in range(num_shards(need))]
+            await asyncio.gather(*(encode_one(*each) for each in shards))
+
+        return self.pool.run(encode_all())
+
     def screen(self, needs: Sequence[Need], poolings: Mapping[str, tuple[int, ...]]) -> Future[dict[Need, np.ndarray]]:
         """For each need of one block: which of its images leave-one-out ridge classifies correctly, bool [num_images].
 

@@ -59,6 +59,8 @@ class Resources:
     num_cpus: float = 1
     num_gpus: float = 0
     memory_bytes: int = 0
+    in_processes_of_its_own: bool = False
+    """Whether the trial starts processes that hold all this, and holds nothing itself."""
 
 
 @dataclass(frozen=True)
