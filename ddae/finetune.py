@@ -96,10 +96,8 @@ class CutClassifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """[N, C, p, p], float32."""
         block = self.cut.block
-        return self.backbone.capture(x, self.cut.timestep, [block], self._pooled)[block].float()
-
-    def _pooled(self, map: Tensor) -> Tensor:
-        return pool(map, self.cut.pooling)
+        map = self.backbone.capture(x, self.cut.timestep, [block], lambda map: map)[block]
+        return pool(map, self.cut.pooling).float()  # not in capture(): gradient checkpointing may be under way there
 
 
 def cut_network(backbone: Backbone, cut: Cut) -> tuple[Backbone, list[str]]:

@@ -121,7 +121,7 @@ def placement(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     """What Ray is to hold for a group."""
     held: Resources = config["resources"]
     if held.in_processes_of_its_own:
-        return tune.PlacementGroupFactory([{}])
+        return tune.PlacementGroupFactory([{"memory": 1}])  # Ray wants something
     bundle = {"CPU": held.num_cpus, "GPU": held.num_gpus, "memory": held.memory_bytes}
     return tune.PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}])
 

@@ -5,28 +5,37 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ddae.report import accuracy_curves
-from storage.tracking import Tracker
+from ddae.report import Page, Section, Table, accuracy_curves, render
+from storage.tracking import Tracker, hidden
 from sweeps.cli import aligned
 from sweeps.findings.folder import write_results
 from sweeps.findings.table import write_csv
+from sweeps.findings.tested import read_test, test_text
+from sweeps.findings.versions import versions
 from sweeps.finetuning.findings import Findings, Outcome
-from sweeps.flags import ModelAndData, as_flags
+from sweeps.flags import ModelAndData, as_flags, command_of
 
-FILES = "report.txt", "trials.csv", "config.yaml"
+FILES = "report.html", "report.txt", "trials.csv", "config.yaml"
+WORDS = (
+    "block",
+    "timestep",
+    "pooling",
+    "head",
+    "cell, trial",
+    "finetune, scratch, frozen",
+    "val, test",
+    "\N{PLUS-MINUS SIGN}",
+)
+HEADER = "labels", "start", "val accuracy", "learning rate", "weight decay", "head", "cut after", "t", "seconds"
 
 
 def publish(found: Findings, config: ModelAndData, tracker: Tracker) -> None:
     """results.json is written last: a sweep that has it is done."""
     folder = found.folder
-    (folder / "report.txt").write_text(report(found))
-    write_csv(folder / "trials.csv", found.trials)
     (folder / "figures").mkdir(exist_ok=True)
-    counts = {outcome.cell.num_labels for outcome in found.outcomes}
-    accuracy_curves(curves(found), "labelled images", folder / "figures" / "labels.png", log=len(counts) > 1)
-    for axis, label in (("cut", "share of the forward pass that is kept"), ("timestep", "timestep that is told")):
-        if len(points := by_axis(found, axis)) and max(map(len, points.values())) > 1:
-            accuracy_curves(points, label, folder / "figures" / f"{axis}.png")
+    (folder / "report.txt").write_text(report(found))
+    (folder / "report.html").write_text(render(page(found, config)), encoding="utf-8")
+    write_csv(folder / "trials.csv", found.trials)
     tracker.finish(
         {**found.answer.result.metrics, "wall_seconds": found.wall_seconds},
         [*sorted((folder / "figures").glob("*.png")), *(folder / name for name in FILES)],
@@ -37,45 +46,116 @@ def publish(found: Findings, config: ModelAndData, tracker: Tracker) -> None:
 
 def report(found: Findings) -> str:
     """What a person reads at the end."""
-    rows = [("labels", "start", "val accuracy", "learning rate", "decay", "head", "cut after", "t", "seconds")]
-    for outcome in sorted(found.outcomes, key=lambda each: (each.cell.num_labels, -each.accuracy)):
-        cell, trained = outcome.cell, outcome.cell.init != "frozen"
-        rows.append(
-            (
-                f"{cell.num_labels:,}",
-                outcome.start,
-                percent(outcome),
-                f"{cell.learning_rate:g}" if trained else "",
-                f"{cell.weight_decay:g}" if trained else "",
-                cell.head_start,
-                cell.cut,
-                str(cell.timestep),
-                f"{outcome.seconds:.0f}",
-            )
-        )
-    num_seeds = len(found.outcomes[0].accuracies)
-    task = found.task
-    how = f"{num_seeds} seeds each; +- is the standard error over them" if num_seeds > 1 else "one seed each"
+    facts_of = {"answer": answer_text(found)} | facts(found) | {"report": str(found.folder / "report.html")}
+    commands = {"test it, once": "final_test", "use it": "hand_over"}
+    facts_of |= {name: f"python sweeps/{script}.py --sweep {found.folder}" for name, script in commands.items()}
+    lines = [f"{name:<15}{fact}" for name, fact in facts_of.items()]
     return "\n".join(
         [
-            f"best on val for every start and number of labels, {how}; pooled to {task.pooling} x {task.pooling}, "
-            f"under {task.head}",
+            f"best on val for every start and number of labels, {how(found)}",
             "",
-            *aligned(rows),
+            *aligned([HEADER, *rows(found)]),
             "",
-            *(
-                f"kept           after {cut} {kept.num_parameters / 1e6:.2f}M parameters "
-                f"({kept.share_of_parameters:.0%} of the network), {kept.share_of_forward:.0%} of a forward pass"
-                for cut, kept in found.kept.items()
-            ),
-            f"answer         {answer_text(found)}",
-            f"figure         {found.folder / 'figures' / 'labels.png'}",
-            f"trials         {found.tracked}",
-            f"time           {found.wall_seconds:.0f} s",
-            f"test it, once  python sweeps/final_test.py --sweep {found.folder}",
-            f"use it         python sweeps/hand_over.py --sweep {found.folder}",
+            *lines,
         ]
     )
+
+
+def how(found: Findings) -> str:
+    num_seeds = len(found.outcomes[0].accuracies)
+    return f"{num_seeds} seeds each; +- is the standard error over them" if num_seeds > 1 else "one seed each"
+
+
+def rows(found: Findings) -> list[tuple[str, ...]]:
+    """One an outcome, under HEADER."""
+    return [
+        (
+            f"{cell.num_labels:,}",
+            outcome.start,
+            percent(outcome),
+            f"{cell.learning_rate:g}" if cell.init != "frozen" else "",
+            f"{cell.weight_decay:g}" if cell.init != "frozen" else "",
+            cell.head_start,
+            cell.cut,
+            str(cell.timestep),
+            f"{outcome.seconds:.0f}",
+        )
+        for outcome in sorted(found.outcomes, key=lambda each: (each.cell.num_labels, -each.accuracy))
+        for cell in [outcome.cell]
+    ]
+
+
+def facts(found: Findings) -> dict[str, str]:
+    task = found.task
+    return {
+        **{
+            f"kept, {cut}": f"{kept.num_parameters / 1e6:.2f}M parameters ({kept.share_of_parameters:.0%} of the "
+            f"network), {kept.share_of_forward:.0%} of a forward pass"
+            for cut, kept in found.kept.items()
+        },
+        "read": f"pooled to {task.pooling} x {task.pooling}, under {task.head}, images "
+        f"{'noised at the timestep' if task.noised else 'as they are'}",
+        "trials": found.tracked,
+        "time": f"{found.wall_seconds:.0f} s",
+    }
+
+
+def page(found: Findings, config: ModelAndData) -> Page:
+    answer, task = found.answer, found.task
+    cell, metrics = answer.cell, answer.result.metrics
+    name = task.label(cell)
+    return Page(
+        title=f"{config.backbone}, cut and trained as a classifier of {task.source.name}",
+        cell=f"{cell.init}, cut after {cell.cut}, told timestep {cell.timestep}, on {cell.num_labels:,} labels "
+        f"({answer.result.params['setting']})",
+        accuracy=f"{100 * metrics['val_accuracy']:.1f} +- {100 * metrics['val_stderr']:.1f}",
+        test=test_text(read_test(found.folder), found.folder, name),
+        facts=facts(found),
+        tied=Table(HEADER, rows(found)),
+        sections=sections(found),
+        command=hidden(command_of(config, "finetune")),
+        versions=versions(model=task.source.key.backbone[:12], images=task.source.key.images[:12]),
+        by="the network",
+        words=WORDS,
+    )
+
+
+def sections(found: Findings) -> list[Section]:
+    """Accuracy against the number of labels, and against each of cut and timestep where several were tried."""
+    figures = found.folder / "figures"
+    counts = sorted({outcome.cell.num_labels for outcome in found.outcomes})
+    figure = accuracy_curves(curves(found), "labelled images", figures / "labels.png", log=len(counts) > 1)
+    alt = "val accuracy against the number of labelled images, one line a start"
+    said = " ".join(standing(found, count) for count in dict.fromkeys((counts[0], counts[-1])))
+    how_to_read = f"Best of a search on val, {how(found)}."
+    drawn = [Section("How many labels does it need?", said, how_to_read, figure, alt)]
+    axes = {
+        "cut": ("Where should the network be cut?", "share of the forward pass that is kept"),
+        "timestep": ("Which timestep should it be told?", "timestep that is told"),
+    }
+    for axis, (title, label) in axes.items():
+        points = by_axis(found, axis)
+        if max(map(len, points.values()), default=0) > 1:
+            figure = accuracy_curves(points, label, figures / f"{axis}.png")
+            said = "; ".join(f"{name}: {spread(line)}" for name, line in points.items())
+            drawn.append(
+                Section(title, f"{said}.", "The best trial at each, one seed.", figure, f"accuracy against {label}")
+            )
+    return drawn
+
+
+def standing(found: Findings, count: int) -> str:
+    """The outcomes on so many labels in a sentence, best first."""
+    outcomes = [outcome for outcome in found.outcomes if outcome.cell.num_labels == count]
+    ranked = sorted(outcomes, key=lambda each: -each.accuracy)
+    return f"{count:,} labels: {', '.join(f'{each.start} {percent(each)} %' for each in ranked)}."
+
+
+def spread(line: list[tuple[float, float, float]]) -> str:
+    """How much a choice matters, from its points (number, accuracy, standard error)."""
+    lowest, highest = (choose(line, key=lambda point: point[1]) for choose in (min, max))
+    points = 100 * (highest[1] - lowest[1])
+    return f"{points:.1f} points between the best ({highest[0]:.2g}) and the worst ({lowest[0]:.2g})"
 
 
 def answer_text(found: Findings) -> str:

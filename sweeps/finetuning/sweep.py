@@ -87,11 +87,12 @@ def set_up(config: Finetune) -> Setup:
         tasks += for_counts(config, dataset, task, given, default)
     for name in dict.fromkeys(config.baseline):
         alone = replace(config, backbone=name, image_size=config.baseline_size, weights="", text_embedding="")
+        alone = replace(alone, learning_rates=(), weight_decays=())
         network = load_model(alone)
         if not isinstance(network.schedule, Clean):
             raise ValueError(f"baseline={name!r} is a diffusion model; give a classifier, such as wrn:28-10")
         theirs, images = open_source(alone, network, pooling=4)
-        task = make_task(config, theirs, "scratch", RECIPES["classifier"], (network.blocks[-1].name,))
+        task = make_task(alone, theirs, "scratch", RECIPES["classifier"], (network.blocks[-1].name,))
         whole = replace(task, baseline=name, pooling=1, head="linear", noised=False, timesteps=(0,))
         tasks += for_counts(config, images, whole, config.scratch_epochs, SCRATCH_EPOCHS)
     return Setup(config, tuple(tasks), backbone, dataset)
@@ -224,7 +225,7 @@ class FinetuneSweep:
         config, searches = self.setup.config, []
         for task, trials in zip(self.setup.tasks, searched, strict=True):
             winner = choose(task, trials).best
-            if winner.last.params["setting"].endswith("diverged"):
+            if str(winner.last.params["setting"]).endswith("diverged"):
                 raise ValueError(
                     f"{task.start} on {task.num_labels[0]:,} labels diverged at every one of learning_rates="
                     f"{list(task.learning_rates)}; give lower ones"

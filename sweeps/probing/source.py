@@ -129,11 +129,17 @@ def choose_blocks(backbone: Backbone, names: Iterable[str]) -> tuple[Block, ...]
 
 
 def absolute(name: str) -> str:
-    """A folder's or file's absolute path, because workers run elsewhere; any other name as it is."""
+    """A folder's or file's absolute path, because workers run elsewhere; any other name as it is. In a library's
+    model@weights both may be."""
     library, colon, inside = name.partition(":")
     if colon and library in LIBRARIES:
-        return f"{library}:{absolute(inside)}"
-    return str(Path(name).absolute()) if Path(name).exists() and name not in SHIPPED and name not in DATASETS else name
+        model, at, beside = inside.partition("@")
+        return f"{library}:{absolute(model)}{at}{absolute(beside)}"
+    return (
+        str(Path(name).absolute())
+        if name and Path(name).exists() and name not in SHIPPED and name not in DATASETS
+        else name
+    )
 
 
 def choose_device(name: str) -> str:
