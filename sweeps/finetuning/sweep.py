@@ -6,17 +6,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-
 from ddae.backbones import Backbone
 from ddae.datasets import Dataset
-from ddae.finetune import RECIPES, Cut, Recipe, cut_network
+from ddae.finetune import RECIPES, Recipe
 from ddae.heads import expand, find_head
 from ddae.noise import Clean
 from storage.ledger import content_key
 from storage.tracking import Tracker
 from sweeps import cli
-from sweeps.cluster.loop import update
 from sweeps.cluster.pool import Pool
 from sweeps.cluster.train import check_shares
 from sweeps.cluster.tune import Run
@@ -24,16 +21,16 @@ from sweeps.driver import no_needs, open_run, run_searches
 from sweeps.findings.answer import choose
 from sweeps.findings.folder import RESULTS, newest_sweep, read_results
 from sweeps.finetune import Finetune
-from sweeps.finetuning.findings import Findings, Kept, outcome_of
+from sweeps.finetuning.cost import estimate, kept_by, latents_needed
+from sweeps.finetuning.findings import Findings, outcome_of
 from sweeps.finetuning.publish import publish, report
-from sweeps.finetuning.task import FinetuneTask, first_labelled
-from sweeps.finetuning.training import NUM_LATENT_VIEWS, CellTraining
+from sweeps.finetuning.task import FinetuneTask
 from sweeps.flags import SEEDS, as_flags, check_numbers
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing.extractor import num_shards
 from sweeps.probing.filling import Filling
 from sweeps.probing.refit import answer_cell
-from sweeps.probing.source import FeatureSource, Need, choose_blocks, load_model, open_source
+from sweeps.probing.source import FeatureSource, choose_blocks, load_model, open_source
 from sweeps.progress import Progress
 from sweeps.search.halving import HalvingSearch
 from sweeps.search.task import Trial
@@ -208,8 +205,7 @@ class FinetuneSweep:
 
     def encode(self) -> None:
         """Fill the store with the latents that the trainings see, on all devices, before trials hold them."""
-        for source in dict.fromkeys(task.source for task in self.setup.tasks if task.source.encoder):
-            needs = latents_needed([task for task in self.setup.tasks if task.source == source], self.setup)
+        for source, needs in latents_needed(self.setup).items():
             self.progress.stage("encode", sum(map(num_shards, needs)))
             with self.progress, Pool(source.settings.device, self.setup.config.gpus_per_extractor) as pool:
                 Filling(source, pool, on_step=self.progress.step).encode(needs).result()
@@ -270,60 +266,3 @@ def open_sweep(setup: Setup, started_seconds: float) -> Iterator[FinetuneSweep]:
     more = {"backbone_sha256": task.source.key.backbone}
     with open_run(setup.folder, task.source.name, task.source.store, task, COLUMNS, flags, more) as tracker:
         yield FinetuneSweep(setup, tracker, started_seconds)
-
-
-def latents_needed(tasks: Sequence[FinetuneTask], setup: Setup) -> list[Need]:
-    """What must be encoded for the tasks of one source: val as it is, and the labelled images of every seed as they are
-    and in all views."""
-    num_train, num_val = (len(setup.dataset.splits[split]) for split in ("train", "val"))
-    count = max(task.num_labels[0] for task in tasks)
-    seeds = range(setup.config.seed, setup.config.seed + setup.config.seeds)
-    last = max(first_labelled(seed, count, num_train) for seed in seeds) + count
-    views = range(1 + NUM_LATENT_VIEWS)
-    return [Need(0, "val", num_val, ()), *(Need(0, "train", last, (), view=view) for view in views)]
-
-
-def kept_by(cut: str, setup: Setup) -> Kept:
-    """What a cut keeps of the network."""
-    task, backbone = setup.tasks[0], setup.backbone
-    trained, names = cut_network(backbone, Cut(cut, task.timesteps[0], task.pooling, task.head))
-    sizes = {name: each.numel() for name, each in trained.network.named_parameters()}
-    kept = sum(sizes[name] for name in names)
-    share = next(block.flops_share for block in backbone.blocks if block.name == cut)
-    return Kept(kept, kept / sum(sizes.values()), share)
-
-
-def estimate(setup: Setup) -> str:
-    """What the sweep costs at most, by timing one step, after one to warm up, on one thread, as a trial has."""
-    config = setup.config
-    torch.set_num_threads(1)
-    lines, most = [], 0.0
-    for task in setup.tasks:
-        num_trials = min(config.num_trials, len(task.cells)) + (config.seeds - 1)
-        if not task.num_steps:
-            continue
-        training = CellTraining(task, task.cells[0])
-        training.start(torch.device(task.source.settings.device))
-        seconds = []
-        for step in range(3):
-            update(training, training.network, step)
-            seconds.append(time.perf_counter())
-        seconds_a_step = seconds[2] - seconds[1]
-        most += num_trials * task.num_steps * seconds_a_step
-        lines.append(
-            f"{task.start:<9} {task.num_labels[0]:,} labels: at most {num_trials} trainings of {task.num_steps:,} "
-            f"steps of {training.batch_size} images, {1000 * seconds_a_step:.0f} ms each"
-        )
-    kept = [f"{cut}: {each.num_parameters / 1e6:.2f}M parameters ({each.share_of_parameters:.0%}), "
-            f"{each.share_of_forward:.0%} of a forward pass" for cut in setup.tasks[0].cuts
-            for each in [kept_by(cut, setup)]]  # fmt: skip
-    memory = max(kept_by(cut, setup).num_parameters for cut in setup.tasks[0].cuts) * 16 / 1e6
-    return "\n".join(
-        [
-            *(f"kept      {line}" for line in kept),
-            *lines,
-            f"in all    at most {most / 60:.3g} minutes on one {setup.tasks[0].source.settings.device}, divided by "
-            "their number; most trials are stopped early",
-            f"memory    {memory:.3g} MB for weights, gradients and moments, and the activations of a batch",
-        ]
-    )

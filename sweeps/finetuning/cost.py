@@ -1,0 +1,108 @@
+"""What a fine-tuning sweep keeps of the network, and what it costs."""
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from ddae.finetune import Cut, cut_network
+from sweeps.cluster.loop import update
+from sweeps.finetuning.findings import Kept
+from sweeps.finetuning.task import first_labelled
+from sweeps.finetuning.training import EVALUATION_BATCH, NUM_LATENT_VIEWS, CellTraining, inputs
+from sweeps.probing.source import FeatureSource, Need
+
+if TYPE_CHECKING:
+    from sweeps.finetuning.sweep import Setup
+
+
+def latents_needed(setup: "Setup") -> dict[FeatureSource, list[Need]]:
+    """What must be encoded, of a source for each encoder: val as it is, and the labelled images of every seed as they
+    are and in all views."""
+    num_train, num_val = (len(setup.dataset.splits[split]) for split in ("train", "val"))
+    seeds = range(setup.config.seed, setup.config.seed + setup.config.seeds)
+    count = max(task.num_labels[0] for task in setup.tasks)
+    last = max(first_labelled(seed, count, num_train) for seed in seeds) + count
+    views = range(1 + NUM_LATENT_VIEWS)
+    needs = [Need(0, "val", num_val, ()), *(Need(0, "train", last, (), view=view) for view in views)]
+    sources = {task.source.encoder: task.source for task in setup.tasks if task.source.encoder}
+    return dict.fromkeys(sources.values(), needs)
+
+
+def kept_by(cut: str, setup: "Setup") -> Kept:
+    """What a cut keeps of the network."""
+    task, backbone = setup.tasks[0], setup.backbone
+    trained, names = cut_network(backbone, Cut(cut, task.timesteps[0], task.pooling, task.head))
+    sizes = {name: each.numel() for name, each in trained.network.named_parameters()}
+    kept = sum(sizes[name] for name in names)
+    share = next(block.flops_share for block in backbone.blocks if block.name == cut)
+    return Kept(kept, kept / sum(sizes.values()), share)
+
+
+def estimate(setup: "Setup") -> str:
+    """What the sweep costs at most, by timing a step of each task, after one to warm up, on one thread, as a trial
+    has."""
+    torch.set_num_threads(1)
+    config, device, num_val = setup.config, setup.tasks[0].source.settings.device, len(setup.dataset.splits["val"])
+    lines, most_seconds, memory_bytes = [], 0.0, 0
+    for cut in setup.tasks[0].cuts:
+        kept = kept_by(cut, setup)
+        lines.append(
+            f"kept      {cut}: {kept.num_parameters / 1e6:.2f}M parameters ({kept.share_of_parameters:.0%}), "
+            f"{kept.share_of_forward:.0%} of a forward pass"
+        )
+    for task in setup.tasks:
+        num_trials = min(config.num_trials, len(task.cells)) + config.seeds - 1
+        if not task.num_steps:
+            continue
+        training = CellTraining(task, task.cells[0])
+        training.start(torch.device(device))
+        memory_bytes = max(memory_bytes, 4 * sum(map(Tensor.numel, training.trained.values())) * 4 + saved(training))
+        step_seconds, val_seconds = timed(training)
+        seconds = task.num_steps * step_seconds + len(task.ladder) * val_seconds * num_val
+        most_seconds += num_trials * seconds
+        lines.append(
+            f"{task.start:<9} {task.num_labels[0]:,} labels: at most {num_trials} trainings of {task.num_steps:,} "
+            f"steps of {training.batch_size} images, {1000 * step_seconds:.0f} ms each; {seconds:,.0f} s with val"
+        )
+    for needs in latents_needed(setup).values():
+        lines.append(f"latents   {sum(need.num_images for need in needs):,} images are encoded once, and kept")
+    return "\n".join(
+        [
+            *lines,
+            f"in all    at most {most_seconds / 60:.3g} minutes on one {device}, divided by their number; most trials "
+            "are stopped early",
+            f"memory    {memory_bytes / 1e6:,.0f} MB of weights, gradients, moments and activations for each training",
+        ]
+    )
+
+
+def timed(training: CellTraining) -> tuple[float, float]:
+    """Seconds of a step, and of classifying one val image."""
+    clock = []
+    for step in range(2):
+        clock.append(time.perf_counter())
+        update(training, training.network, step)
+    clock.append(time.perf_counter())
+    training.network.eval()
+    with torch.inference_mode():
+        places = np.arange(min(EVALUATION_BATCH, len(training.task.labelled(training.cell))))
+        training.network(inputs(training.source, training.network, "train", places, 0)).cpu()
+    return clock[2] - clock[1], (time.perf_counter() - clock[2]) / len(places)
+
+
+def saved(training: CellTraining) -> int:
+    """Bytes that a step keeps for its backward pass."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = training.loss(training.network, 0)
+    del loss
+    return sum(storages.values())
