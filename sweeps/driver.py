@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from storage.tracking import Metric, Tracker, check_server, hidden, tracking_uri
+from storage.tracking import Tracker, check_server, hidden, tracking_uri
 from sweeps.cli import check_writable
 from sweeps.cluster.session import check_cluster, ray_session
 from sweeps.cluster.tune import Run, run_trials
@@ -95,7 +95,7 @@ def _standing(ended: tuple[Task, Trial]) -> tuple[bool, float]:
 def log_trial(tracker: Tracker, task: Task, trial: Trial) -> None:
     """One child run: params that MLflow's UI can sort and chart, metrics by rung."""
     metrics = [
-        Metric(name, value, rung, result.ended_seconds)
+        (name, value, rung, result.ended_seconds)
         for rung, result in trial.results.items()
         for name, value in {**result.metrics, "wall_seconds": result.run_seconds}.items()
     ]

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from logging.handlers import BufferingHandler
 from typing import Any, TypeVar
 
@@ -28,16 +27,9 @@ T = TypeVar("T")
 log = logging.getLogger("sweeps")
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a call came to in a worker."""
-
-    result: Any
-    started_seconds: float
-    """Since the epoch, as ended_seconds."""
-    ended_seconds: float
-    warnings: list[str]
-    """What the store warned of: a worker's own lines reach nobody."""
+Work = tuple[Any, tuple[float, float], list[str]]
+"""What a call came to in a worker: its result, when it began and ended, in seconds since the epoch, and what the store
+warned of: a worker's own lines reach nobody."""
 
 
 class Warnings(BufferingHandler):
@@ -66,7 +58,7 @@ class Worker:
     def call(self, function: Callable, *args: Any) -> Work:
         started = time.time()
         result = function(*args)
-        return Work(result, started, time.time(), self.warned.drain())
+        return result, (started, time.time()), self.warned.drain()
 
 
 class Pool:
@@ -118,13 +110,13 @@ class Pool:
         """Do what submit does, for coroutines that run() runs."""
         self._num_calls += 1
         try:
-            work = await self._call(function, *args)
+            result, worked, warnings = await self._call(function, *args)
         finally:
             self._num_calls -= 1
-        for message in work.warnings:
+        for message in warnings:
             log.warning(message)
-        self.busy.append((work.started_seconds, work.ended_seconds))
-        return work.result
+        self.busy.append(worked)
+        return result
 
     async def _call(self, function: Callable, *args: Any) -> Work:
         num_deaths = 0

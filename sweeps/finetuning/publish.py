@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ddae.report import accuracy_curves
+from ddae.report.training import accuracy_curves
 from storage.tracking import Tracker
 from sweeps.cli import aligned
 from sweeps.findings.folder import write_results

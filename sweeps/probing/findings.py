@@ -9,8 +9,7 @@ import numpy as np
 from sweeps.findings.answer import Answer, choose, table
 from sweeps.probing.cost import Cost
 from sweeps.probing.examples import Examples
-from sweeps.probing.label_free import LabelFree
-from sweeps.probing.screening import Screening, paired_loss
+from sweeps.probing.screening import LabelFree, Screening, paired_loss
 from sweeps.probing.space import Cell
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import Result, Trial, Value

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ddae.report import Page, Section, Table, render
+from ddae.report.page import Page, Section, Table, render
 from storage.tracking import Tracker, hidden
 from sweeps.findings.folder import write_results
 from sweeps.findings.table import write_csv

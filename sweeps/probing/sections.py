@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from ddae import report
 from ddae.label_free import spearman
 from ddae.probe import standard_error
-from ddae.report import Section, Table
+from ddae.report import figures
+from ddae.report.page import Section, Table
 from sweeps.probing.findings import Findings
 from sweeps.probing.screening import best_three
 from sweeps.probing.text import lost_text
@@ -25,19 +25,19 @@ FEW = 3
 """Fewer pairs of trials, or sites, tell nothing."""
 
 
-def draw(found: Findings, figures: Path) -> list[Section]:
+def draw(found: Findings, folder: Path) -> list[Section]:
     """Every section that the sweep has data for; its figures are written as PNG files, too."""
     sections = (
-        where(found, figures / "block_timestep.png"),
-        screening(found, figures / "screening.png"),
-        rungs(found, figures / "rungs.png"),
-        choices(found, figures / "pooling_head.png"),
-        costs(found, figures / "cost.png"),
-        samples(found, figures / "samples.png"),
-        neighbours(found, figures / "neighbours.png"),
-        confusions(found, figures / "confusion.png"),
-        scores(found, figures / "label_free.png"),
-        plane(found, figures / "alignment_uniformity.png"),
+        where(found, folder / "block_timestep.png"),
+        screening(found, folder / "screening.png"),
+        rungs(found, folder / "rungs.png"),
+        choices(found, folder / "pooling_head.png"),
+        costs(found, folder / "cost.png"),
+        samples(found, folder / "samples.png"),
+        neighbours(found, folder / "neighbours.png"),
+        confusions(found, folder / "confusion.png"),
+        scores(found, folder / "label_free.png"),
+        plane(found, folder / "alignment_uniformity.png"),
     )
     return [section for section in sections if section is not None]
 
@@ -47,7 +47,7 @@ def where(found: Findings, path: Path) -> Section:
     space, screened = found.task.space, found.screening.accuracy
     measured, num_screened = found.best_accuracies(), found.screening.rules.rounds[0]
     table = screened if measured is None else measured
-    figure = report.heat_map(
+    figure = figures.heat_map(
         100 * table,
         space.block_names,
         space.sigmas,
@@ -116,7 +116,7 @@ def screening(found: Findings, path: Path) -> Section | None:
         sentence(says),
         "Each line is a timestep, judged by its three best blocks under ridge, on more images in each round. Where a "
         "dashed line ends in a cross the timestep was dropped, and no more images passed the network at it.",
-        report.courses(
+        figures.courses(
             lines,
             [t not in sites for t in timesteps],
             [f"t = {t}" for t in timesteps],
@@ -145,7 +145,7 @@ def rungs(found: Findings, path: Path) -> Section | None:
         f"{all_rungs[0]:,}.",
         "Each line is a trial: its head is fitted to the end on few images, and on all of them only where it is among "
         "the best of the trials before it.",
-        report.courses(lines, stopped, [""] * len(lines), "val accuracy (%)", path, star),
+        figures.courses(lines, stopped, [""] * len(lines), "val accuracy (%)", path, star),
         "Lines of val accuracy against number of training images, one a trial.",
     )
 
@@ -172,7 +172,7 @@ def choices(found: Findings, path: Path) -> Section | None:
         sentence(says),
         "A dot is a pair of trials that differ in nothing else, on the most images that both were fitted on; the "
         f"diamond is their mean with its standard error; the line at 0 is the answer's choice.{chosen}",
-        report.paired_effects(effects, references, path),
+        figures.paired_effects(effects, references, path),
         "Differences in accuracy between pairs of trials, by pooling and by head.",
     )
 
@@ -230,7 +230,7 @@ def costs(found: Findings, path: Path) -> Section:
         f"The answer needs {share[winner]:.2f} of a forward pass and {width[winner]:,} numbers an image; {dearest}.",
         "Every mark is a cell that was fitted on all images; those on the line cannot be had both cheaper and better. "
         "A pass stops after the cell's block, and its head reads so many numbers.",
-        report.cost_scatter(
+        figures.cost_scatter(
             accuracy,
             stderr,
             {"share of a forward pass": share, "numbers an image": width},
@@ -251,9 +251,9 @@ def samples(found: Findings, path: Path) -> Section:
         "What the network saw",
         f"At t = {t} the noise is {task.space.sigmas[t]:.2g} times as strong as the image{latents}.",
         "Above val images as they are, below with the very noise under which their features were read.",
-        report.pictures(
+        figures.pictures(
             [examples.clean, examples.noised],
-            [[report.shortened(name) for name in names], [f"t = {t}"] * len(names)],
+            [[figures.shortened(name) for name in names], [f"t = {t}"] * len(names)],
             path,
         ),
         f"{len(names)} val images, clean and noised.",
@@ -269,8 +269,8 @@ def neighbours(found: Findings, path: Path) -> Section:
     alike = near.labels == near.query_labels[:, None]
     captions = [
         [
-            report.shortened(classes[query]),
-            *(f"{'✓' if label == query else '✗'} {report.shortened(classes[label], 11)}" for label in labels),
+            figures.shortened(classes[query]),
+            *(f"{'✓' if label == query else '✗'} {figures.shortened(classes[label], 11)}" for label in labels),
         ]
         for query, labels in zip(near.query_labels, near.labels, strict=True)
     ]
@@ -282,7 +282,7 @@ def neighbours(found: Findings, path: Path) -> Section:
         f"val images are of the same class; by chance it would be {percent(by_chance)}.",
         "On the left val images, the first of their class; beside each the training images whose features are nearest, "
         f"of {near.num_searched:,}; no head is involved. A cross and a dashed frame mark another class.",
-        report.pictures(
+        figures.pictures(
             [[query, *nearest] for query, nearest in zip(near.queries, near.nearest, strict=True)],
             captions,
             path,
@@ -314,7 +314,7 @@ def confusions(found: Findings, path: Path) -> Section:
         rows = [(of, other, f"{n} of {total}", percent(n / total)) for of, other, n, total in pairs]
         table = Table(("true class", "taken for", "val images", "share"), rows)
         return Section(title, sentence(says), "The most frequent confusions.", table=table)
-    figure = report.confusion(shares, classes, path)
+    figure = figures.confusion(shares, classes, path)
     how = "Rows are true classes, and numbers percent of their val images; the diagonal is what is right."
     return Section(title, sentence(says), how, figure, f"Confusion matrix of {len(classes)} classes.")
 
@@ -339,7 +339,7 @@ def scores(found: Findings, path: Path) -> Section | None:
         f"Scores without labels, of every block and timestep, against ridge on {found.screening.rules.rounds[0]:,} "
         "images. Points lost (regret) are those of a score's first choice against the answer's site under that ridge; "
         "below 0 it gains some.",
-        report.score_scatter(
+        figures.score_scatter(
             label_free.ranking,
             screened,
             found.task.space.timesteps,
@@ -370,7 +370,7 @@ def plane(found: Findings, path: Path) -> Section | None:
         sentence(says),
         "Every mark is a block at a timestep. Good features are where both are low, says the DDAE paper; along a "
         "dashed line accuracy is the same by the trend.",
-        report.alignment_uniformity(tables["alignment"], tables["uniformity"], screened, star(found), path),
+        figures.alignment_uniformity(tables["alignment"], tables["uniformity"], screened, star(found), path),
         "Uniformity against alignment, coloured by accuracy, with the fitted trend.",
     )
 

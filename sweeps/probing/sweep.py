@@ -13,7 +13,9 @@ from ddae.datasets import Dataset
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
 from storage.tracking import Tracker
+from sweeps.cli import check_writable
 from sweeps.cluster.pool import Pool
+from sweeps.cluster.session import check_cluster, ray_session
 from sweeps.cluster.tune import Run
 from sweeps.driver import open_run, run_searches
 from sweeps.findings.folder import RESULTS, read_results
@@ -23,11 +25,10 @@ from sweeps.probing import cost, examples
 from sweeps.probing.extractor import Extracted
 from sweeps.probing.filling import Filling
 from sweeps.probing.findings import Findings, answer_of, warm_start
-from sweeps.probing.label_free import NUM_IMAGES, LabelFree
 from sweeps.probing.publish import publish
-from sweeps.probing.screening import Screening, ScreeningRules, best_timesteps, choose_rungs
+from sweeps.probing.screening import NUM_LABEL_FREE, LabelFree, Screening, ScreeningRules, best_timesteps, choose_rungs
 from sweeps.probing.sections import draw
-from sweeps.probing.source import Need, load_model, open_source
+from sweeps.probing.source import FeatureSource, Need, load_model, open_source
 from sweeps.probing.space import check_choices, make_space, stored_pooling
 from sweeps.probing.task import ProbeTask
 from sweeps.probing.text import report
@@ -142,7 +143,7 @@ class ProbeSweep:
         with self.progress:
             self.filling.fill(needs).result()
 
-    def label_free(self, num_images: int = NUM_IMAGES, num_labels: int = 0) -> LabelFree:
+    def label_free(self, num_images: int = NUM_LABEL_FREE, num_labels: int = 0) -> LabelFree:
         """Every (block, timestep) ranked without labels, or with so many, of the first of the images."""
         first, second = (cost.label_free_needs(self.task, draw, num_images) for draw in (0, 1))
         self._begin("label-free", [*first, *second], len(second))
@@ -246,6 +247,16 @@ def open_sweep(config: LayerNoise, task: ProbeTask, started_seconds: float) -> I
         with Pool(source.settings.device, config.gpus_per_extractor) as pool:
             pool.busy.append((started_seconds, loaded))
             yield Search(config, task, pool, tracker, started_seconds)
+
+
+@contextmanager
+def open_pool(config: ModelAndData, source: FeatureSource, folder: Path) -> Iterator[Pool]:
+    """A pool on a running cluster until the block ends, for a command that searches nothing; folder and store are made,
+    and found to be writable, first."""
+    check_cluster()
+    check_writable(folder, source.store)
+    with ray_session(), Pool(source.settings.device, config.gpus_per_extractor) as pool:
+        yield pool
 
 
 def warn_of_old_results(store: str) -> None:
