@@ -148,22 +148,19 @@ class Pool:
             self._drop(worker)
 
     async def _grow(self) -> None:
+        began, warned, requested = time.monotonic(), False, 0
         try:
-            await self._follow()
+            while True:
+                self._place()
+                if (wanted := min(self._num_calls, MAX_REQUESTED)) != requested:
+                    requested = wanted
+                    request_resources(bundles=[{self._device: self._share}] * wanted)
+                if not self._nodes and not warned and time.monotonic() > began + 6 * GROW_SECONDS:
+                    warned = True
+                    log.warning(f"the cluster has no {self._device} yet; waiting for one")
+                await asyncio.sleep(GROW_SECONDS)
         except Exception as error:  # nobody awaits this; the calls that wait shall hear of it
             self._free.put_nowait(error)
-
-    async def _follow(self) -> None:
-        began, warned, requested = time.monotonic(), False, 0
-        while True:
-            self._place()
-            if (wanted := min(self._num_calls, MAX_REQUESTED)) != requested:
-                requested = wanted
-                request_resources(bundles=[{self._device: self._share}] * wanted)
-            if not self._nodes and not warned and time.monotonic() > began + 6 * GROW_SECONDS:
-                warned = True
-                log.warning(f"the cluster has no {self._device} yet; waiting for one")
-            await asyncio.sleep(GROW_SECONDS)
 
     def _place(self) -> None:
         """Start a worker on every device that has none. Ray's own restarts would not do: they look for another node,

@@ -327,14 +327,13 @@ def scores(found: Findings, path: Path) -> Section | None:
     agreement, rows = label_free.trust(screened), []
     for name, merit in label_free.merits.items():
         choice, one = found.first_choice(merit), agreement[name]
-        lost = "" if choice.points_lost is None else f"{choice.points_lost:.1f} +- {choice.stderr:.1f}"
-        site = f"{choice.block}/{choice.timestep}"
-        rows.append((name, f"{one.spearman:.2f}", f"{one.spearman_within_timestep:.2f}", site, lost))
+        lost = "" if choice.lost is None else "{:.1f} +- {:.1f}".format(*choice.lost)
+        rows.append((name, f"{one.spearman:.2f}", f"{one.spearman_within_timestep:.2f}", choice.name, lost))
     choice, correlation = found.first_choice(label_free.ranking), agreement["consensus"].spearman
     row, column = np.unravel_index(label_free.ranking.argmax(), screened.shape)
     return Section(
         "What would have been chosen without labels",
-        f"Without labels {choice.block}/{choice.timestep} would have been chosen: {lost_text(choice, found)}; over "
+        f"Without labels {choice.name} would have been chosen: {lost_text(choice, found)}; over "
         f"{np.isfinite(screened).sum():,} sites the ranking agrees with accuracy by a Spearman of {correlation:.2f}.",
         f"Scores without labels, of every block and timestep, against ridge on {found.screening.rules.rounds[0]:,} "
         "images. Points lost (regret) are those of a score's first choice against the answer's site under that ridge; "
