@@ -66,10 +66,8 @@ def run_searches(
         def on_results() -> None:
             ended = [(search.task, trial) for search in searches for trial in search.ended_trials]
             num_stopped = sum(trial.stopped_early for _, trial in ended)
-            best = max(ended, key=_standing, default=None)
-            progress.trials(
-                len(ended), sum(search.num_trials for search in searches), num_stopped, best_text(*best) if best else ""
-            )
+            best = best_text(*max(ended, key=_standing)) if ended else ""
+            progress.trials(len(ended), sum(search.num_trials for search in searches), num_stopped, best)
             log()
 
         run_trials(runs, busy, on_results)

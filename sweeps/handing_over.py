@@ -18,8 +18,7 @@ from storage.ledger import content_key
 from storage.tracking import Tracker, check_server, tracking_uri
 from sweeps import served
 from sweeps.classifiers import Classifier, room_of
-from sweeps.findings.folder import newest_sweep
-from sweeps.findings.tested import read_test
+from sweeps.findings.folder import newest_sweep, read_test
 
 __all__ = ["hand_over", "newest_sweep"]
 

@@ -7,8 +7,7 @@ from ddae.report.page import with_test
 from storage.files import published
 from storage.tracking import Tracker, check_server, tracking_uri
 from sweeps.classifiers import room_of
-from sweeps.findings.folder import newest_sweep
-from sweeps.findings.tested import RECORD, Tested, read_test, test_text, write_test
+from sweeps.findings.folder import RECORD, Tested, newest_sweep, read_test, test_text, write_test
 
 __all__ = ["RECORD", "measure", "newest_sweep", "read_test", "room_of"]
 

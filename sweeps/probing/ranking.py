@@ -54,7 +54,7 @@ class Ranking:
         columns = {**self.scores.scores, "ranking": self.scores.ranking}
         rows: list[dict[str, Value]] = []
         for block, timestep in self.sites:
-            at = self.space.block_names.index(block), self.space.timesteps.index(timestep)
+            at = self.space.position(block, timestep)
             row: dict[str, Value] = {"block": block, "timestep": timestep, "sigma": self.space.sigmas[timestep]}
             rows.append(row | {name: float(values[at]) for name, values in columns.items()})
         return rows
@@ -135,16 +135,10 @@ def rank(config: LabelFreeRanking) -> Ranking:
         scores = sweep.label_free(num_images, num_labels)
         on_half = sweep.label_free(half, num_labels // 2)
     ranking = Ranking(task.space, scores, on_half, num_images, num_labels, folder)
-    kind = f"ranking with {num_labels:,} labels" if num_labels else "label-free ranking"
-    heat_map(
-        scores.ranking,
-        task.space.block_names,
-        task.space.sigmas,
-        "ranking, higher is better",
-        f"{kind} on {num_images:,} images   * its first",
-        folder / "label_free.png",
-        star=ranking.sites[0],
-    )
+    title = f"ranking with {num_labels:,} labels" if num_labels else "label-free ranking"
+    title += f" on {num_images:,} images   * its first"
+    space, label, path = task.space, "ranking, higher is better", folder / "label_free.png"
+    heat_map(scores.ranking, space.block_names, space.sigmas, label, title, path, star=ranking.sites[0])
     write_csv(folder / "label_free.csv", ranking.table, FLOATS)
     return ranking
 
