@@ -152,15 +152,10 @@ def check_timestep(backbone: Backbone, timestep: int) -> None:
 
 
 def _beyond_half(maps: dict[str, Tensor], timestep: int) -> str:
-    name, largest = max(
-        (
-            (name, map.abs().max().item())
-            for name, map in maps.items()
-            if not torch.isfinite(map.half().sum(dtype=torch.float32))
-        ),
-        key=lambda pair: pair[1],
-    )
+    beyond = {name: map for name, map in maps.items() if not torch.isfinite(map.half().sum(dtype=torch.float32))}
+    largest = {name: map.abs().max().item() for name, map in beyond.items()}
+    name = max(largest, key=largest.__getitem__)
     return (
-        f"block={name!r} at timestep={timestep} reaches {largest:g}, beyond float16's 65504; "
+        f"block={name!r} at timestep={timestep} reaches {largest[name]:g}, beyond float16's 65504; "
         "leave the block out with --blocks, and give --precision float32 if it was another"
     )

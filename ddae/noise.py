@@ -16,20 +16,16 @@ class Schedule(Protocol):
     @property
     def timesteps(self) -> range:
         """All allowed timesteps."""
-        ...
 
     @property
     def defaults(self) -> tuple[int, ...]:
         """The timesteps that a search tries unless it is given others."""
-        ...
 
     def sigma(self, timestep: int) -> float:
         """The noise-to-signal ratio at a timestep, by which models of different kinds can be compared."""
-        ...
 
     def diffuse(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
         """Noises x0 (of any shape) as the forward process of the model does."""
-        ...
 
 
 class VP:

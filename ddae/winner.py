@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
 from io import BytesIO
@@ -31,8 +31,9 @@ from ddae.noise import image_noise
 from ddae.pooling import pool
 from ddae.probe import to_maps
 
-RECORD, HEAD, BACKBONE, TEXT = "winner.json", "head.safetensors", "./backbone", "./text.safetensors"
-WEIGHTS = "./weights.safetensors"
+RECORD, HEAD, BACKBONE = "winner.json", "head.safetensors", "./backbone"
+FILES = {"text_embedding": "./text.safetensors", "weights": "./weights.safetensors"}
+"""Settings that name files, and the copies of these."""
 VERSION = 1
 """Raise it when a saved model would be read differently."""
 STORED_POOLING = 4
@@ -124,14 +125,12 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
             backbone = copy_model(source, folder / BACKBONE)
         elif backbone not in SHIPPED and Path(backbone).exists():
             backbone = str(source.absolute())
-        if settings.text_embedding:
-            copy_file(Path(settings.text_embedding), folder / TEXT)
-        if settings.weights:
-            copy_file(Path(settings.weights), folder / WEIGHTS)
+        copies = {name: file for name, file in FILES.items() if getattr(settings, name)}
+        for name, file in copies.items():
+            copy_file(Path(getattr(settings, name)), folder / file)
         tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in self.head_.state_dict().items()}
         save_file(tensors, folder / HEAD)
-        text, weights = TEXT if settings.text_embedding else "", WEIGHTS if settings.weights else ""
-        kept = asdict(replace(settings, text_embedding=text, weights=weights))
+        kept = asdict(settings) | copies
         del kept["device"], kept["compile"]
         network = self._network()
         record = {
@@ -228,7 +227,7 @@ def load(folder: Path, device: str) -> Winner:
             raise ValueError(f"{HEAD} is not the one it was written with")
         tensors, parameters = load_file(folder / HEAD), record["parameters"]
         kept = parameters.pop("settings")
-        for name, file in (("text_embedding", TEXT), ("weights", WEIGHTS)):
+        for name, file in FILES.items():
             if kept.get(name) == file:
                 kept[name] = str(folder / file)
         if parameters["backbone"].startswith(BACKBONE):

@@ -211,8 +211,9 @@ class FeatureStore:
 
 def write_parquet(features: np.ndarray, destination: Path, extra: dict[str, np.ndarray]) -> None:
     """[N, D] as a column of float32 lists, which DuckDB reads too, behind the extra columns."""
-    values = pa.array(features.astype(np.float32).ravel())
-    table = pa.table(extra).append_column(FIELD, pa.ListArray.from_arrays(_offsets(features), values))
+    offsets = np.arange(len(features) + 1, dtype=np.int32) * features.shape[1]
+    lists = pa.ListArray.from_arrays(offsets, pa.array(features.astype(np.float32).ravel()))
+    table = pa.table(extra).append_column(FIELD, lists)
     with published(destination) as part:
         pq.write_table(table, part)
 
@@ -250,7 +251,3 @@ def _open_checked(root: Path, path: Path, mtime_ns: int) -> np.ndarray:
         raise ValueError("its checksum does not match")
     column = pa.ipc.open_file(data).get_batch(0).column(0)
     return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
-
-
-def _offsets(features: np.ndarray) -> np.ndarray:
-    return np.arange(len(features) + 1, dtype=np.int32) * features.shape[1]

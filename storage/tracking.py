@@ -10,10 +10,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any
 
 from filelock import FileLock
 
@@ -23,32 +22,6 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 KEY_TAG = "ddae.key"
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the UI on runs instead of on the traces of language models."""
-
-
-class Metric(NamedTuple):
-    name: str
-    value: float
-    step: int
-    seconds: float
-    """Since the epoch."""
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """A folder that MLflow can serve: rows of one table in, of another out."""
-
-    name: str
-    folder: Path
-    loader: str
-    """The module whose _load_pyfunc(folder) makes the object that predicts."""
-    code: Sequence[Path]
-    """Packages that it needs beside its requirements, copied with it."""
-    requirements: Sequence[str]
-    inputs: Mapping[str, str]
-    """column -> MLflow's type"""
-    outputs: Mapping[str, str]
-    example: Mapping[str, object]
-    """A row of the inputs."""
 
 
 def tracking_uri() -> str:
@@ -170,22 +143,22 @@ class Tracker:
         key: str,
         name: str,
         params: Mapping[str, object],
-        metrics: Iterable[Metric],
+        metrics: Iterable[tuple[str, float, int, float]],
         started_seconds: float,
         ended_seconds: float,
         stopped_early: bool = False,
     ) -> None:
-        """Log a finished trial as a child run. key: the hash of what decides it; the same key is never logged twice."""
+        """Log a finished trial as a child run. key: the hash of what decides it; the same key is never logged twice.
+        metrics: (name, value, step, seconds since the epoch)."""
         if self._logged is None:
             with self._one_line():
                 self._logged = self._finished_children()
         if key in self._logged:
             return
-        from mlflow.entities import Metric as MlflowMetric
-        from mlflow.entities import Param
+        from mlflow.entities import Metric, Param
 
         tags = {KEY_TAG: key, "mlflow.parentRunId": self.parent_id} | ({"stopped_by": "ASHA"} if stopped_early else {})
-        values = [MlflowMetric(m.name, m.value, int(m.seconds * 1000), m.step) for m in metrics]
+        values = [Metric(name, value, int(seconds * 1000), step) for name, value, step, seconds in metrics]
         with self._one_line():
             run_id = self.client.create_run(
                 self.experiment_id, start_time=int(started_seconds * 1000), tags=tags, run_name=name
@@ -196,12 +169,12 @@ class Tracker:
 
     def finish(self, metrics: Mapping[str, float], artifacts: Sequence[Path], note: str = "") -> None:
         """Metrics, files and description (Markdown) of the parent, which is then FINISHED."""
-        from mlflow.entities import Metric as MlflowMetric
+        from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         with self._one_line():
             self._finished_children()
-            values = [MlflowMetric(name, value, now, 0) for name, value in metrics.items()]
+            values = [Metric(name, value, now, 0) for name, value in metrics.items()]
             self.client.log_batch(self.parent_id, metrics=values)
             for path in artifacts:
                 self.client.log_artifact(self.parent_id, str(path))
@@ -209,9 +182,19 @@ class Tracker:
                 self.client.set_tag(self.parent_id, "mlflow.note.content", note)
             self.client.set_terminated(self.parent_id, "FINISHED")
 
-    def log_model(self, model: ServedModel, key: str, register: str = "") -> str:
-        """models:/<id>, the address of the parent's model of this key, which is logged once. register: a name in
-        MLflow's registry that gets it as a version, once."""
+    def log_model(
+        self,
+        name: str,
+        key: str,
+        register: str,
+        columns: Sequence[Mapping[str, str]],
+        example: Mapping[str, object],
+        **saved: Any,
+    ) -> str:
+        """models:/<id>, the address of the parent's model of this key, which is logged once: rows of one table in, of
+        another out. register: a name in MLflow's registry that gets it as a version, once. columns: column -> MLflow's
+        type, of the inputs and of the outputs. example: a row of the inputs. saved: what it is made of, by the names
+        of mlflow.pyfunc.save_model."""
         from mlflow.exceptions import MlflowException
 
         with self._one_line():
@@ -220,7 +203,7 @@ class Tracker:
             if not whole:
                 for broken in found:
                     self.client.delete_logged_model(broken.model_id)
-                whole = [self._write_model(model, key)]
+                whole = [self._write_model(name, key, columns, example, saved)]
             address = f"models:/{whole[0].model_id}"
             if register:
                 with suppress(MlflowException):  # it exists
@@ -284,7 +267,7 @@ class Tracker:
             self.client.delete_run(run.info.run_id)
         return found[0].info.run_id
 
-    def _write_model(self, model: ServedModel, key: str):
+    def _write_model(self, name: str, key: str, columns, example: Mapping[str, object], saved: dict[str, Any]):
         from mlflow import pyfunc
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model, ModelSignature
@@ -292,19 +275,16 @@ class Tracker:
         from pandas import DataFrame
 
         params = self.client.get_run(self.parent_id).data.params
-        logged = self.client.create_logged_model(self.experiment_id, model.name, self.parent_id, {KEY_TAG: key}, params)
+        logged = self.client.create_logged_model(self.experiment_id, name, self.parent_id, {KEY_TAG: key}, params)
         ids = {"model_id": logged.model_id, "model_uuid": logged.model_id, "run_id": self.parent_id}
-        inputs, outputs = (Schema([ColSpec(t, name) for name, t in s.items()]) for s in (model.inputs, model.outputs))
+        schemas = [Schema([ColSpec(kind, column) for column, kind in table.items()]) for table in columns]
         with TemporaryDirectory() as scratch:
             pyfunc.save_model(
                 f"{scratch}/model",
-                loader_module=model.loader,
-                data_path=str(model.folder),
-                code_paths=list(map(str, model.code)),
                 mlflow_model=Model(artifact_path=logged.artifact_location, **ids),
-                signature=ModelSignature(inputs, outputs),
-                input_example=DataFrame([model.example]),
-                pip_requirements=list(model.requirements),
+                signature=ModelSignature(*schemas),
+                input_example=DataFrame([example]),
+                **saved,
             )
             self.client.log_model_artifacts(logged.model_id, f"{scratch}/model")
         self.client.log_outputs(self.parent_id, [LoggedModelOutput(logged.model_id, step=0)])

@@ -1,1 +1,1 @@
-"""Commands at the top, how they run on a cluster in tuning/."""
+"""The commands, and the rooms behind them."""

@@ -1,73 +1,21 @@
 """The Tasks that end in a classifier, for final_test.py and hand_over.py: a Task is a line in CLASSIFIERS."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
 
-import numpy as np
-
-from ddae.datasets import Dataset
 from sweeps.findings.folder import read_results
 from sweeps.finetuning import refit as finetuning
 from sweeps.probing import refit as probing
-from sweeps.search.task import Result
+
+CLASSIFIERS = {"layer-noise": probing, "finetune": finetuning}
+"""A Task's name -> the module that has answer_name(folder), of the cell that the sweep in a folder has chosen, and
+reopen(folder, splits), its classifier, fitted again. splits: those that are wanted beside train and val."""
+Classifier = probing.Refit | finetuning.Tuned
+"""The answer of a finished sweep, ready to classify. Both have the same properties and methods."""
 
 
-class Classifier(Protocol):
-    """The answer of a finished sweep, ready to classify."""
-
-    @property
-    def name(self) -> str:
-        """The cell's."""
-        ...
-
-    @property
-    def experiment(self) -> str:
-        """The name of its experiment in MLflow."""
-        ...
-
-    @property
-    def num_train(self) -> int: ...
-
-    @property
-    def dataset(self) -> Dataset: ...
-
-    @property
-    def result(self) -> Result:
-        """What it came to on val."""
-        ...
-
-    def correct(self, split: str) -> np.ndarray:
-        """bool [N]: which images of a split are classified correctly."""
-        ...
-
-    def features(self, split: str) -> np.ndarray:
-        """float32 [N, D]: the features of a split, as the head reads them."""
-        ...
-
-    def estimator(self) -> Any:
-        """It in scikit-learn's conventions, with save(folder, include_backbone, measured)."""
-        ...
-
-
-CLASSIFIERS: dict[str, tuple[Callable[[Path], str], Callable[[Path, tuple[str, ...]], Classifier]]] = {
-    "layer-noise": (probing.answer_name, probing.reopen),
-    "finetune": (finetuning.answer_name, finetuning.reopen),
-}
-"""A Task's name -> (folder -> the answer's name, (folder, splits wanted beside train and val) -> the classifier)."""
-
-
-def answer_name(folder: Path) -> str:
-    """The name of the cell that the sweep in a folder has chosen."""
-    return _of(folder)[0](folder)
-
-
-def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Classifier:
-    """The answer of the sweep in a folder, fitted again. splits: those that are wanted beside train and val."""
-    return _of(folder)[1](folder, splits)
-
-
-def _of(folder: Path):
+def room_of(folder: Path) -> ModuleType:
+    """The module in CLASSIFIERS that knows the sweep in a folder."""
     task = read_results(folder)["task"]
     if task not in CLASSIFIERS:
         raise ValueError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from storage.tracking import Metric, Tracker, check_server, hidden, tracking_uri
+from storage.tracking import Tracker, check_server, hidden, tracking_uri
 from sweeps.cli import check_writable
 from sweeps.cluster.session import check_cluster, ray_session
 from sweeps.cluster.tune import Run, run_trials
@@ -66,10 +66,8 @@ def run_searches(
         def on_results() -> None:
             ended = [(search.task, trial) for search in searches for trial in search.ended_trials]
             num_stopped = sum(trial.stopped_early for _, trial in ended)
-            best = max(ended, key=_standing, default=None)
-            progress.trials(
-                len(ended), sum(search.num_trials for search in searches), num_stopped, best_text(*best) if best else ""
-            )
+            best = best_text(*max(ended, key=_standing)) if ended else ""
+            progress.trials(len(ended), sum(search.num_trials for search in searches), num_stopped, best)
             log()
 
         run_trials(runs, busy, on_results)
@@ -95,7 +93,7 @@ def _standing(ended: tuple[Task, Trial]) -> tuple[bool, float]:
 def log_trial(tracker: Tracker, task: Task, trial: Trial) -> None:
     """One child run: params that MLflow's UI can sort and chart, metrics by rung."""
     metrics = [
-        Metric(name, value, rung, result.ended_seconds)
+        (name, value, rung, result.ended_seconds)
         for rung, result in trial.results.items()
         for name, value in {**result.metrics, "wall_seconds": result.run_seconds}.items()
     ]

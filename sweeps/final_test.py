@@ -27,7 +27,7 @@ def main(config: FinalTest) -> None:
     from sweeps import testing
 
     folder = config.sweep or testing.newest_sweep(config.out)
-    tested, chosen = testing.read_test(folder), testing.answer_name(folder)
+    tested, chosen = testing.read_test(folder), testing.room_of(folder).answer_name(folder)
     tested = tested or testing.measure(folder, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     if tested.cell != chosen:
         raise ValueError(

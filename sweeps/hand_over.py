@@ -14,8 +14,6 @@ from typing import Literal
 
 from sweeps import cli
 
-PORT = 5001
-
 
 @dataclass(frozen=True)
 class HandOver:
@@ -36,17 +34,7 @@ def main(config: HandOver) -> None:
     from sweeps import handing_over
 
     folder = config.sweep or handing_over.newest_sweep(config.out)
-    given = handing_over.hand_over(folder, config.include_backbone, config.features, config.register)
-    print(
-        f"{given.cell} ({given.setting}): {100 * given.val_accuracy:.1f} % on val, fitted on "
-        f"{given.num_images:,} images\n\n"
-        f'load it   import ddae\n          winner = ddae.load("{folder}")\n'
-        f'          winner.predict(["{given.example}"])\n'
-        f"serve it  mlflow models serve -m {given.model} --env-manager local -p {PORT}\n"
-        f"ask it    curl http://127.0.0.1:{PORT}/invocations -H 'Content-Type: application/json' -d "
-        f"""'{{"dataframe_records": [{{"image": "'$(base64 < {given.example} | tr -d '\\n')'"}}]}}'"""
-        + (f"\nfeatures  {given.features}" if given.features else "")
-    )
+    print(handing_over.hand_over(folder, config.include_backbone, config.features, config.register))
 
 
 if __name__ == "__main__":

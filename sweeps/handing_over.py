@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,29 +15,20 @@ import storage
 import sweeps
 from storage.feature_store import write_parquet
 from storage.ledger import content_key
-from storage.tracking import ServedModel, Tracker, check_server, tracking_uri
+from storage.tracking import Tracker, check_server, tracking_uri
 from sweeps import served
-from sweeps.classifiers import Classifier, answer_name, reopen
-from sweeps.findings.folder import newest_sweep
-from sweeps.findings.tested import read_test
+from sweeps.classifiers import Classifier, room_of
+from sweeps.findings.folder import newest_sweep, read_test
 
 __all__ = ["hand_over", "newest_sweep"]
 
 
-@dataclass(frozen=True)
-class HandedOver:
-    cell: str
-    setting: str
-    val_accuracy: float
-    num_images: int
-    example: Path
-    model: str
-    """MLflow's address of it."""
-    features: Path | None
+PORT = 5001
 
 
-def hand_over(folder: Path, include_backbone: bool, kind: str, register: str) -> HandedOver:
-    """Write model/ and example.png into the sweep's folder, and log the model on the sweep's run, once.
+def hand_over(folder: Path, include_backbone: bool, kind: str, register: str) -> str:
+    """Write model/ and example.png into the sweep's folder, and log the model on the sweep's run, once. Returns how it
+    is used, for people.
 
     kind: of the features that are written too: none, parquet or hf; those of test are among them once test has been
     measured. register: a name in MLflow's registry, if any.
@@ -46,9 +36,10 @@ def hand_over(folder: Path, include_backbone: bool, kind: str, register: str) ->
     check_server(tracking_uri())
     tested = read_test(folder)
     wanted = ("test",) if tested is not None and kind != "none" else ()
-    fitted = reopen(folder, wanted)
+    room = room_of(folder)
+    fitted: Classifier = room.reopen(folder, wanted)
     measured = dict(fitted.result.metrics)
-    if tested and tested.cell == answer_name(folder):
+    if tested and tested.cell == room.answer_name(folder):
         measured |= {"test_accuracy": tested.test_accuracy, "test_stderr": tested.test_stderr}
     model, example = folder / "model", folder / "example.png"
     write_example(fitted, example)
@@ -56,32 +47,36 @@ def hand_over(folder: Path, include_backbone: bool, kind: str, register: str) ->
     fitted.estimator().save(model, include_backbone, measured)
     record = json.loads((model / "winner.json").read_text())
     tracker = Tracker(tracking_uri(), fitted.experiment, folder.name, folder.name)
-    address = tracker.log_model(served_model(model, example), content_key(sweep=folder.name, **record), register)
-    features = folder / "features" if kind != "none" else None
-    if features:
+    address = tracker.log_model(
+        "winner",
+        content_key(sweep=folder.name, **record),
+        register,
+        (served.INPUTS, served.OUTPUTS),
+        {"image": example.read_bytes()},
+        data_path=str(model),
+        loader_module=served.__name__,
+        code_paths=[package.__path__[0] for package in (ddae, storage, sweeps)],
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in served.PACKAGES],
+    )
+    features = folder / "features"
+    if kind != "none":
         write_features(fitted, features, kind, ("train", "val", *wanted))
-    setting = str(fitted.result.params.get("setting", ""))
-    accuracy = fitted.result.metrics["val_accuracy"]
-    return HandedOver(fitted.name, setting, accuracy, fitted.num_train, example, address, features)
+    return (
+        f"{fitted.name} ({fitted.result.params.get('setting', '')}): {100 * fitted.result.metrics['val_accuracy']:.1f} "
+        f"% on val, fitted on {fitted.num_train:,} images\n\n"
+        f'load it   import ddae\n          winner = ddae.load("{folder}")\n'
+        f'          winner.predict(["{example}"])\n'
+        f"serve it  mlflow models serve -m {address} --env-manager local -p {PORT}\n"
+        f"ask it    curl http://127.0.0.1:{PORT}/invocations -H 'Content-Type: application/json' -d "
+        f"""'{{"dataframe_records": [{{"image": "'$(base64 < {example} | tr -d '\\n')'"}}]}}'"""
+        + (f"\nfeatures  {features}" if kind != "none" else "")
+    )
 
 
 def write_example(fitted: Classifier, path: Path) -> None:
     """Write the first val image, as the network sees it."""
     pixels = fitted.dataset.images.read(fitted.dataset.splits["val"][:1])[0]
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
-
-
-def served_model(model: Path, example: Path) -> ServedModel:
-    return ServedModel(
-        "winner",
-        model,
-        served.__name__,
-        [Path(package.__path__[0]) for package in (ddae, storage, sweeps)],
-        [f"{name}=={version(name).partition('+')[0]}" for name in served.PACKAGES],
-        served.INPUTS,
-        served.OUTPUTS,
-        {"image": example.read_bytes()},
-    )
 
 
 def write_features(fitted: Classifier, folder: Path, kind: str, splits: tuple[str, ...]) -> None:

@@ -18,8 +18,7 @@ from sweeps import cli
 from sweeps.flags import ModelAndData
 
 if TYPE_CHECKING:
-    from sweeps.probing.ranking import Ranking
-    from sweeps.probing.trajectories import Trajectories
+    from sweeps.probing.ranking import Ranking, Trajectories
 
 
 @dataclass(frozen=True)
@@ -35,18 +34,15 @@ class LabelFreeRanking(ModelAndData):
 
 def measure(config: LabelFreeRanking) -> "Ranking | Trajectories":
     """Rank the sites of a network, or with `every` follow the scores along its training, and write figure and table."""
-    from sweeps.probing import ranking, trajectories
+    from sweeps.probing import ranking
 
-    return trajectories.follow(config) if config.every else ranking.rank(config)
+    return ranking.follow(config) if config.every else ranking.rank(config)
 
 
 def main(config: LabelFreeRanking) -> None:
-    from sweeps.probing import ranking, trajectories
+    from sweeps.probing import ranking
 
-    if config.dry_run:
-        print((trajectories if config.every else ranking).estimate(config))
-    else:
-        print(measure(config).text)
+    print(ranking.estimate(config) if config.dry_run else measure(config).text)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from ddae.pretrain import FAMILIES, Pretraining, UNetShape, sample, save, train_images
-from ddae.report import image_grid, loss_curve
+from ddae.report.figures import image_grid
+from ddae.report.training import loss_curve
 from storage.files import published
 from sweeps import cli
 from sweeps.cluster.session import address

@@ -3,21 +3,20 @@
 from pathlib import Path
 
 from ddae.probe import standard_error
-from ddae.report import with_test
+from ddae.report.page import with_test
 from storage.files import published
 from storage.tracking import Tracker, check_server, tracking_uri
-from sweeps.classifiers import answer_name, reopen
-from sweeps.findings.folder import newest_sweep
-from sweeps.findings.tested import RECORD, Tested, read_test, test_text, write_test
+from sweeps.classifiers import room_of
+from sweeps.findings.folder import RECORD, Tested, newest_sweep, read_test, test_text, write_test
 
-__all__ = ["RECORD", "answer_name", "measure", "newest_sweep", "read_test"]
+__all__ = ["RECORD", "measure", "newest_sweep", "read_test", "room_of"]
 
 
 def measure(folder: Path, date: str) -> Tested:
     """Fit the answer again on all training images, score it on the test images, and record that in the folder, on its
     page and in MLflow."""
     check_server(tracking_uri())
-    fitted = reopen(folder, ("test",))
+    fitted = room_of(folder).reopen(folder, ("test",))
     correct = fitted.correct("test")
     accuracy = float(correct.mean())
     tested = Tested(

@@ -90,16 +90,13 @@ class Encoder(Protocol):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one encoded image."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """Hash of everything its output depends on, if encoding is worth caching; empty for pixels."""
-        ...
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """uint8 [N, 3, H, W] -> float32 [N, *shape]."""
-        ...
 
 
 @dataclass(frozen=True)

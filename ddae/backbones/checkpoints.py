@@ -6,12 +6,13 @@ import json
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import Tensor
 
 NETWORKS = ("ema", "EMA", "state_dict", "model", "MODEL", "net")
@@ -83,12 +84,6 @@ def state_dict(network: Any) -> dict[str, Tensor]:
     return state
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
 def read_torch(path: Path) -> Any:
     """Reads what torch.save has written."""
     with torch.serialization.safe_globals([argparse.Namespace, *((make, name) for name, make in INERT.items())]):
@@ -101,8 +96,8 @@ def read_pickle(path: Path) -> Any:
         return WeightsUnpickler(file).load()
 
 
-READERS = {
-    ".safetensors": read_safetensors,
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".safetensors": load_file,
     ".pt": read_torch,
     ".pth": read_torch,
     ".ckpt": read_torch,

@@ -128,11 +128,10 @@ def load_pretrained(model_class: Any, folder: Path, optional: str = "", **option
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        loaded = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
+        network, found = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-    network, found = loaded
     missing = found["missing_keys"]
     if optional and any(name.startswith(f"{optional}.") for name in missing):
         setattr(network, optional, None)

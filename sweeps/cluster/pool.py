@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from logging.handlers import BufferingHandler
 from typing import Any, TypeVar
 
@@ -28,16 +27,9 @@ T = TypeVar("T")
 log = logging.getLogger("sweeps")
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a call came to in a worker."""
-
-    result: Any
-    started_seconds: float
-    """Since the epoch, as ended_seconds."""
-    ended_seconds: float
-    warnings: list[str]
-    """What the store warned of: a worker's own lines reach nobody."""
+Work = tuple[Any, tuple[float, float], list[str]]
+"""What a call came to in a worker: its result, when it began and ended, in seconds since the epoch, and what the store
+warned of: a worker's own lines reach nobody."""
 
 
 class Warnings(BufferingHandler):
@@ -66,7 +58,7 @@ class Worker:
     def call(self, function: Callable, *args: Any) -> Work:
         started = time.time()
         result = function(*args)
-        return Work(result, started, time.time(), self.warned.drain())
+        return result, (started, time.time()), self.warned.drain()
 
 
 class Pool:
@@ -118,13 +110,13 @@ class Pool:
         """Do what submit does, for coroutines that run() runs."""
         self._num_calls += 1
         try:
-            work = await self._call(function, *args)
+            result, worked, warnings = await self._call(function, *args)
         finally:
             self._num_calls -= 1
-        for message in work.warnings:
+        for message in warnings:
             log.warning(message)
-        self.busy.append((work.started_seconds, work.ended_seconds))
-        return work.result
+        self.busy.append(worked)
+        return result
 
     async def _call(self, function: Callable, *args: Any) -> Work:
         num_deaths = 0
@@ -156,22 +148,19 @@ class Pool:
             self._drop(worker)
 
     async def _grow(self) -> None:
+        began, warned, requested = time.monotonic(), False, 0
         try:
-            await self._follow()
+            while True:
+                self._place()
+                if (wanted := min(self._num_calls, MAX_REQUESTED)) != requested:
+                    requested = wanted
+                    request_resources(bundles=[{self._device: self._share}] * wanted)
+                if not self._nodes and not warned and time.monotonic() > began + 6 * GROW_SECONDS:
+                    warned = True
+                    log.warning(f"the cluster has no {self._device} yet; waiting for one")
+                await asyncio.sleep(GROW_SECONDS)
         except Exception as error:  # nobody awaits this; the calls that wait shall hear of it
             self._free.put_nowait(error)
-
-    async def _follow(self) -> None:
-        began, warned, requested = time.monotonic(), False, 0
-        while True:
-            self._place()
-            if (wanted := min(self._num_calls, MAX_REQUESTED)) != requested:
-                requested = wanted
-                request_resources(bundles=[{self._device: self._share}] * wanted)
-            if not self._nodes and not warned and time.monotonic() > began + 6 * GROW_SECONDS:
-                warned = True
-                log.warning(f"the cluster has no {self._device} yet; waiting for one")
-            await asyncio.sleep(GROW_SECONDS)
 
     def _place(self) -> None:
         """Start a worker on every device that has none. Ray's own restarts would not do: they look for another node,

@@ -97,18 +97,13 @@ def read_again() -> None:
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Errors of workers as the command says them."""
+    """Errors of workers as the command says them: an OSError as it is, any other as a ValueError."""
     try:
         yield
     except RayTaskError as error:
-        raise cause_of(error) from error
+        if isinstance(error.cause, OSError):
+            raise error.cause from error
+        advice = f"; {SHARED}" if type(error.cause) is LookupError else ""
+        raise ValueError(f"{error.cause}{advice}") from error
     except RayActorError as error:  # what an actor's start raised is in its text alone
         raise ValueError(str(error).strip().splitlines()[-1]) from error
-
-
-def cause_of(error: RayTaskError) -> Exception:
-    """The OSError that a worker raised, or a ValueError of what it raised."""
-    if isinstance(error.cause, OSError):
-        return error.cause
-    advice = f"; {SHARED}" if type(error.cause) is LookupError else ""
-    return ValueError(f"{error.cause}{advice}")

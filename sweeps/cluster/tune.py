@@ -55,11 +55,6 @@ class Run:
     prepare: Callable[[Fit, bool], Future]
     """(fit, whether it stood there and was lost since) -> done when what it needs stands in the store."""
 
-    def known(self, fit: Fit) -> Result | None:
-        """The result that stands in the ledger."""
-        record = Ledger(f"{self.store}/ledger").get(self.search.task.key(*fit))
-        return None if record is None else Result(**record)
-
 
 @dataclass(frozen=True)
 class Group:
@@ -233,13 +228,12 @@ class TuneSearcher(Searcher):
 
     def _go_on(self, number: int) -> None:
         """To the fits of a run whose results are not known."""
-        run = self.runs[number]
+        run, ledger = self.runs[number], Ledger(f"{self.runs[number].store}/ledger")
         while len(self._waiting[number]) < NUM_AHEAD and (fit := run.search.ask()) is not None:
-            result = run.known(fit)
-            if result is None:
+            if (record := ledger.get(run.search.task.key(*fit))) is None:
                 self._prepare(number, [fit], lost=False)
             else:
-                run.search.tell(fit, result)
+                run.search.tell(fit, Result(**record))
 
     def _prepare(self, number: int, fits: Sequence[Fit], lost: bool) -> None:
         for fit in fits:

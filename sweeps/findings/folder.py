@@ -1,8 +1,10 @@
-"""A sweep's own folder: which process works in it, and the results that say that it is done."""
+"""A sweep's own folder: which process works in it, the results that say that it is done, and the record that its
+answer has been measured on the test set, which happens once."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from storage.files import published
 
-RESULTS = "results.json"
+RESULTS, RECORD = "results.json", "final_test.json"
 
 
 @contextmanager
@@ -52,3 +54,47 @@ def newest_sweep(out: Path, task: str = "*") -> Path:
     if not finished:
         raise ValueError(f"no finished sweep in --out {out}; run `python sweeps/layer_noise.py` first")
     return finished[-1].parent
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What final_test.json records: the cell, fitted again, on the test images."""
+
+    cell: str
+    setting: str
+    num_train: int
+    num_test: int
+    test_accuracy: float
+    test_stderr: float
+    val_accuracy: float
+    date: str
+
+
+def read_test(folder: Path) -> Tested | None:
+    """What final_test.py has recorded of the sweep in a folder, if it has."""
+    record = folder / RECORD
+    if not record.exists():
+        return None
+    try:
+        return Tested(**json.loads(record.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{record}, the record that the test set has been looked at, is damaged; restore it, "
+            "or delete it to look again"
+        ) from error
+
+
+def write_test(folder: Path, tested: Tested) -> None:
+    with published(folder / RECORD) as part:
+        part.write_text(json.dumps(asdict(tested), indent=1))
+
+
+def test_text(tested: Tested | None, folder: Path, cell: str) -> str:
+    """What the page says of the test set. cell: the answer."""
+    if tested is None:
+        return f"The test images have not been looked at. Once: python sweeps/final_test.py --sweep {folder}"
+    other = "" if tested.cell == cell else f", of {tested.cell}, which was the answer then"
+    return (
+        f"On test {100 * tested.test_accuracy:.1f} +- {100 * tested.test_stderr:.1f} % "
+        f"({tested.num_test:,} images), measured once, on {tested.date}{other}."
+    )

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ddae.report import Page, Section, Table, accuracy_curves, render
+from ddae.report.page import Page, Section, Table, render
+from ddae.report.training import accuracy_curves
 from storage.tracking import Tracker, hidden
 from sweeps.cli import aligned
-from sweeps.findings.folder import write_results
+from sweeps.findings.folder import read_test, test_text, write_results
 from sweeps.findings.table import write_csv
-from sweeps.findings.tested import read_test, test_text
 from sweeps.findings.versions import versions
 from sweeps.finetuning.findings import Findings, Outcome
 from sweeps.flags import ModelAndData, as_flags, command_of

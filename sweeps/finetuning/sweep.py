@@ -208,7 +208,7 @@ class FinetuneSweep:
         for source, needs in latents_needed(self.setup).items():
             self.progress.stage("encode", sum(map(num_shards, needs)))
             with self.progress, Pool(source.settings.device, self.setup.config.gpus_per_extractor) as pool:
-                Filling(source, pool, on_step=self.progress.step).encode(needs).result()
+                pool.run(Filling(source, pool, on_step=self.progress.step).encode(needs)).result()
 
     def search(self) -> list[tuple[Trial, ...]]:
         """Every start and number of labels has a search of its own; they run side by side."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddae.backbones import Block
 from ddae.pooling import pool
 from ddae.probe import to_maps
-from ddae.report import similarity_map
+from ddae.report.figures import similarity_map
 from ddae.similarity import cka
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
@@ -20,9 +20,8 @@ from sweeps.findings.table import write_csv
 from sweeps.probing import cost
 from sweeps.probing.source import FeatureSource, Need
 from sweeps.probing.space import Space
-from sweeps.probing.sweep import ProbeSweep, Setup, set_up
+from sweeps.probing.sweep import ProbeSweep, Setup, open_pool, set_up
 from sweeps.probing.task import ProbeTask
-from sweeps.probing.workers import open_pool
 from sweeps.search.task import Value
 from sweeps.similarity import Similarity
 
@@ -90,23 +89,12 @@ def compare(config: Similarity) -> Comparison:
             ProbeSweep(task, workers, num_passes(task, num_images)).fill(needs_of(task, num_images))
     values = cka(read([*rows, *against], num_images)).numpy()[: len(rows), -len(against or rows) :]
     found = Comparison(rows, against, values, num_images, folder)
-    publish(found)
+    title = " against ".join(" ".join(networks_of(axis)) for axis in (rows, against) if axis)
+    title += f"\n{num_images} images of {rows[0].source.name}"
+    axes = grouped(rows), grouped(found.columns)
+    similarity_map(values, *axes, "linear CKA", title, folder / "similarity.png")
+    write_csv(folder / "similarity.csv", found.table)
     return found
-
-
-def publish(found: Comparison) -> None:
-    """Write the heat map and the table into the folder."""
-    axes = [found.rows, found.against] if found.against else [found.rows]
-    networks = " against ".join(" ".join(networks_of(axis)) for axis in axes)
-    similarity_map(
-        found.cka,
-        grouped(found.rows),
-        grouped(found.columns),
-        "linear CKA",
-        f"{networks}\n{found.num_images} images of {found.rows[0].source.name}",
-        found.folder / "similarity.png",
-    )
-    write_csv(found.folder / "similarity.csv", found.table)
 
 
 def estimate(config: Similarity) -> str:

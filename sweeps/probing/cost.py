@@ -12,8 +12,7 @@ from ddae.backbones import Backbone
 from ddae.datasets import Dataset
 from ddae.features import extract
 from sweeps.cli import aligned
-from sweeps.probing import label_free
-from sweeps.probing.screening import Screening, ScreeningRules
+from sweeps.probing.screening import NUM_LABEL_FREE, Screening, ScreeningRules
 from sweeps.probing.source import Need
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import Trial
@@ -42,9 +41,10 @@ def needs_of(task: ProbeTask, screening: Screening, trials: Sequence[Trial]) -> 
     return needs + [need for trial in trials for need in task.needs(trial.cell, trial.rung)]
 
 
-def label_free_needs(task: ProbeTask, draw: int, num_images: int = label_free.NUM_IMAGES) -> list[Need]:
+def label_free_needs(task: ProbeTask, draw: int, num_images: int = NUM_LABEL_FREE) -> list[Need]:
     """The features of one of the two noise draws that the label-free scores compare."""
-    return label_free.label_free_needs(task.space, min(num_images, task.num_train), draw)
+    num_images = min(num_images, task.num_train)
+    return [Need(timestep, "train", num_images, blocks, draw) for timestep, blocks in task.space.sites.items()]
 
 
 def least_and_most(task: ProbeTask, rules: ScreeningRules) -> tuple[float, float]:

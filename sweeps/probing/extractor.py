@@ -125,8 +125,9 @@ class Extractor:
         """Say beside the features, for people, what made them and which images their rows are."""
         if (draw, view) in self._described:
             return
-        folder = self.source.folder(draw, view)
-        self.store.describe(folder, self.source.described(draw, view))
+        source, folder = self.source, self.source.folder(draw, view)
+        made_by = {"dataset": source.dataset, "backbone": source.backbone}
+        self.store.describe(folder, made_by | asdict(replace(source.key, draw=draw, view=view)))
         for split, rows in self.dataset.splits.items():
             self.store.describe_rows(folder, split, {"image": rows, "label": self.dataset.labels(split)})
         self._described.add((draw, view))

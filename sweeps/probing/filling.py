@@ -3,9 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
@@ -18,8 +16,8 @@ Scores = dict[str, dict[str, float]]
 
 
 class Filling:
-    """Fills a source's store through a pool. A need is filled once; no two workers are ever asked for one shard at a
-    time.
+    """Fills a source's store through a pool, by coroutines that the pool runs. A need is filled once; no two workers
+    are ever asked for one shard at a time.
 
     on_extracted: hears of every shard that is filled. on_step: hears of every site that is screened or scored.
     """
@@ -37,48 +35,59 @@ class Filling:
         self._filled: dict[Need, asyncio.Task] = {}
         self._shards: dict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    def fill(self, needs: Sequence[Need], lost: bool = False) -> Future:
-        """Done when the needs stand in the store. lost: they were filled before, and are gone since."""
+    async def fill(self, needs: Sequence[Need], lost: bool = False) -> None:
+        """Ends when the needs stand in the store. lost: they were filled before, and are gone since."""
         if lost:
             for need in needs:
                 self._filled.pop(need, None)
-        return self.pool.run(self._fill_all(needs))
+        for need in needs:
+            if need not in self._filled:
+                self._filled[need] = asyncio.ensure_future(self._fill(need))
+        await asyncio.gather(*(self._filled[need] for need in needs))
 
-    def encode(self, needs: Sequence[Need]) -> Future:
-        """Done when the latents of the needs' images stand in the store."""
+    async def encode(self, needs: Sequence[Need]) -> None:
+        """Ends when the latents of the needs' images stand in the store."""
 
         async def encode_one(need: Need, shard: int) -> None:
             await self.pool.call(encode_shard, self.source, need, shard)
             self.on_step()
 
-        async def encode_all() -> None:
-            shards = [(need, shard) for need in needs for shard in range(num_shards(need))]
-            await asyncio.gather(*(encode_one(*each) for each in shards))
+        shards = [(need, shard) for need in needs for shard in range(num_shards(need))]
+        await asyncio.gather(*(encode_one(*each) for each in shards))
 
-        return self.pool.run(encode_all())
-
-    def screen(self, needs: Sequence[Need], poolings: Mapping[str, tuple[int, ...]]) -> Future[dict[Need, np.ndarray]]:
+    async def screen(self, needs: Sequence[Need], poolings: Mapping[str, tuple[int, ...]]) -> dict[Need, np.ndarray]:
         """For each need of one block: which of its images leave-one-out ridge classifies correctly, bool [num_images].
 
         Sites are screened at the timesteps that are filled while others are extracted. poolings: by block.
         """
-        return self.pool.run(self._screen_all(needs, poolings))
+        answers: dict[Need, np.ndarray] = {}
 
-    def score(
+        async def at_site(need: Need) -> np.ndarray:
+            correct, seconds = await self.pool.call(screen, self.source, need, poolings[need.blocks[0]])
+            self.screening_seconds += seconds
+            self.on_step()
+            return correct
+
+        async def at_timestep(need: Need) -> None:
+            await self.fill([need])
+            alone = [replace(need, blocks=(block,)) for block in need.blocks]
+            answers.update(zip(alone, await asyncio.gather(*map(at_site, alone)), strict=True))
+
+        await asyncio.gather(*map(at_timestep, needs))
+        return answers
+
+    async def score(
         self, first: Sequence[Need], second: Sequence[Need], noisier: Sequence[Need], num_labels: int
-    ) -> Future[list[Scores]]:
+    ) -> list[Scores]:
         """The label-free scores at each timestep: of two noise draws, and the second of the next timestep."""
 
-        async def score_all() -> list[Scores]:
-            return list(await asyncio.gather(*map(partial(self._score, num_labels), first, second, noisier)))
+        async def at_timestep(*draws: Need) -> Scores:
+            await self.fill(draws)
+            scores = await self.pool.call(score, self.source, *draws, num_labels)
+            self.on_step()
+            return scores
 
-        return self.pool.run(score_all())
-
-    async def _fill_all(self, needs: Sequence[Need]) -> None:
-        for need in needs:
-            if need not in self._filled:
-                self._filled[need] = asyncio.ensure_future(self._fill(need))
-        await asyncio.gather(*(self._filled[need] for need in needs))
+        return list(await asyncio.gather(*map(at_timestep, first, second, noisier)))
 
     async def _fill(self, need: Need) -> None:
         """Latents first, so that no image is encoded twice."""
@@ -94,28 +103,3 @@ class Filling:
                 self.on_extracted(extracted)
 
         await asyncio.gather(*map(fill_one, range(num_shards(need))))
-
-    async def _screen_all(
-        self, needs: Sequence[Need], poolings: Mapping[str, tuple[int, ...]]
-    ) -> dict[Need, np.ndarray]:
-        answers: dict[Need, np.ndarray] = {}
-
-        async def at_site(need: Need) -> np.ndarray:
-            correct, seconds = await self.pool.call(screen, self.source, need, poolings[need.blocks[0]])
-            self.screening_seconds += seconds
-            self.on_step()
-            return correct
-
-        async def at_timestep(need: Need) -> None:
-            await self._fill_all([need])
-            alone = [replace(need, blocks=(block,)) for block in need.blocks]
-            answers.update(zip(alone, await asyncio.gather(*map(at_site, alone)), strict=True))
-
-        await asyncio.gather(*map(at_timestep, needs))
-        return answers
-
-    async def _score(self, num_labels: int, *draws: Need) -> Scores:
-        await self._fill_all(draws)
-        scores = await self.pool.call(score, self.source, *draws, num_labels)
-        self.on_step()
-        return scores

@@ -9,8 +9,7 @@ import numpy as np
 from sweeps.findings.answer import Answer, choose, table
 from sweeps.probing.cost import Cost
 from sweeps.probing.examples import Examples
-from sweeps.probing.label_free import LabelFree
-from sweeps.probing.screening import Screening, paired_loss
+from sweeps.probing.screening import LabelFree, Screening, paired_loss
 from sweeps.probing.space import Cell
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import Result, Trial, Value
@@ -22,9 +21,12 @@ class FirstChoice:
 
     block: str
     timestep: int
-    points_lost: float | None
-    """Points of accuracy; None where ridge did not screen the site."""
-    stderr: float | None
+    lost: tuple[float, float] | None
+    """Points of accuracy, and their standard error; None where ridge did not screen the site."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.block}/{self.timestep}"
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,10 @@ class Findings:
     def first_choice(self, merit: np.ndarray) -> FirstChoice:
         """The first choice of a score, of which higher is better, [blocks, timesteps]."""
         block, timestep = self.task.space.ranked(merit)[0]
-        first = self.screening.rounds[0]
-        if timestep not in first:
-            return FirstChoice(block, timestep, None, None)
-        return FirstChoice(
-            block, timestep, *paired_loss(first[timestep][block], first[self.cell.timestep][self.cell.block])
-        )
+        first, lost = self.screening.rounds[0], None
+        if timestep in first:
+            lost = paired_loss(first[timestep][block], first[self.cell.timestep][self.cell.block])
+        return FirstChoice(block, timestep, lost)
 
     def best_accuracies(self) -> np.ndarray | None:
         """Val accuracy of the best pooling and head at every site, on all images, [blocks, timesteps]; None where a

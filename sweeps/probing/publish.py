@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ddae.report import Page, Section, Table, render
+from ddae.report.page import Page, Section, Table, render
 from storage.tracking import Tracker, hidden
-from sweeps.findings.folder import write_results
+from sweeps.findings.folder import read_test, test_text, write_results
 from sweeps.findings.table import write_csv
-from sweeps.findings.tested import read_test, test_text
 from sweeps.findings.versions import versions
 from sweeps.flags import ModelAndData, as_flags, command_of
 from sweeps.probing import text

@@ -1,22 +1,24 @@
-"""All sites of a network, ranked by the label-free scores."""
+"""The label-free scores of every site of a network, ranked, or followed along the snapshots of a training."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ddae.label_free import CONSENSUS, LABELLED, MIN_IMAGES, spearman
-from ddae.report import heat_map
+from ddae.report.figures import heat_map
+from ddae.report.training import trajectories as draw
 from sweeps.cli import aligned
 from sweeps.findings.table import formatted, write_csv
 from sweeps.flags import check_numbers
 from sweeps.label_free import LabelFreeRanking
 from sweeps.probing import cost
-from sweeps.probing.label_free import LabelFree
+from sweeps.probing.screening import LabelFree
 from sweeps.probing.space import Space
-from sweeps.probing.sweep import ProbeSweep, Setup, set_up
+from sweeps.probing.sweep import ProbeSweep, Setup, open_pool, set_up
 from sweeps.probing.task import ProbeTask
-from sweeps.probing.workers import open_pool
 from sweeps.search.task import Value
 
 FLOATS = ".4g"
@@ -52,7 +54,7 @@ class Ranking:
         columns = {**self.scores.scores, "ranking": self.scores.ranking}
         rows: list[dict[str, Value]] = []
         for block, timestep in self.sites:
-            at = self.space.block_names.index(block), self.space.timesteps.index(timestep)
+            at = self.space.position(block, timestep)
             row: dict[str, Value] = {"block": block, "timestep": timestep, "sigma": self.space.sigmas[timestep]}
             rows.append(row | {name: float(values[at]) for name, values in columns.items()})
         return rows
@@ -88,9 +90,43 @@ class Ranking:
         )
 
 
+@dataclass(frozen=True)
+class Trajectories:
+    timestep: int
+    """The timestep at which the scores are taken."""
+    blocks: tuple[str, ...]
+    scores: Mapping[int, Mapping[str, np.ndarray]]
+    """step -> score -> value of each block, [blocks]; the last step last."""
+    num_images: int
+    folder: Path
+
+    @property
+    def table(self) -> list[dict[str, Value]]:
+        """One row a step and block; pandas.DataFrame takes it."""
+        rows: list[dict[str, Value]] = []
+        for step, scores in self.scores.items():
+            for number, block in enumerate(self.blocks):
+                row: dict[str, Value] = {"step": step, "block": block, "timestep": self.timestep}
+                rows.append(row | {name: float(values[number]) for name, values in scores.items()})
+        return rows
+
+    @property
+    def text(self) -> str:
+        """The scores of the last snapshot, as a person reads them."""
+        return "\n".join(
+            [
+                *table_text(self.table[-len(self.blocks) :]),
+                "",
+                f"snapshots     {', '.join(map(str, self.scores))}; above is the last",
+                f"trajectories  {self.folder / 'trajectories.png'}",
+                f"table         {self.folder / 'trajectories.csv'}",
+            ]
+        )
+
+
 def rank(config: LabelFreeRanking) -> Ranking:
     """Measure the scores of every site, and write the heat map and the table. Raises ValueError for a wrong flag."""
-    task, _, _ = checked_set_up(config)
+    _, (task, _, _) = checked_set_up(config)
     folder = folder_of(config, task)
     num_images, num_labels = (min(number, task.num_train) for number in (config.num_images, config.num_labels))
     half = max(MIN_IMAGES, num_images // 2)
@@ -99,35 +135,51 @@ def rank(config: LabelFreeRanking) -> Ranking:
         scores = sweep.label_free(num_images, num_labels)
         on_half = sweep.label_free(half, num_labels // 2)
     ranking = Ranking(task.space, scores, on_half, num_images, num_labels, folder)
-    publish(ranking)
+    title = f"ranking with {num_labels:,} labels" if num_labels else "label-free ranking"
+    title += f" on {num_images:,} images   * its first"
+    space, label, path = task.space, "ranking, higher is better", folder / "label_free.png"
+    heat_map(scores.ranking, space.block_names, space.sigmas, label, title, path, star=ranking.sites[0])
+    write_csv(folder / "label_free.csv", ranking.table, FLOATS)
     return ranking
 
 
-def publish(ranking: Ranking) -> None:
-    """Write the heat map and the table into the folder."""
-    kind = f"ranking with {ranking.num_labels:,} labels" if ranking.num_labels else "label-free ranking"
-    heat_map(
-        ranking.scores.ranking,
-        ranking.space.block_names,
-        ranking.space.sigmas,
-        "ranking, higher is better",
-        f"{kind} on {ranking.num_images:,} images   * its first",
-        ranking.folder / "label_free.png",
-        star=ranking.sites[0],
-    )
-    write_csv(ranking.folder / "label_free.csv", ranking.table, FLOATS)
+def follow(config: LabelFreeRanking) -> Trajectories:
+    """Measure the scores of every snapshot at one timestep, the best of the last snapshot, and write figure and table.
+
+    Raises ValueError for a wrong flag, and where there is no snapshot.
+    """
+    steps, (task, _, _) = checked_set_up(config)
+    num_images = min(config.num_images, task.num_train)
+    folder = folder_of(config, task, f"every-{config.every}-")
+    scores = {}
+    with open_pool(config, task.source, folder) as pool:
+        ranked = ProbeSweep(task, pool, num_passes(task, num_images)).label_free(num_images)
+        [(_, timestep), *_] = task.space.ranked(ranked.ranking)
+        for step, snapshot in steps.items():
+            at_step, _, _ = set_up(replace(config, backbone=str(snapshot), timesteps=(timestep,)))
+            found = ProbeSweep(at_step, pool, num_passes(at_step, num_images)).label_free(num_images)
+            scores[step] = {name: table[:, 0] for name, table in found.scores.items()}
+    trajectories = Trajectories(timestep, task.space.block_names, scores, num_images, folder)
+    alignment, uniformity = (np.array([of[name] for of in scores.values()]) for name in ("alignment", "uniformity"))
+    title = f"{Path(config.backbone).name} at t = {timestep}, {num_images:,} images"
+    draw(alignment, uniformity, list(scores), trajectories.blocks, title, folder / "trajectories.png")
+    write_csv(folder / "trajectories.csv", trajectories.table, FLOATS)
+    return trajectories
 
 
 def estimate(config: LabelFreeRanking) -> str:
-    """What the ranking will cost."""
-    setup = checked_set_up(config)
-    passes = num_passes(setup.task, config.num_images)
+    """What the ranking, or following the training, will cost."""
+    steps, setup = checked_set_up(config)
+    others = max(0, len(steps) - 1) / len(setup.task.space.timesteps)
+    passes = num_passes(setup.task, config.num_images) * (1 + others)
     return cost.estimate(*setup, passes, passes)
 
 
-def checked_set_up(config: LabelFreeRanking) -> Setup:
+def checked_set_up(config: LabelFreeRanking) -> tuple[dict[int, Path], Setup]:
+    """(step -> snapshot, none where no training is followed; the last of them, or the network itself)."""
     check(config)
-    return set_up(config)
+    steps = snapshots(Path(config.backbone), config.every) if config.every else {}
+    return steps, set_up(replace(config, backbone=str(steps[max(steps)])) if steps else config)
 
 
 def check(config: LabelFreeRanking) -> None:
@@ -155,3 +207,15 @@ def folder_of(config: LabelFreeRanking, task: ProbeTask, kind: str = "") -> Path
 def table_text(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The rows as aligned lines under their names."""
     return aligned([list(rows[0]), *(list(formatted(row, FLOATS).values()) for row in rows)])
+
+
+def snapshots(folder: Path, every: int) -> dict[int, Path]:
+    """step -> the snapshot's folder, in order, of those whose step is a multiple of `every`."""
+    found = sorted((int(path.name[5:]), path) for path in folder.glob("step-*") if path.name[5:].isdigit())
+    chosen = {step: path for step, path in found if step % every == 0}
+    if not chosen:
+        has = ", ".join(path.name for _, path in found) or "none"
+        raise ValueError(
+            f"every={every} fits none of the snapshots in {folder} ({has}); pretrain.py --snapshot-every makes them"
+        )
+    return chosen

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,17 +56,10 @@ class Refit:
         return (self.head(pooled)[0].argmax(-1) == labels).numpy()
 
     def estimator(self) -> Winner:
-        source = self.task.source
+        source, setting = self.task.source, str(self.result.params["setting"])
+        seeds: dict[str, Any] = {"seed": self.task.seed, "noise_seed": source.key.noise_seed}
         settings = replace(source.settings, compile=False)
-        setting = str(self.result.params["setting"])
-        winner = Winner(
-            source.backbone,
-            **asdict(self.cell),
-            setting=setting,
-            seed=self.task.seed,
-            noise_seed=source.key.noise_seed,
-            settings=settings,
-        )
+        winner = Winner(source.backbone, **asdict(self.cell), setting=setting, settings=settings, **seeds)
         classes = self.dataset.images.classes
         return winner.take(self.head, self.num_train, range(len(classes)), classes)
 

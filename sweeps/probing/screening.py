@@ -1,16 +1,19 @@
-"""Screening: which sites are worth trials, found by ridge regression on few images before any head is trained."""
+"""Which sites are worth trials: screened by ridge regression on few images, or ranked without labels."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from ddae.label_free import LABELLED, SCORES, Trust, rank, trust
 from sweeps.probing.source import Need
 from sweeps.probing.space import Sites, Space
 from sweeps.search.task import REDUCTION
 
+NUM_LABEL_FREE = 32
+"""How many images a search's label-free scores see; 256 rank the sites no better (docs/log.md)."""
 MIN_IMAGES, MIN_IMAGES_A_CLASS = 64, 7
 """How many images the first round sees at least; fewer do not tell timesteps apart."""
 CLEARLY = 2.0
@@ -96,6 +99,34 @@ class Screening:
             for num_images, answers in zip(self.rules.rounds, self.rounds, strict=True)
             for timestep, blocks in answers.items()
         ]
+
+
+@dataclass(frozen=True)
+class LabelFree:
+    """Scores that saw no label, or few; arrays are [blocks, timesteps]."""
+
+    ranking: np.ndarray
+    """Higher is better."""
+    scores: dict[str, np.ndarray]
+
+    @staticmethod
+    def of(space: Space, scores: Sequence[Mapping[str, Mapping[str, float]]]) -> "LabelFree":
+        """scores: block -> score -> value, one a timestep of the space, in its order."""
+        cells = [at_timestep[name] for name in space.block_names for at_timestep in scores]
+        shape = len(space.blocks), len(space.timesteps)
+        tables = {name: np.array([cell[name] for cell in cells]).reshape(shape) for name in cells[0]}
+        return LabelFree(rank(cells).numpy().reshape(shape), tables)
+
+    @property
+    def merits(self) -> dict[str, np.ndarray]:
+        """The ranking, as consensus, and every score alone; higher is better."""
+        every = {**SCORES, **LABELLED}
+        return {"consensus": self.ranking, **{name: every[name].merit(table) for name, table in self.scores.items()}}
+
+    def trust(self, accuracy: np.ndarray) -> dict[str, Trust]:
+        """How far the ranking and every score alone agree with accuracies, [blocks, timesteps], NaN where there is
+        none."""
+        return {name: trust(merit, accuracy) for name, merit in self.merits.items()}
 
 
 def choose_rungs(num_train: int, num_classes: int) -> tuple[int, ...]:

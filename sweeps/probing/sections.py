@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from ddae import report
 from ddae.label_free import spearman
 from ddae.probe import standard_error
-from ddae.report import Section, Table
+from ddae.report import figures
+from ddae.report.page import Section, Table
 from sweeps.probing.findings import Findings
 from sweeps.probing.screening import best_three
 from sweeps.probing.text import lost_text
@@ -25,19 +25,19 @@ FEW = 3
 """Fewer pairs of trials, or sites, tell nothing."""
 
 
-def draw(found: Findings, figures: Path) -> list[Section]:
+def draw(found: Findings, folder: Path) -> list[Section]:
     """Every section that the sweep has data for; its figures are written as PNG files, too."""
     sections = (
-        where(found, figures / "block_timestep.png"),
-        screening(found, figures / "screening.png"),
-        rungs(found, figures / "rungs.png"),
-        choices(found, figures / "pooling_head.png"),
-        costs(found, figures / "cost.png"),
-        samples(found, figures / "samples.png"),
-        neighbours(found, figures / "neighbours.png"),
-        confusions(found, figures / "confusion.png"),
-        scores(found, figures / "label_free.png"),
-        plane(found, figures / "alignment_uniformity.png"),
+        where(found, folder / "block_timestep.png"),
+        screening(found, folder / "screening.png"),
+        rungs(found, folder / "rungs.png"),
+        choices(found, folder / "pooling_head.png"),
+        costs(found, folder / "cost.png"),
+        samples(found, folder / "samples.png"),
+        neighbours(found, folder / "neighbours.png"),
+        confusions(found, folder / "confusion.png"),
+        scores(found, folder / "label_free.png"),
+        plane(found, folder / "alignment_uniformity.png"),
     )
     return [section for section in sections if section is not None]
 
@@ -46,20 +46,20 @@ def where(found: Findings, path: Path) -> Section:
     """Block x timestep."""
     space, screened = found.task.space, found.screening.accuracy
     measured, num_screened = found.best_accuracies(), found.screening.rules.rounds[0]
-    table = screened if measured is None else measured
-    figure = report.heat_map(
-        100 * table,
-        space.block_names,
-        space.sigmas,
-        "accuracy (%)" if measured is None else "val accuracy (%)",
-        f"screening: ridge on {num_screened:,} images, one left out\no: left at the end of screening, star: the answer"
-        + "\nblank: left out by the label-free ranking" * bool(np.isnan(screened).any())
-        if measured is None
-        else f"best pooling and head on {found.task.num_train:,} images\nstar: the answer",
-        path,
-        rings=set(found.screening.ranked) if measured is None else set(),
-        star=(found.cell.block, found.cell.timestep),
-    )
+    rings: set[tuple[str, int]] = set()
+    if measured is not None:
+        table, label = measured, "val accuracy (%)"
+        number = "the val accuracy of a site's best pooling and head"
+        title = f"best pooling and head on {found.task.num_train:,} images\nstar: the answer"
+    else:
+        table, label, rings = screened, "accuracy (%)", set(found.screening.ranked)
+        doubt = 100 * standard_error(float(np.nanmedian(table)), num_screened)
+        number = f"a first, coarse measurement: +- {doubt:.0f} points, and a little too good"
+        title = f"screening: ridge on {num_screened:,} images, one left out\n"
+        title += "o: left at the end of screening, star: the answer"
+        title += "\nblank: left out by the label-free ranking" * bool(np.isnan(screened).any())
+    answer = found.cell.block, found.cell.timestep
+    figure = figures.heat_map(100 * table, space.block_names, space.sigmas, label, title, path, rings, answer)
     timesteps = [f"t = {t} (sigma {sigma:.2g})" for t, sigma in space.sigmas.items()]
     says = []
     for others, one, values in (
@@ -72,12 +72,6 @@ def where(found: Findings, path: Path) -> Section:
                 f"averaged over the {others}, {one[best]} is best ({percent(values[best], 1)}) and "
                 f"{one[worst]} worst ({percent(values[worst], 1)})"
             )
-    doubt = 100 * standard_error(float(np.nanmedian(table)), num_screened)
-    number = (
-        f"a first, coarse measurement: +- {doubt:.0f} points, and a little too good"
-        if measured is None
-        else "the val accuracy of a site's best pooling and head"
-    )
     return Section(
         "Where in the network, and at how much noise",
         sentence(says or ["all sites that were searched are alike"]),
@@ -101,6 +95,7 @@ def screening(found: Findings, path: Path) -> Section | None:
         ]
         for t in timesteps
     ]
+    names, is_dropped = [f"t = {t}" for t in timesteps], [t not in sites for t in timesteps]
     after = [set(answers) for answers in rounds[1:]] + [set(sites)]
     says = [
         f"after {num_images:,} images t = {', '.join(dropped)} {'was' if len(dropped) == 1 else 'were'} dropped"
@@ -116,13 +111,7 @@ def screening(found: Findings, path: Path) -> Section | None:
         sentence(says),
         "Each line is a timestep, judged by its three best blocks under ridge, on more images in each round. Where a "
         "dashed line ends in a cross the timestep was dropped, and no more images passed the network at it.",
-        report.courses(
-            lines,
-            [t not in sites for t in timesteps],
-            [f"t = {t}" for t in timesteps],
-            "accuracy of the three best blocks (%)",
-            path,
-        ),
+        figures.courses(lines, is_dropped, names, "accuracy of the three best blocks (%)", path),
         "Lines of accuracy against number of images, one a timestep.",
     )
 
@@ -145,7 +134,7 @@ def rungs(found: Findings, path: Path) -> Section | None:
         f"{all_rungs[0]:,}.",
         "Each line is a trial: its head is fitted to the end on few images, and on all of them only where it is among "
         "the best of the trials before it.",
-        report.courses(lines, stopped, [""] * len(lines), "val accuracy (%)", path, star),
+        figures.courses(lines, stopped, [""] * len(lines), "val accuracy (%)", path, star),
         "Lines of val accuracy against number of training images, one a trial.",
     )
 
@@ -172,7 +161,7 @@ def choices(found: Findings, path: Path) -> Section | None:
         sentence(says),
         "A dot is a pair of trials that differ in nothing else, on the most images that both were fitted on; the "
         f"diamond is their mean with its standard error; the line at 0 is the answer's choice.{chosen}",
-        report.paired_effects(effects, references, path),
+        figures.paired_effects(effects, references, path),
         "Differences in accuracy between pairs of trials, by pooling and by head.",
     )
 
@@ -225,19 +214,14 @@ def costs(found: Findings, path: Path) -> Section:
         else f"the most accurate cell, {answer.best.cell.name}, needs {share[best]:.2f} and {width[best]:,} for "
         f"{100 * (accuracy[best] - accuracy[winner]):.1f} points more"
     )
+    heads = [trial.cell.head for trial in full]
+    each_cost = {"share of a forward pass": share, "numbers an image": width}
     return Section(
         "What accuracy costs",
         f"The answer needs {share[winner]:.2f} of a forward pass and {width[winner]:,} numbers an image; {dearest}.",
         "Every mark is a cell that was fitted on all images; those on the line cannot be had both cheaper and better. "
         "A pass stops after the cell's block, and its head reads so many numbers.",
-        report.cost_scatter(
-            accuracy,
-            stderr,
-            {"share of a forward pass": share, "numbers an image": width},
-            [trial.cell.head for trial in full],
-            winner,
-            path,
-        ),
+        figures.cost_scatter(accuracy, stderr, each_cost, heads, winner, path),
         "Val accuracy against share of a forward pass, and against numbers an image.",
     )
 
@@ -245,17 +229,13 @@ def costs(found: Findings, path: Path) -> Section:
 def samples(found: Findings, path: Path) -> Section:
     """Images as they are, and as the network was given them."""
     task, examples, t = found.task, found.examples, found.cell.timestep
-    names = [examples.classes[label] for label in task.labels["val"][: len(examples.clean)]]
+    names = [figures.shortened(examples.classes[label]) for label in task.labels["val"][: len(examples.clean)]]
     latents = "; these are latents, of which three channels are shown as colours" if task.source.encoder else ""
     return Section(
         "What the network saw",
         f"At t = {t} the noise is {task.space.sigmas[t]:.2g} times as strong as the image{latents}.",
         "Above val images as they are, below with the very noise under which their features were read.",
-        report.pictures(
-            [examples.clean, examples.noised],
-            [[report.shortened(name) for name in names], [f"t = {t}"] * len(names)],
-            path,
-        ),
+        figures.pictures([examples.clean, examples.noised], [names, [f"t = {t}"] * len(names)], path),
         f"{len(names)} val images, clean and noised.",
     )
 
@@ -269,11 +249,13 @@ def neighbours(found: Findings, path: Path) -> Section:
     alike = near.labels == near.query_labels[:, None]
     captions = [
         [
-            report.shortened(classes[query]),
-            *(f"{'✓' if label == query else '✗'} {report.shortened(classes[label], 11)}" for label in labels),
+            figures.shortened(classes[query]),
+            *(f"{'✓' if label == query else '✗'} {figures.shortened(classes[label], 11)}" for label in labels),
         ]
         for query, labels in zip(near.query_labels, near.labels, strict=True)
     ]
+    rows = [[query, *nearest] for query, nearest in zip(near.queries, near.nearest, strict=True)]
+    wrong = {(row, 1 + column) for row, column in np.argwhere(~alike)}
     frequency = [np.bincount(found.task.labels[split], minlength=len(classes)) for split in ("train", "val")]
     by_chance = float(np.prod([each / each.sum() for each in frequency], axis=0).sum())
     return Section(
@@ -282,12 +264,7 @@ def neighbours(found: Findings, path: Path) -> Section:
         f"val images are of the same class; by chance it would be {percent(by_chance)}.",
         "On the left val images, the first of their class; beside each the training images whose features are nearest, "
         f"of {near.num_searched:,}; no head is involved. A cross and a dashed frame mark another class.",
-        report.pictures(
-            [[query, *nearest] for query, nearest in zip(near.queries, near.nearest, strict=True)],
-            captions,
-            path,
-            {(row, 1 + column) for row, column in np.argwhere(~alike)},
-        ),
+        figures.pictures(rows, captions, path, wrong),
         f"{len(captions)} val images, each with its nearest training images.",
     )
 
@@ -314,7 +291,7 @@ def confusions(found: Findings, path: Path) -> Section:
         rows = [(of, other, f"{n} of {total}", percent(n / total)) for of, other, n, total in pairs]
         table = Table(("true class", "taken for", "val images", "share"), rows)
         return Section(title, sentence(says), "The most frequent confusions.", table=table)
-    figure = report.confusion(shares, classes, path)
+    figure = figures.confusion(shares, classes, path)
     how = "Rows are true classes, and numbers percent of their val images; the diagonal is what is right."
     return Section(title, sentence(says), how, figure, f"Confusion matrix of {len(classes)} classes.")
 
@@ -327,27 +304,19 @@ def scores(found: Findings, path: Path) -> Section | None:
     agreement, rows = label_free.trust(screened), []
     for name, merit in label_free.merits.items():
         choice, one = found.first_choice(merit), agreement[name]
-        lost = "" if choice.points_lost is None else f"{choice.points_lost:.1f} +- {choice.stderr:.1f}"
-        site = f"{choice.block}/{choice.timestep}"
-        rows.append((name, f"{one.spearman:.2f}", f"{one.spearman_within_timestep:.2f}", site, lost))
+        lost = "" if choice.lost is None else "{:.1f} +- {:.1f}".format(*choice.lost)
+        rows.append((name, f"{one.spearman:.2f}", f"{one.spearman_within_timestep:.2f}", choice.name, lost))
     choice, correlation = found.first_choice(label_free.ranking), agreement["consensus"].spearman
-    row, column = np.unravel_index(label_free.ranking.argmax(), screened.shape)
+    space = found.task.space
+    places = space.position(choice.block, choice.timestep), space.position(found.cell.block, found.cell.timestep)
     return Section(
         "What would have been chosen without labels",
-        f"Without labels {choice.block}/{choice.timestep} would have been chosen: {lost_text(choice, found)}; over "
+        f"Without labels {choice.name} would have been chosen: {lost_text(choice, found)}; over "
         f"{np.isfinite(screened).sum():,} sites the ranking agrees with accuracy by a Spearman of {correlation:.2f}.",
         f"Scores without labels, of every block and timestep, against ridge on {found.screening.rules.rounds[0]:,} "
         "images. Points lost (regret) are those of a score's first choice against the answer's site under that ridge; "
         "below 0 it gains some.",
-        report.score_scatter(
-            label_free.ranking,
-            screened,
-            found.task.space.timesteps,
-            correlation,
-            path,
-            (int(row), int(column)),
-            star(found),
-        ),
+        figures.score_scatter(label_free.ranking, screened, space.timesteps, correlation, path, *places),
         "Accuracy against the label-free ranking, one mark a block and timestep.",
         Table(("score", "Spearman", "at one timestep", "first choice", "points lost"), rows),
     )
@@ -365,20 +334,15 @@ def plane(found: Findings, path: Path) -> Section | None:
             f"grows with {'lower' if correlation < 0 else 'higher'}" if abs(correlation) > 0.2 else "hardly depends on"
         )
         says.append(f"accuracy {verb} {name} (Spearman {correlation:.2f})")
+    answer = found.task.space.position(found.cell.block, found.cell.timestep)
     return Section(
         "Alignment and uniformity",
         sentence(says),
         "Every mark is a block at a timestep. Good features are where both are low, says the DDAE paper; along a "
         "dashed line accuracy is the same by the trend.",
-        report.alignment_uniformity(tables["alignment"], tables["uniformity"], screened, star(found), path),
+        figures.alignment_uniformity(tables["alignment"], tables["uniformity"], screened, answer, path),
         "Uniformity against alignment, coloured by accuracy, with the fitted trend.",
     )
-
-
-def star(found: Findings) -> tuple[int, int]:
-    """Where the answer is in a [blocks, timesteps] table."""
-    space = found.task.space
-    return space.block_names.index(found.cell.block), space.timesteps.index(found.cell.timestep)
 
 
 def percent(share: float, digits: int = 0) -> str:

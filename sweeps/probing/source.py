@@ -1,7 +1,7 @@
 """Where features come from: one network on one dataset, as a worker opens it, and where the store keeps them."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -65,11 +65,6 @@ class FeatureSource:
         made_by = self.encoder, key.images, key.split_seed, key.val_fraction
         seen_as = (key.noise_seed, view) if view else ()
         return f"{self.name}/latents-{content_key(made_by=made_by, view=seen_as)[:16]}/split={split}/block=latents"
-
-    def described(self, draw: int, view: int) -> dict:
-        """What made a folder of features, for people."""
-        key = replace(self.key, draw=draw, view=view)
-        return {"dataset": self.dataset, "backbone": self.backbone, **asdict(key)}
 
 
 def open_source(config: ModelAndData, backbone: Backbone, pooling: int) -> tuple[FeatureSource, Dataset]:

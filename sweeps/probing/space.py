@@ -124,6 +124,10 @@ class Space:
         rows = [[values.get((name, timestep), np.nan) for timestep in self.timesteps] for name in self.block_names]
         return np.array(rows, dtype=float)
 
+    def position(self, block: str, timestep: int) -> tuple[int, int]:
+        """Where a site is in a [blocks, timesteps] table."""
+        return self.block_names.index(block), self.timesteps.index(timestep)
+
     def ranked(self, table: np.ndarray) -> list[tuple[str, int]]:
         """All (block, timestep), highest number of a [blocks, timesteps] table first."""
         rows, columns = np.unravel_index(np.argsort(-table, axis=None, kind="stable"), table.shape)

@@ -13,7 +13,9 @@ from ddae.datasets import Dataset
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
 from storage.tracking import Tracker
+from sweeps.cli import check_writable
 from sweeps.cluster.pool import Pool
+from sweeps.cluster.session import check_cluster, ray_session
 from sweeps.cluster.tune import Run
 from sweeps.driver import open_run, run_searches
 from sweeps.findings.folder import RESULTS, read_results
@@ -23,11 +25,10 @@ from sweeps.probing import cost, examples
 from sweeps.probing.extractor import Extracted
 from sweeps.probing.filling import Filling
 from sweeps.probing.findings import Findings, answer_of, warm_start
-from sweeps.probing.label_free import NUM_IMAGES, LabelFree
 from sweeps.probing.publish import publish
-from sweeps.probing.screening import Screening, ScreeningRules, best_timesteps, choose_rungs
+from sweeps.probing.screening import NUM_LABEL_FREE, LabelFree, Screening, ScreeningRules, best_timesteps, choose_rungs
 from sweeps.probing.sections import draw
-from sweeps.probing.source import Need, load_model, open_source
+from sweeps.probing.source import FeatureSource, Need, load_model, open_source
 from sweeps.probing.space import check_choices, make_space, stored_pooling
 from sweeps.probing.task import ProbeTask
 from sweeps.probing.text import report
@@ -140,15 +141,15 @@ class ProbeSweep:
         """Wait until the needs stand in the store."""
         self._begin("extract", needs, 0)
         with self.progress:
-            self.filling.fill(needs).result()
+            self.pool.run(self.filling.fill(needs)).result()
 
-    def label_free(self, num_images: int = NUM_IMAGES, num_labels: int = 0) -> LabelFree:
+    def label_free(self, num_images: int = NUM_LABEL_FREE, num_labels: int = 0) -> LabelFree:
         """Every (block, timestep) ranked without labels, or with so many, of the first of the images."""
         first, second = (cost.label_free_needs(self.task, draw, num_images) for draw in (0, 1))
         self._begin("label-free", [*first, *second], len(second))
         with self.progress:
-            noisier = second[1:] + second[-1:]
-            return LabelFree.of(self.task.space, self.filling.score(first, second, noisier, num_labels).result())
+            scores = self.filling.score(first, second, second[1:] + second[-1:], num_labels)
+            return LabelFree.of(self.task.space, self.pool.run(scores).result())
 
     def screen(self, rules: ScreeningRules, label_free: LabelFree | None = None) -> Screening:
         """Closed-form ridge at every site, on growing numbers of images, until few timesteps are left.
@@ -163,7 +164,7 @@ class ProbeSweep:
             needs = [Need(t, "train", num_images, blocks) for t, blocks in screening.sites.items()]
             self._begin(f"screen on {num_images:,} images", needs, sum(len(need.blocks) for need in needs))
             with self.progress:
-                screening = screening.after(self.filling.screen(needs, poolings).result())
+                screening = screening.after(self.pool.run(self.filling.screen(needs, poolings)).result())
         return screening
 
     def _begin(self, title: str, needs: list[Need], num_steps: int) -> None:
@@ -185,17 +186,11 @@ class Search(ProbeSweep):
     def search(self, screening: Screening) -> tuple[Trial, ...]:
         """Try cells at the sites that screening has left."""
         config, task = self.config, replace(self.task, sites=screening.sites)
-        halving = HalvingSearch(
-            task,
-            config.num_trials,
-            config.search,
-            config.seed,
-            config.round_size,
-            first=warm_start(task, screening),
-        )
+        rules, first = (config.num_trials, config.search, config.seed, config.round_size), warm_start(task, screening)
+        halving = HalvingSearch(task, *rules, first=first)
 
         def prepare(fit: Fit, lost: bool):
-            return self.filling.fill(task.needs(*fit), lost)
+            return self.pool.run(self.filling.fill(task.needs(*fit), lost))
 
         run = Run(halving, task.source.store, prepare)
         [trials] = run_searches([run], self.tracker, self.progress, self.pool.busy)
@@ -246,6 +241,16 @@ def open_sweep(config: LayerNoise, task: ProbeTask, started_seconds: float) -> I
         with Pool(source.settings.device, config.gpus_per_extractor) as pool:
             pool.busy.append((started_seconds, loaded))
             yield Search(config, task, pool, tracker, started_seconds)
+
+
+@contextmanager
+def open_pool(config: ModelAndData, source: FeatureSource, folder: Path) -> Iterator[Pool]:
+    """A pool on a running cluster until the block ends, for a command that searches nothing; folder and store are made,
+    and found to be writable, first."""
+    check_cluster()
+    check_writable(folder, source.store)
+    with ray_session(), Pool(source.settings.device, config.gpus_per_extractor) as pool:
+        yield pool
 
 
 def warn_of_old_results(store: str) -> None:

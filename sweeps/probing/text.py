@@ -87,17 +87,17 @@ def without_labels(found: Findings) -> str:
     everywhere = len(screened) == len(found.task.space.timesteps)
     where = "all sites" if everywhere else f"the sites at t = {', '.join(map(str, screened))}"
     return (
-        f"{choice.block}/{choice.timestep} would have been chosen: {lost_text(choice, found)}; Spearman with ridge "
+        f"{choice.name} would have been chosen: {lost_text(choice, found)}; Spearman with ridge "
         f"{agreement.spearman:.2f} over {where}, {agreement.spearman_within_timestep:.2f} over the blocks at one "
         "timestep"
     )
 
 
 def lost_text(choice: FirstChoice, found: Findings) -> str:
-    if choice.points_lost is None:
+    if choice.lost is None:
         return "ridge did not screen it"
-    num_images = found.screening.rules.rounds[0]
-    return f"{choice.points_lost:.1f} +- {choice.stderr:.1f} points lost under ridge on {num_images:,} images"
+    points, stderr = choice.lost
+    return f"{points:.1f} +- {stderr:.1f} points lost under ridge on {found.screening.rules.rounds[0]:,} images"
 
 
 def accuracy_text(result: Result) -> str:

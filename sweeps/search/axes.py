@@ -21,17 +21,17 @@ class OptunaAxes:
             if axis.kinds is not None
         }
 
-    def ask(self, study: optuna.Study) -> optuna.Trial:
-        """A new trial of the study that has all its params."""
-        trial = study.ask()
+    def ask(self, study: optuna.Study) -> tuple[optuna.Trial, dict[str, Any]]:
+        """(a new trial of the study that has all its params; axis -> value, which need not be a cell of the Task)."""
+        trial, values = study.ask(), {}
         for name, axis in self.axes.items():
             if axis.kinds is None:
-                trial.suggest_int(name, 0, len(axis.values) - 1)
+                values[name] = axis.values[trial.suggest_int(name, 0, len(axis.values) - 1)]
                 continue
             kind = trial.suggest_categorical(name, list(self.of_kind[name]))
-            if len(self.of_kind[name][kind]) > 1:
-                trial.suggest_int(size_axis(kind), 0, len(self.of_kind[name][kind]) - 1)
-        return trial
+            alike = self.of_kind[name][kind]
+            values[name] = alike[trial.suggest_int(size_axis(kind), 0, len(alike) - 1) if len(alike) > 1 else 0]
+        return trial, values
 
     def params(self, cell: Cell) -> dict[str, int | str]:
         params: dict[str, int | str] = {}
@@ -44,17 +44,6 @@ class OptunaAxes:
             if len(values := self.of_kind[name][kind]) > 1:
                 params[size_axis(kind)] = values.index(axis.values[position])
         return params
-
-    def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """axis -> value, of a proposal, which need not be a cell of the Task."""
-        chosen = {}
-        for name, axis in self.axes.items():
-            if axis.kinds is None:
-                chosen[name] = axis.values[params[name]]
-            else:
-                kind = params[name]
-                chosen[name] = self.of_kind[name][kind][params.get(size_axis(kind), 0)]
-        return chosen
 
     def point(self, values: Mapping[str, Any]) -> list[float]:
         """Where it is on each axis, from 0 to 1; of an axis with kinds the number of its value."""

@@ -143,8 +143,7 @@ class HalvingSearch:
             cell = self._ahead.popleft()
             asked = self._ask_for(cell) if self._learns else None
         else:
-            asked = self.axes.ask(self.study)
-            proposed = self.axes.values(asked.params)
+            asked, proposed = self.axes.ask(self.study)
             cell = self._nearest(proposed)
             if as_values(cell) != proposed:
                 self.study.tell(asked, state=TrialState.FAIL)
@@ -156,7 +155,8 @@ class HalvingSearch:
 
     def _ask_for(self, cell: Cell) -> optuna.Trial:
         self.study.enqueue_trial(self.axes.params(cell))
-        return self.axes.ask(self.study)
+        asked, _ = self.axes.ask(self.study)
+        return asked
 
     def _nearest(self, values: dict) -> Cell:
         """The cell nearest to a proposal among those that were not tried: distances on ordered axes are shares of their

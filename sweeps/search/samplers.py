@@ -22,13 +22,9 @@ def tpe(seed: int) -> BaseSampler:
     return TPESampler(seed=seed, n_startup_trials=8, multivariate=True, group=True)
 
 
-def at_random(seed: int) -> BaseSampler:
-    return RandomSampler(seed=seed)
-
-
 SAMPLERS: dict[str, Sampler] = {
     "optuna": Sampler(tpe, learns=True, rounds=True),
-    "random": Sampler(at_random, learns=False, rounds=False),
+    "random": Sampler(RandomSampler, learns=False, rounds=False),
     "grid": Sampler(None, learns=False, rounds=False),
 }
 

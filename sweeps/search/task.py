@@ -125,11 +125,9 @@ class Checkpoint(Protocol):
 
     def load(self) -> bytes | None:
         """What save() kept last; None where there is nothing."""
-        ...
 
     def save(self, state: bytes) -> None:
         """Keep this in place of what was kept before."""
-        ...
 
 
 class Task(Protocol):
@@ -138,48 +136,38 @@ class Task(Protocol):
     @property
     def name(self) -> str:
         """The kind of experiment, as its folders are named: layer-noise."""
-        ...
 
     @property
     def axes(self) -> Mapping[str, Axis]:
         """The axes of a cell."""
-        ...
 
     @property
     def cells(self) -> Sequence[Cell]:
         """Every cell that makes sense, in order."""
-        ...
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
         """What is measured; the first decides what is stopped, and what is chosen."""
-        ...
 
     @property
     def rungs(self) -> tuple[int, ...]:
         """How much a trial gets of the resource before it may be stopped, growing."""
-        ...
 
     @property
     def resource(self) -> str:
         """num_images, or steps."""
-        ...
 
     def resources(self, cell: Cell, rung: int) -> Resources:
         """What one trial holds of a machine."""
-        ...
 
     def key(self, cell: Cell, rung: int) -> str:
         """A hash of all that decides the result."""
-        ...
 
     def reads(self, cell: Cell, rung: int) -> Hashable:
         """What the trial reads: cells that read the same are run together where there are more of them than slots."""
-        ...
 
     def needs(self, cell: Cell, rung: int) -> Sequence[Any]:
         """What must stand in the store first; nothing where that is empty."""
-        ...
 
     def run(self, cells: Sequence[Cell], rung: int, checkpoints: Sequence[Checkpoint]) -> Iterator[Result]:
         """The result of each cell, in order, in a worker and on the device that it holds.
@@ -187,15 +175,12 @@ class Task(Protocol):
         checkpoints: one a cell, which is the same at every rung. Raises LookupError where what it needs is gone from
         the store, ValueError where no retry helps.
         """
-        ...
 
     def label(self, cell: Cell) -> str:
         """A cell's name in tables and errors."""
-        ...
 
     def params(self, cell: Cell) -> Mapping[str, Value]:
         """The cell as MLflow and the tables show it: its axes, and what follows from them."""
-        ...
 
 
 def pack(correct: np.ndarray) -> str:

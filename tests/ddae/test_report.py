@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae import report
+from ddae.report import figures as report
 
 
 def test_the_pareto_front_is_what_nothing_beats():

@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 
 from storage.ledger import Ledger
-from storage.tracking import Metric, Tracker
+from storage.tracking import Tracker
 from tests.commands import PATIENCE_SECONDS
 
 
@@ -45,7 +45,7 @@ def fill_up(path):
 
 
 def log(tracker, number):
-    metrics = [Metric("val_accuracy", 0.5, step, 101.0) for step in range(50)]
+    metrics = [("val_accuracy", 0.5, step, 101.0) for step in range(50)]
     tracker.log_child(f"key-{number}", str(number), {"block": "mid"}, metrics, 100.0, 101.0, stopped_early=False)
 
 

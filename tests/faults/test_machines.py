@@ -48,14 +48,14 @@ def test_workers_follow_the_machines(cluster, task):
     heard, store, column = [], FeatureStore(task.source.store), task.source.column(NEED, "mid")
     with Pool() as pool:
         filling = Filling(task.source, pool, heard.append)
-        filling.fill([NEED]).result(PATIENCE_SECONDS)
+        pool.run(filling.fill([NEED])).result(PATIENCE_SECONDS)
         assert sum(extracted.passes for extracted in heard) == pytest.approx(task.space.forward_passes([NEED]))
         expected = np.concatenate(store.read(column, 1100))
 
         for path in store.root.rglob("*.arrow"):
             path.unlink()
-        filling.fill([NEED], lost=True)
-        screened = filling.screen([NEED], dict.fromkeys(NEED.blocks, (1,)))
+        pool.run(filling.fill([NEED], lost=True))
+        screened = pool.run(filling.screen([NEED], dict.fromkeys(NEED.blocks, (1,))))
         assert kill_one("ray::Worker")
         cluster.remove_node(leaves, allow_graceful=False)
         time.sleep(1)

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from storage.tracking import Metric, Tracker
+from storage.tracking import Tracker
 from tests.commands import PATIENCE_SECONDS, wait_for
 from tests.servers import free_port, mlflow_server
 
@@ -87,7 +87,7 @@ def proxy(server, monkeypatch):
 
 
 def log(tracker, name):
-    metrics = [Metric("val_accuracy", 0.5, 300, 101.0)]
+    metrics = [("val_accuracy", 0.5, 300, 101.0)]
     tracker.log_child(f"key-{name}", name, {"block": "mid"}, metrics, 100.0, 101.0, stopped_early=False)
 
 

@@ -1,11 +1,11 @@
 import pytest
 
-from storage.tracking import Metric, Tracker, check_server, tracking_uri
+from storage.tracking import Tracker, check_server, tracking_uri
 from tests.servers import free_port, mlflow_server
 
 
 def log_child(tracker, name, stopped_early=False):
-    metrics = [Metric("val_accuracy", value, step, 101.0) for step, value in ((300, 0.5), (1200, 0.6))]
+    metrics = [("val_accuracy", value, step, 101.0) for step, value in ((300, 0.5), (1200, 0.6))]
     tracker.log_child(f"key-{name}", name, {"block": "mid", "timestep": 60}, metrics, 100.0, 101.0, stopped_early)
 
 
