@@ -160,7 +160,7 @@ def fit(material: Material, store: FeatureStore, cells: Sequence[Cell], heads: d
 def fit_same(features: Tensor, labels: Tensor, num_classes: int, seed: int, *, epochs: int) -> StackedHead:
     """The head `ddae` without its least number of steps."""
     build = lambda: mlp(features[0].numel(), (), num_classes)  # noqa: E731
-    return train(build, nn.Identity(), features, labels, seed, replace(DDAE, num_epochs=epochs, min_steps=1))
+    return train(nn.Identity(), build, features, labels, seed, replace(DDAE, num_epochs=epochs, min_steps=1))
 
 
 def timed(work: Callable[[], np.ndarray | None]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -201,7 +201,7 @@ def show(title: str, rows: dict[str, dict[str, float]]) -> None:
 def main(config: AgainstScripts) -> None:
     torch.set_num_threads(1)
     material = Material(config)
-    HEADS[SAME_RECIPE] = Head(partial(fit_same, epochs=config.epochs))
+    HEADS[SAME_RECIPE] = Head(partial(fit_same, epochs=config.epochs), empty=HEADS["mlp"].empty)
     axes = list(material.channels), config.timesteps, config.poolings, list(OURS)
     cells = [Cell(*cell) for cell in itertools.product(*axes)]
     grid = [cell for cell in cells if (cell.pooling, cell.head) == (1, "linear")]
