@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ Config = TypeVar("Config", bound="DataclassInstance")
 
 def run(main: Callable[[Config], None], config_class: type[Config], description: str | None) -> None:
     """Parse the flags into config_class and call main; a user's mistake is one line and exit code 2."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Slurm's warning that time is nearly up; what is done is kept anyway
     try:
         main(parse(config_class, sys.argv[1:], description))
     except OSError as error:

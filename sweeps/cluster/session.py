@@ -3,7 +3,9 @@
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -59,10 +61,27 @@ def ray_session() -> Iterator[None]:
         except (RayError, ConnectionError) as error:
             raise ValueError(f"Ray does not start, or RAY_ADDRESS={address()} lets nobody in: {error}") from error
         try:
-            with one_line():
+            with one_line(), sigterm_interrupts():
                 yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does; under Ray's own handler the process would abort with a stack trace."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

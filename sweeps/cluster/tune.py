@@ -79,6 +79,7 @@ def run_trials(runs: Sequence[Run], busy: list[tuple[float, float]], on_results:
     on_results()
     tasks = [(run.search.task, run.store) for run in runs]
     while not searcher.ended:
+        searcher.take_back()
         with tempfile.TemporaryDirectory() as unread:  # Tune's own state; the ledger is what a rerun goes on from
             tuner = tune.Tuner(
                 tune.with_resources(tune.with_parameters(TaskTrial, tasks=tasks), placement),
@@ -198,6 +199,12 @@ class TuneSearcher(Searcher):
             self._running[trial_id] = group, held
             return {"group": group, "resources": held}
         return None
+
+    def take_back(self) -> None:
+        """Put back what Tune left in the middle: it takes SIGUSR1, Slurm's warning, for a wish to stop."""
+        for group, _ in self._running.values():
+            self._prepare(group.run, group.fits, lost=False)
+        self._running.clear()
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         group, _ = self._running.pop(trial_id)

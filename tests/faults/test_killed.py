@@ -42,6 +42,26 @@ def test_driver(undisturbed, fork, tiny_model, tmp_path):
     assert children(tmp_path) == children(undisturbed)
 
 
+def test_sigterm_is_an_interrupt(tiny_model, tmp_path):
+    process = start("layer_noise", "--backbone", tiny_model, *ARGS, cwd=tmp_path)
+    assert wait_for(lambda: any(tmp_path.rglob("*.arrow")), process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130 and "SIGTERM" not in err and "stopped; what was finished is kept" in err
+
+
+def test_slurms_warning_stops_nothing(undisturbed, fork, tiny_model, tmp_path):
+    """At any stage; Tune takes it for a wish to stop."""
+    process = fork("layer_noise", "--backbone", tiny_model, *ARGS, cwd=tmp_path)
+    steps = progress(undisturbed)
+    for share in (0.2, 0.6, 0.8, 0.9):
+        if wait_for(lambda share=share: progress(tmp_path) > share * steps, process):
+            process.send_signal(signal.SIGUSR1)
+    finish(process)
+    assert table(tmp_path) == table(undisturbed)
+    assert children(tmp_path) == children(undisturbed)
+
+
 def test_a_trials_worker(undisturbed, fork, tiny_model, tmp_path):
     process = fork("layer_noise", "--backbone", tiny_model, *ARGS, cwd=tmp_path)
     assert wait_for(lambda: kill_one("ray::TaskTrial"), process)
