@@ -28,7 +28,7 @@ SHARED = "--store must name a folder or an address that all machines see"
 
 def address() -> str:
     """RAY_ADDRESS; empty for this machine."""
-    return os.environ.get("RAY_ADDRESS", "")
+    return os.environ.get("RAY_ADDRESS", "").strip()
 
 
 def check_cluster() -> None:

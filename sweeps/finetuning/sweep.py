@@ -129,7 +129,7 @@ def for_counts(
             raise ValueError(
                 f"num_labels={count} must be {num_classes} or more, one a class, and {num_train:,} at most"
             )
-        steps_per_epoch = max(1, count // max(1, task.batch_size(count)))
+        steps_per_epoch = max(1, count // task.batch_size(count))
         num_steps = max(MIN_STEPS, (default or task.recipe.num_epochs) * steps_per_epoch)
         if given:
             num_steps = given[index % len(given)] * steps_per_epoch

@@ -241,8 +241,8 @@ class FinetuneTask:
         return np.arange(cell.num_labels) + first_labelled(cell.seed, cell.num_labels, num_train)
 
     def batch_size(self, num_labels: int) -> int:
-        """Images of one step; as many for every worker."""
-        return min(self.recipe.batch_size, num_labels // self.num_workers * self.num_workers)
+        """Images of one step."""
+        return min(self.recipe.batch_size, num_labels)
 
     def label(self, cell: Cell) -> str:
         if cell.init == "frozen":
