@@ -40,7 +40,7 @@ class Recipe:
     noised: bool = False
     """Whether images are noised at the timestep, or come as they are."""
     momentum: float = 0.0
-    """Of sgd."""
+    """Used by sgd alone."""
     weight_decays: tuple[float, ...] = (0.0,)
 
     def rate(self, step: int, num_steps: int, steps_per_epoch: int, warmup_steps: int = 0) -> float:

@@ -40,7 +40,7 @@ __all__ = ["estimate", "finished_report", "open_sweep", "report", "set_up"]
 SCRATCH_EPOCHS, SCRATCH_WARMUP_EPOCHS = 200, 5
 """DDAE's table 8."""
 MIN_STEPS = 500
-"""Of a training whose epochs are not given, however few its images; the paper's have 11,700 and more."""
+"""A training whose epochs are not given has at least so many, however few its images; the paper's have 11,700."""
 COLUMNS = "init", "num_labels", "learning_rate", "weight_decay", "head_start", "cut", "timestep", "seed", "steps"
 """Params of a trial that MLflow's page of trials shows."""
 
