@@ -47,8 +47,9 @@ class Finetune(ModelAndData):
     """Cut after these blocks instead; later ones keep more of the network."""
     tell: tuple[int, ...] = ()
     """Tell the network these timesteps instead."""
-    recipe: Literal["ddae", "ddae-dit", "gans"] = "ddae"
-    """How the papers train: DDAE (Adam, cosine), DDAE for DiT, or Diffusion Models Beat GANs (SGD, steps, noised)."""
+    recipe: Literal["ddae", "ddae-dit", "gans", "classifier"] = "ddae"
+    """How the papers train: DDAE (Adam, cosine), DDAE for DiT, Diffusion Models Beat GANs (SGD, steps, noised), or
+    networks that are built to classify (SGD with momentum, cosine)."""
     noised: bool = False
     """Noise the images at the timestep; the recipe gans always does."""
     num_labels: tuple[int, ...] = ()

@@ -88,11 +88,11 @@ def rows(found: Findings) -> list[tuple[str, ...]]:
 def facts(found: Findings) -> dict[str, str]:
     task = found.task
     return {
-        **{
-            f"kept, {cut}": f"{kept.num_parameters / 1e6:.2f}M parameters ({kept.share_of_parameters:.0%} of the "
-            f"network), {kept.share_of_forward:.0%} of a forward pass"
+        "kept": "; ".join(
+            f"after {cut} {kept.num_parameters / 1e6:.2f}M parameters ({kept.share_of_parameters:.0%} of the network), "
+            f"{kept.share_of_forward:.0%} of a forward pass"
             for cut, kept in found.kept.items()
-        },
+        ),
         "read": f"pooled to {task.pooling} x {task.pooling}, under {task.head}, images "
         f"{'noised at the timestep' if task.noised else 'as they are'}",
         "trials": found.tracked,
