@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ddae.datasets.hugging_face import hugging_face
-from ddae.datasets.images import Images, class_folders, image_folder, stratified
+from ddae.datasets.images import Images, class_folders, image_folder, splits_of, stratified
 from ddae.datasets.named import ASSETS, DATASETS
 from ddae.nearest import did_you_mean
 
@@ -105,7 +105,7 @@ def _images(name: str, image_size: int, data_root: str) -> Images:
 
 def _folder(root: Path, image_size: int) -> Images:
     """An image folder where it is one, else whatever HF `datasets` makes of its files."""
-    train = root / "train" if (root / "train").is_dir() else root
+    train = root / splits_of(root)[0]
     marked = any((part / file).exists() for part in (root, train) for file in HUGGING_FACE_FILES)
     if marked or (not class_folders(train) and any(path.is_file() for path in root.rglob("*"))):
         return hugging_face(str(root), image_size)

@@ -1,5 +1,6 @@
 """Images in one row order, from memory or from files that are decoded when they are read."""
 
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
@@ -15,11 +16,17 @@ import torch
 import xxhash
 from torch import Tensor
 
+log = logging.getLogger("ddae")
+
 if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-HELD_OUT = ("test", "val", "valid", "validation")
+TRAIN = ("train", "training")
+HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
+"""Names of splits in any case, the first choice first."""
+NO_CLASSES = ("__MACOSX",)
+"""Folders that unpacking leaves behind."""
 DECODERS = min(8, os.cpu_count() or 1)
 """Threads; PIL lets go of the interpreter while it decodes, and two take half the time of one."""
 
@@ -91,11 +98,43 @@ def image_files(
 
 
 def image_folder(root: Path, image_size: int) -> Images:
-    """Images in root/<class>/, or in root/train/<class>/ with root/test/<class>/ (val, valid, validation) beside it."""
-    if not (root / "train").is_dir():
-        return class_images(root, image_size, ".", None)
-    held_out = next((name for name in HELD_OUT if class_folders(root / name)), None)
-    return class_images(root, image_size, "train", held_out)
+    """Images in root/<class>/, or in root/train/<class>/ with root/test/<class>/ beside it (HELD_OUT has what else that
+    may be called). What is left out is named in one line."""
+    train, others = splits_of(root)
+    held_out = next((name for name in others if class_folders(root / name)), None)
+    images = class_images(root, image_size, train, held_out if train != "." else None)
+    if left := left_out(root, [train, held_out] if held_out and train != "." else [train]):
+        log.warning(f"{root}: left out {'; '.join(left)}")
+    return images
+
+
+def splits_of(root: Path) -> tuple[str, list[str]]:
+    """The sub-folder of the training images, or "." where the folder has none, and those that may be held out."""
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    train, held_out = ([n for word in words for n in names if n.lower() == word] for words in (TRAIN, HELD_OUT))
+    found = (name for name in train if name == "train" or class_folders(root / name))
+    return next(found, "."), held_out
+
+
+def left_out(root: Path, used: Sequence[str]) -> list[str]:
+    """What of a folder is no part of the dataset, and why. used: the sub-folders that hold a split, or "."."""
+    left = [] if "." in used else [f"{n} (no split that is used)" for n in visible(root) if n not in used]
+    for split in used:
+        folders = class_folders(root / split)
+        empty = [n for n in visible(root / split) if n not in folders and (root / split / n).is_dir()]
+        left += [f"{os.path.join(split, name)} (no images in it)" for name in empty]
+        others = [
+            os.path.join(split, name, file)
+            for name, images in folders.items()
+            for file in set(visible(root / split / name)).difference(images)
+        ]
+        if others:
+            left.append(f"{len(others):,} files that by their names are no images, such as {min(others)}")
+    return left
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if name[0] != ".")
 
 
 def class_images(
@@ -136,10 +175,10 @@ def class_folders(root: Path, only: Iterable[str] | None = None) -> dict[str, li
     if only is None:
         only = [entry.name for entry in os.scandir(root) if entry.is_dir()] if root.is_dir() else []
     found, nested = {}, []
-    for name in sorted(name for name in only if name[0] not in "._"):
+    for name in sorted(name for name in only if name[0] != "." and name not in NO_CLASSES):
         with os.scandir(root / name) as entries:
             listed = list(entries)
-        images = sorted(e.name for e in listed if e.name.lower().endswith(IMAGE_SUFFIXES))
+        images = sorted(e.name for e in listed if e.name[0] != "." and e.name.lower().endswith(IMAGE_SUFFIXES))
         if images:
             found[name] = images
         elif any(entry.is_dir() for entry in listed):

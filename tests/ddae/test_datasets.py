@@ -150,3 +150,28 @@ def test_a_prefix_is_a_fair_sample_of_every_split(seed):
     for split in ("train", "val", "test"):
         counts = np.bincount(dataset.labels(split)[:200], minlength=10)
         assert counts.min() > 4 and counts.max() < 40
+
+
+def test_splits_in_any_spelling_and_what_is_left_out(tmp_path, caplog):
+    for split, num in (("Train", 6), ("Testing", 3)):
+        for name in ("_background", "cat"):
+            (folder := tmp_path / split / name).mkdir(parents=True)
+            for i in range(num):
+                Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(folder / f"{i}.png")
+    (tmp_path / "Train" / "empty").mkdir()
+    (tmp_path / "Train" / "cat" / "notes.txt").touch()
+    (tmp_path / "val").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "val" / "flat.png")
+    dataset = load_dataset(str(tmp_path), 8)
+    assert dataset.images.classes == ("_background", "cat")
+    assert {split: len(rows) for split, rows in dataset.splits.items()} == {"train": 10, "val": 2, "test": 6}
+    said = "left out val (no split that is used); Train/empty (no images in it); 1 files that by their names are no"
+    assert said in caplog.text and "Train/cat/notes.txt" in caplog.text
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    for name in ("training", "resting"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    assert load_dataset(str(tmp_path), 8).images.classes == ("resting", "training")
