@@ -89,12 +89,12 @@ def _load(name: str) -> "Mapping[str, Dataset]":
 
 
 def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
-    """The columns of the images and of the labels: by type, and by name where several have the type."""
+    """The columns of the images and of the labels: by type, and by name where several may be meant."""
     from datasets import ClassLabel
 
     images = [column for column, feature in features.items() if _is_image(feature)]
     labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    labels = labels or [column for column in LABEL_COLUMNS if _is_plain(features.get(column))][:1]
+    labels += [column for column in LABEL_COLUMNS if column not in labels and _is_plain(features.get(column))]
     return _pick(name, features, "image", images, IMAGE_COLUMNS), _pick(name, features, "label", labels, LABEL_COLUMNS)
 
 
@@ -117,13 +117,13 @@ def _is_image(feature: Any) -> bool:
 
 
 def _is_plain(feature: Any) -> bool:
-    return getattr(feature, "dtype", "").startswith(("int", "uint", "string", "large_string"))
+    return getattr(feature, "dtype", "").startswith(("int", "uint", "string", "large_string", "bool", "float"))
 
 
 def _labels(name: str, split: "Dataset", split_name: str, column: str) -> list:
     """One a row; nothing where a whole test split is unlabelled."""
     values = split.select_columns(column)[:][column]
-    missing = sum(value is None or value == -1 for value in values)
+    missing = sum(value is None or value == -1 or value != value for value in values)
     if missing == len(values) and split_name != "train":
         return []
     if missing:
@@ -131,6 +131,8 @@ def _labels(name: str, split: "Dataset", split_name: str, column: str) -> list:
             f"dataset={name!r}: {missing} of {len(values)} images of {split_name} have no label (null or -1); "
             f"filter them out: {REMEDY}"
         )
+    if broken := [value for value in values if isinstance(value, float) and not value.is_integer()]:
+        raise ValueError(f"dataset={name!r}: {column} has values such as {broken[0]}, which are no classes: {REMEDY}")
     return values
 
 

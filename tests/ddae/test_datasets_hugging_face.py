@@ -93,7 +93,21 @@ def test_some_unlabelled_images(tmp_path, split):
         load_dataset(save(tmp_path / "set", **splits), 16)
 
 
-@pytest.mark.parametrize("values", [[0, 1, 10], ["cat", "dog", "eel"]])
+def test_a_column_called_label_is_the_label(tmp_path):
+    """Though another has the type of one."""
+    rows = make(30).rename_column("label", "source").add_column("label", [i % 2 for i in range(30)])
+    assert load_dataset(save(tmp_path / "set", train=rows), 16).images.classes == ("0", "1")
+    rows = make(30).remove_columns("label").add_column("label", [i % 2 == 0 for i in range(30)])
+    assert load_dataset(save(tmp_path / "bools", train=rows), 16).images.classes == ("False", "True")
+
+
+def test_numbers_that_are_no_classes(tmp_path):
+    rows = make(30).remove_columns("label").add_column("label", [i / 7 for i in range(30)])
+    with pytest.raises(ValueError, match=r"label has values such as 0\.14.*, which are no classes"):
+        load_dataset(save(tmp_path / "set", train=rows), 16)
+
+
+@pytest.mark.parametrize("values", [[0, 1, 10], ["cat", "dog", "eel"], [0.0, 1.0, 2.0]])
 def test_labels_without_names(tmp_path, values):
     rows = make(30).remove_columns("label").add_column("label", [values[i % 3] for i in range(30)])
     check(parquet(tmp_path / "set", train=rows), 24, 6, classes=list(map(str, values)))
