@@ -117,6 +117,11 @@ class Tracker:
             create_database(uri)
             self.client = MlflowClient(uri)
             found = self.client.get_experiment_by_name(experiment)
+            if found and found.lifecycle_stage == "deleted":
+                raise ValueError(
+                    f"MLflow's experiment {experiment!r} at {hidden(uri)} has been deleted; restore it: "
+                    f"MLFLOW_TRACKING_URI={hidden(uri)} mlflow experiments restore -x {found.experiment_id}"
+                )
             self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, tags=KIND)
             self.parent_id = self._open_parent(sweep_key, sweep_name)
             self._logged = self._finished_children()
@@ -242,7 +247,7 @@ class Tracker:
 
         try:
             yield
-        except (MlflowException, SQLAlchemyError, OSError) as error:
+        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
             self._logged = None  # what has arrived is to be asked
             root: BaseException = error
             while root.__cause__:

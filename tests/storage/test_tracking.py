@@ -81,6 +81,14 @@ def test_a_server_that_does_not_answer_is_one_line(user):
         check_server(f"http://{user}127.0.0.1:{free_port()}")
 
 
+def test_a_deleted_experiment_says_how_to_restore_it(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = Tracker(uri, "gone", "sweep", "sweep")
+    tracker.client.delete_experiment(tracker.experiment_id)
+    with pytest.raises(ValueError, match=f"has been deleted; restore it: .* restore -x {tracker.experiment_id}$"):
+        Tracker(uri, "gone", "sweep", "sweep")
+
+
 def test_a_database_that_cannot_be_opened_is_one_line():
     with pytest.raises(ValueError, match=r"cannot log to MLflow at sqlite:////dev/null/mlflow.db"):
         Tracker("sqlite:////dev/null/mlflow.db", "digits", "sweep", "sweep")
