@@ -140,7 +140,7 @@ class FinetuneTask:
             features=self.source.key.asdict(),
             cell=asdict(cell),
             read=(self.pooling, self.head, self.noised),
-            recipe=asdict(self.recipe),
+            recipe=(self.recipe.optimizer, self.recipe.momentum, self.recipe.decay, self.recipe.batch_size),
             steps=(rung, self.num_steps, self.warmup_epochs),
             num_workers=self.num_workers,
             versions=(VERSION, find_head(self.head)[0].version),
