@@ -85,5 +85,5 @@ def as_args(name: str, value: object) -> list[str]:
 def command_of(config: "DataclassInstance", script: str) -> str:
     """The command that makes the same sweep: the flags that are not as by default."""
     given, default = as_flags(config), as_flags(type(config)())
-    args = [arg for name, value in given.items() if value != default[name] for arg in as_args(name, value)]
+    args = [arg for name, value in given.items() if value != default.get(name) for arg in as_args(name, value)]
     return shlex.join(["python", f"sweeps/{script}.py", *args])

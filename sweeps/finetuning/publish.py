@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ddae.report.page import Page, Section, Table, render
@@ -12,8 +12,9 @@ from sweeps.cli import aligned
 from sweeps.findings.folder import read_test, test_text, write_results
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
+from sweeps.finetune import Finetune
 from sweeps.finetuning.findings import Findings, Outcome
-from sweeps.flags import ModelAndData, as_flags, command_of
+from sweeps.flags import as_flags, command_of
 
 FILES = "report.html", "report.txt", "trials.csv", "config.yaml"
 WORDS = (
@@ -29,7 +30,7 @@ WORDS = (
 HEADER = "labels", "start", "val accuracy", "learning rate", "weight decay", "head", "cut after", "t", "seconds"
 
 
-def publish(found: Findings, config: ModelAndData, tracker: Tracker) -> None:
+def publish(found: Findings, config: Finetune, tracker: Tracker) -> None:
     """results.json is written last: a sweep that has it is done."""
     folder = found.folder
     (folder / "figures").mkdir(exist_ok=True)
@@ -100,7 +101,7 @@ def facts(found: Findings) -> dict[str, str]:
     }
 
 
-def page(found: Findings, config: ModelAndData) -> Page:
+def page(found: Findings, config: Finetune) -> Page:
     answer, task = found.answer, found.task
     cell, metrics = answer.cell, answer.result.metrics
     name = task.label(cell)
@@ -113,7 +114,7 @@ def page(found: Findings, config: ModelAndData) -> Page:
         facts=facts(found),
         tied=Table(HEADER, rows(found)),
         sections=sections(found),
-        command=hidden(command_of(config, "finetune")),
+        command=hidden(command_of(replace(config, sweep=None), "finetune")),
         versions=versions(model=task.source.key.backbone[:12], images=task.source.key.images[:12]),
         by="the network",
         words=WORDS,
@@ -194,7 +195,7 @@ def by_axis(found: Findings, axis: str) -> Mapping[str, list[tuple[float, float,
     return lines
 
 
-def results(found: Findings, config: ModelAndData) -> dict[str, Any]:
+def results(found: Findings, config: Finetune) -> dict[str, Any]:
     """All numbers, as JSON knows them."""
     answer = found.answer
     return {

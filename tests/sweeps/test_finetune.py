@@ -52,10 +52,13 @@ def test_the_same_command_says_the_same(fork, tiny_model, folder):
     assert run(fork, "finetune", *args, cwd=folder.parents[1]).strip() == (folder / "report.txt").read_text().strip()
 
 
-def test_the_answer_is_tested_and_handed_over(fork, tiny_model, tmp_path):
-    args = ["--backbone", tiny_model, *CELL, *SHORT, "--init", "finetune", "--num-labels", "40"]
-    run(fork, "finetune", *args, cwd=tmp_path)
+def test_the_answer_of_a_sweep_is_fine_tuned_tested_and_handed_over(fork, tiny_model, tmp_path):
+    few = ["--blocks", "mid", "--timesteps", "10", "--poolings", "2", "--heads", "linear", "--num-trials", "1"]
+    run(fork, "layer_noise", "--backbone", tiny_model, "--dataset", "digits", *few, cwd=tmp_path)
+    run(fork, "finetune", *SHORT, "--init", "finetune", "--num-labels", "40", cwd=tmp_path)
     [results] = tmp_path.glob("out/finetune-*/results.json")
+    page = (results.parent / "report.html").read_text()
+    assert f"python sweeps/finetune.py --backbone {tiny_model} --dataset digits" in page and "--block mid" in page
     assert "test accuracy" in run(fork, "final_test", cwd=tmp_path)
     run(fork, "hand_over", "--include-backbone", cwd=tmp_path)
     winner = ddae.load(results.parent)
