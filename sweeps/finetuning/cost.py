@@ -32,14 +32,17 @@ def latents_needed(setup: "Setup") -> dict[FeatureSource, list[Need]]:
     return dict.fromkeys(sources.values(), needs)
 
 
-def kept_by(cut: str, setup: "Setup") -> Kept:
-    """What a cut keeps of the network."""
+def kept_by_cuts(setup: "Setup") -> dict[str, Kept]:
+    """cut -> what it keeps of the network."""
     task, backbone = setup.tasks[0], setup.backbone
-    trained, names = cut_network(backbone, Cut(cut, task.timesteps[0], task.pooling, task.head))
-    sizes = {name: each.numel() for name, each in trained.network.named_parameters()}
-    kept = sum(sizes[name] for name in names)
-    share = next(block.flops_share for block in backbone.blocks if block.name == cut)
-    return Kept(kept, kept / sum(sizes.values()), share)
+    sizes = {name: each.numel() for name, each in backbone.network.named_parameters()}
+    shares = {block.name: block.flops_share for block in backbone.blocks}
+    found = {}
+    for cut in dict.fromkeys(task.cuts[0] for task in setup.tasks if not task.baseline):
+        _, names = cut_network(backbone, Cut(cut, task.timesteps[0], task.pooling, task.head))
+        kept = sum(sizes[name] for name in names)
+        found[cut] = Kept(kept, kept / sum(sizes.values()), shares[cut])
+    return found
 
 
 def estimate(setup: "Setup") -> str:
@@ -48,8 +51,7 @@ def estimate(setup: "Setup") -> str:
     torch.set_num_threads(1)
     config, device, num_val = setup.config, setup.tasks[0].source.settings.device, len(setup.dataset.splits["val"])
     lines, most_seconds, memory_bytes = [], 0.0, 0
-    for cut in setup.tasks[0].cuts:
-        kept = kept_by(cut, setup)
+    for cut, kept in kept_by_cuts(setup).items():
         lines.append(
             f"kept      {cut}: {kept.num_parameters / 1e6:.2f}M parameters ({kept.share_of_parameters:.0%}), "
             f"{kept.share_of_forward:.0%} of a forward pass"
@@ -65,8 +67,9 @@ def estimate(setup: "Setup") -> str:
         seconds = task.num_steps * step_seconds + len(task.ladder) * val_seconds * num_val
         most_seconds += num_trials * seconds
         lines.append(
-            f"{task.start:<9} {task.num_labels[0]:,} labels: at most {num_trials} trainings of {task.num_steps:,} "
-            f"steps of {training.batch_size} images, {1000 * step_seconds:.0f} ms each; {seconds:,.0f} s with val"
+            f"{task.start:<9} {task.cuts[0]}, t = {task.timesteps[0]}, {task.num_labels[0]:,} labels: at most "
+            f"{num_trials} trainings of {task.num_steps:,} steps of {training.batch_size} images, "
+            f"{1000 * step_seconds:.0f} ms each; {seconds:,.0f} s with val"
         )
     for needs in latents_needed(setup).values():
         lines.append(f"latents   {sum(need.num_images for need in needs):,} images are encoded once, and kept")

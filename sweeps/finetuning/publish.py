@@ -139,9 +139,8 @@ def sections(found: Findings) -> list[Section]:
         if max(map(len, points.values()), default=0) > 1:
             figure = accuracy_curves(points, label, figures / f"{axis}.png")
             said = "; ".join(f"{name}: {spread(line)}" for name, line in points.items())
-            drawn.append(
-                Section(title, f"{said}.", "The best trial at each, one seed.", figure, f"accuracy against {label}")
-            )
+            own = f"Each the best of a search of its own, {how(found)}."
+            drawn.append(Section(title, f"{said}.", own, figure, f"accuracy against {label}"))
     return drawn
 
 
@@ -171,28 +170,28 @@ def percent(outcome: Outcome) -> str:
 
 
 def curves(found: Findings) -> Mapping[str, list[tuple[float, float, float]]]:
-    """start -> (labelled images, accuracy, standard error)."""
-    lines: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-    for outcome in found.outcomes:
-        lines[outcome.start].append((outcome.cell.num_labels, outcome.accuracy, outcome.stderr))
-    return {name: sorted(points) for name, points in lines.items()}
+    """start -> (labelled images, accuracy, standard error), of its best cut and timestep."""
+    best: dict[str, dict[int, Outcome]] = defaultdict(dict)
+    for outcome in sorted(found.outcomes, key=lambda each: each.accuracy):
+        best[outcome.start][outcome.cell.num_labels] = outcome
+    return {
+        start: [(count, outcome.accuracy, outcome.stderr) for count, outcome in sorted(outcomes.items())]
+        for start, outcomes in sorted(best.items())
+    }
 
 
 def by_axis(found: Findings, axis: str) -> Mapping[str, list[tuple[float, float, float]]]:
-    """start and number of labels -> (where it is on the axis, accuracy of the best trial there, standard error)."""
-    lines: dict[str, list[tuple[float, float, float]]] = {}
-    for task, trials in found.searches:
-        if task.baseline:
-            continue
-        best: dict[Any, Any] = {}
-        for trial in (trial for trial in trials if trial.state == "finished"):
-            value, result = getattr(trial.cell, axis), trial.last
-            if value not in best or result.metrics["val_accuracy"] > best[value].metrics["val_accuracy"]:
-                best[value] = result
-        place = (lambda cut: found.kept[cut].share_of_forward) if axis == "cut" else float
-        points = [(place(v), r.metrics["val_accuracy"], r.metrics["val_stderr"]) for v, r in best.items()]
-        lines[f"{task.start}, {task.num_labels[0]:,} labels"] = sorted(points)
-    return lines
+    """What stays the same -> (where it is on the axis, accuracy, standard error). axis: cut or timestep."""
+    lines: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    own = [outcome for outcome in found.outcomes if outcome.start == outcome.cell.init]
+    other = "timestep" if axis == "cut" else "cut"
+    several = len({getattr(outcome.cell, other) for outcome in own}) > 1
+    for outcome in own:
+        cell = outcome.cell
+        same = f", {other} {getattr(cell, other)}" if several else ""
+        place = found.kept[cell.cut].share_of_forward if axis == "cut" else float(cell.timestep)
+        lines[f"{outcome.start}, {cell.num_labels:,} labels{same}"].append((place, outcome.accuracy, outcome.stderr))
+    return {name: sorted(points) for name, points in lines.items()}
 
 
 def results(found: Findings, config: Finetune) -> dict[str, Any]:

@@ -108,6 +108,5 @@ def _task_and_cell(folder: Path) -> tuple[FinetuneTask, Cell]:
     setup = set_up(replace(flags, sweep=None))
     if setup.folder.name != folder.name:
         raise ValueError(f"{flags.backbone} or {flags.dataset} has changed since {folder} was made; sweep again")
-    start = (cell.init,), (cell.num_labels,), ""
-    [task] = [task for task in setup.tasks if (task.inits, task.num_labels, task.baseline) == start]
+    [task] = [task for task in setup.tasks if not task.baseline and cell in task.cells]
     return task, cell

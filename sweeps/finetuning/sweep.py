@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from ddae.backbones import Backbone
@@ -21,7 +22,7 @@ from sweeps.driver import no_needs, open_run, run_searches
 from sweeps.findings.answer import choose
 from sweeps.findings.folder import RESULTS, newest_sweep, read_results
 from sweeps.finetune import Finetune
-from sweeps.finetuning.cost import estimate, kept_by, latents_needed
+from sweeps.finetuning.cost import estimate, kept_by_cuts, latents_needed
 from sweeps.finetuning.findings import Findings, outcome_of
 from sweeps.finetuning.publish import publish, report
 from sweeps.finetuning.task import FinetuneTask
@@ -50,7 +51,7 @@ class Setup:
     config: Finetune
     """With what a sweep has said filled in."""
     tasks: tuple[FinetuneTask, ...]
-    """One for each start and number of labels."""
+    """One for each start, cut, timestep and number of labels."""
     backbone: Backbone
     dataset: Dataset
 
@@ -80,8 +81,9 @@ def set_up(config: Finetune) -> Setup:
     tasks = []
     for init in dict.fromkeys(config.init):
         default, given = (SCRATCH_EPOCHS, config.scratch_epochs) if init == "scratch" else (0, config.epochs)
-        task = make_task(config, source, init, recipe, cuts)
-        tasks += for_counts(config, dataset, task, given, default)
+        for cut, timestep in product(cuts, config.tell or (config.timestep,)):
+            task = make_task(config, source, init, recipe, cut, timestep)
+            tasks += for_counts(config, dataset, task, given, default)
     for name in dict.fromkeys(config.baseline):
         alone = replace(config, backbone=name, image_size=config.baseline_size, weights="", text_embedding="")
         alone = replace(alone, learning_rates=(), weight_decays=())
@@ -89,14 +91,14 @@ def set_up(config: Finetune) -> Setup:
         if not isinstance(network.schedule, Clean):
             raise ValueError(f"baseline={name!r} is a diffusion model; give a classifier, such as wrn:28-10")
         theirs, images = open_source(alone, network, pooling=4)
-        task = make_task(alone, theirs, "scratch", RECIPES["classifier"], (network.blocks[-1].name,))
-        whole = replace(task, baseline=name, pooling=1, head="linear", noised=False, timesteps=(0,))
+        task = make_task(alone, theirs, "scratch", RECIPES["classifier"], network.blocks[-1].name, 0)
+        whole = replace(task, baseline=name, pooling=1, head="linear", noised=False)
         tasks += for_counts(config, images, whole, config.scratch_epochs, SCRATCH_EPOCHS)
     return Setup(config, tuple(tasks), backbone, dataset)
 
 
 def make_task(
-    config: Finetune, source: FeatureSource, init: str, recipe: Recipe, cuts: tuple[str, ...]
+    config: Finetune, source: FeatureSource, init: str, recipe: Recipe, cut: str, timestep: int
 ) -> FinetuneTask:
     """A task of no labels and no steps, which for_counts() sets."""
     recipe = replace(recipe, batch_size=config.batch_size or recipe.batch_size)
@@ -106,7 +108,7 @@ def make_task(
         raise ValueError(f"learning_rates={list(rates)} must be above 0, and weight_decays={list(decays)} 0 or more")
     return FinetuneTask(
         source, config.pooling, config.head, recipe, config.noised or recipe.noised, 0,
-        SCRATCH_WARMUP_EPOCHS if init == "scratch" else 0, (init,), cuts, config.tell or (config.timestep,), (), rates,
+        SCRATCH_WARMUP_EPOCHS if init == "scratch" else 0, (init,), (cut,), (timestep,), (), rates,
         decays, tuple(dict.fromkeys(config.head_start)), (config.seed,), num_workers=config.num_workers,
         gradient_checkpointing=config.gradient_checkpointing,
     )  # fmt: skip
@@ -211,7 +213,7 @@ class FinetuneSweep:
                 pool.run(Filling(source, pool, on_step=self.progress.step).encode(needs)).result()
 
     def search(self) -> list[tuple[Trial, ...]]:
-        """Every start and number of labels has a search of its own; they run side by side."""
+        """Every start, cut, timestep and number of labels has a search of its own; they run side by side."""
         self.encode()
         config = self.setup.config
         return self._run([HalvingSearch(task, config.num_trials, seed=config.seed) for task in self.setup.tasks])
@@ -249,7 +251,7 @@ class FinetuneSweep:
         found = Findings(
             searches=tuple(zip(setup.tasks, searched, strict=True)),
             outcomes=tuple(map(outcome_of, setup.tasks, searched, repeated)),
-            kept={cut: kept_by(cut, setup) for cut in setup.tasks[0].cuts},
+            kept=kept_by_cuts(setup),
             folder=setup.folder,
             tracked=self.tracker.where,
             wall_seconds=time.time() - self.started_seconds,

@@ -47,6 +47,16 @@ def test_every_start_and_number_of_labels_has_its_outcome(folder):
     assert np.asarray(Image.open(folder / "figures" / "labels.png").convert("L")).std() > 5
 
 
+def test_cuts_and_timesteps_are_compared_at_the_same_length(fork, tiny_model, tmp_path):
+    several = ["--cut", "mid", "up.0.0", "--tell", "10", "300", "--init", "finetune", "--num-labels", "20"]
+    run(fork, "finetune", "--backbone", tiny_model, *CELL, *SHORT, *several, cwd=tmp_path)
+    [results] = tmp_path.glob("out/finetune-*/results.json")
+    outcomes = json.loads(results.read_text())["outcomes"]
+    found = {(each["cell"]["cut"], each["cell"]["timestep"]) for each in outcomes}
+    assert found == {(cut, timestep) for cut in ("mid", "up.0.0") for timestep in (10, 300)}
+    assert {path.name for path in (results.parent / "figures").iterdir()} == {"labels.png", "cut.png", "timestep.png"}
+
+
 def test_the_same_command_says_the_same(fork, tiny_model, folder):
     args = ["--backbone", tiny_model, *CELL, *SHORT, "--num-labels", "20", "40"]
     assert run(fork, "finetune", *args, cwd=folder.parents[1]).strip() == (folder / "report.txt").read_text().strip()
