@@ -34,7 +34,7 @@ class Finetuning:
     out: Path = Path("out/benchmark")
 
 
-DIGITS = Finetuning("digits", (100, 1000), (40, 15), (100, 40))
+DIGITS = Finetuning("digits", (30, 300, 1000), (100, 50, 20), (400, 100, 60))
 
 
 def main(config: Finetuning) -> None:
