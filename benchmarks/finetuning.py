@@ -29,12 +29,13 @@ class Finetuning:
     labels: tuple[int, ...] = (100, 300, 1000, 4800)
     epochs: tuple[int, ...] = (100, 50, 20, 8)
     scratch_epochs: tuple[int, ...] = (200, 100, 60, 20)
+    augment: str = "flip+crop"
     seeds: int = 3
     baseline: tuple[str, ...] = ("wrn:16-1",)
     out: Path = Path("out/benchmark")
 
 
-DIGITS = Finetuning("digits", (30, 300, 1000), (100, 50, 20), (400, 100, 60))
+DIGITS = Finetuning("digits", (30, 300, 1000), (100, 50, 20), (400, 100, 60), "crop")
 
 
 def main(config: Finetuning) -> None:
@@ -46,7 +47,7 @@ def main(config: Finetuning) -> None:
     flags = Finetune(
         sweep=found.folder, num_labels=config.labels, epochs=config.epochs, scratch_epochs=config.scratch_epochs,
         learning_rates=(1e-4, 3e-4, 1e-3), batch_size=50 if config.dataset != "digits" else 30, num_trials=6,
-        seeds=config.seeds, **where,
+        seeds=config.seeds, augment=config.augment, **where,
     )  # fmt: skip
     longer = 2 * config.scratch_epochs[-2]
     one = {"num_labels": config.labels[-2:-1], "epochs": config.epochs[-2:-1], "seeds": 1}

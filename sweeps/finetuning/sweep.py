@@ -106,10 +106,14 @@ def make_task(
     decays = tuple(sorted(set(config.weight_decays or recipe.weight_decays)))
     if min(rates) <= 0 or min(decays) < 0:
         raise ValueError(f"learning_rates={list(rates)} must be above 0, and weight_decays={list(decays)} 0 or more")
+    if source.encoder and config.augment == "crop":
+        raise ValueError(
+            "augment='crop' is not for latents, which are stored flipped and cropped; give flip+crop or none"
+        )
     return FinetuneTask(
         source, config.pooling, config.head, recipe, config.noised or recipe.noised, 0,
         SCRATCH_WARMUP_EPOCHS if init == "scratch" else 0, (init,), (cut,), (timestep,), (), rates,
-        decays, tuple(dict.fromkeys(config.head_start)), (config.seed,), num_workers=config.num_workers,
+        decays, tuple(dict.fromkeys(config.head_start)), (config.seed,), config.augment, num_workers=config.num_workers,
         gradient_checkpointing=config.gradient_checkpointing,
     )  # fmt: skip
 

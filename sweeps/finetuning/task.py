@@ -72,6 +72,8 @@ class FinetuneTask:
     weight_decays: tuple[float, ...]
     head_starts: tuple[str, ...]
     seeds: tuple[int, ...]
+    augment: str = "flip+crop"
+    """flip+crop, crop or none."""
     num_workers: int = 1
     """Processes that train one network together, each on a device of its own."""
     gradient_checkpointing: bool = False
@@ -139,7 +141,7 @@ class FinetuneTask:
         return content_key(
             features=self.source.key.asdict(),
             cell=asdict(cell),
-            read=(self.pooling, self.head, self.noised),
+            read=(self.pooling, self.head, self.noised, self.augment),
             recipe=(self.recipe.optimizer, self.recipe.momentum, self.recipe.decay, self.recipe.batch_size),
             steps=(rung, self.num_steps, self.warmup_epochs),
             num_workers=self.num_workers,

@@ -68,7 +68,7 @@ class CellTraining:
         chosen = batch_places(cell.num_labels, self.batch_size, step, cell.seed)
         places = self.task.labelled(cell)[chosen][self.rank :: self.world_size]
         view = 1 + step // max(1, cell.num_labels // self.batch_size)
-        x = inputs(self.source, self.network, "train", places, cell.seed, view)
+        x = inputs(self.source, self.network, "train", places, cell.seed, view, self.task.augment)
         labels = torch.from_numpy(dataset.labels("train")[places]).to(x.device)
         return functional.cross_entropy(network(x), labels)
 
@@ -99,19 +99,31 @@ class CellTraining:
 
 
 def inputs(
-    source: FeatureSource, model: CutClassifier, split: str, places: np.ndarray, seed: int, view: int = 0
+    source: FeatureSource,
+    model: CutClassifier,
+    split: str,
+    places: np.ndarray,
+    seed: int,
+    view: int = 0,
+    augment: str = "none",
 ) -> Tensor:
-    """What the network is given of the images at these places of a split, [N, *shape]. view: 0 is the images as they
-    are; others flip and crop them first. Latents are read from the store."""
+    """What the network is given of the images at these places of a split, [N, *shape]. view: which noise, and which
+    augmentation; 0 is none. Latents are read from the store, where they lie flipped and cropped."""
     extractor = opened(source)
     rows = extractor.dataset.splits[split][places]
     if source.encoder:
-        views = view and 1 + np.random.default_rng([seed, view]).integers(NUM_LATENT_VIEWS, size=len(rows))
+        views = (
+            0
+            if augment == "none"
+            else 1 + np.random.default_rng([seed, view]).integers(NUM_LATENT_VIEWS, size=len(rows))
+        )
         latents = np.stack([latent(extractor, split, int(v), int(p)) for v, p in np.broadcast(views, places)])
         x0 = torch.from_numpy(latents).to(source.settings.device).float().view(-1, *model.backbone.encoder.shape)
     else:
         images = extractor.dataset.images.read(rows)
-        x0 = model.backbone.encode(flip_and_crop(images, rows, seed, view) if view else images).clone()
+        if augment != "none":
+            images = flip_and_crop(images, rows, seed, view, flip=augment == "flip+crop")
+        x0 = model.backbone.encode(images).clone()
     return noised_if(model, x0, rows, seed, view)
 
 
