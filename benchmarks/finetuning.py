@@ -1,7 +1,7 @@
 """Accuracy against the number of labels for a network that is fine-tuned, trained from scratch, and frozen.
 
-    python benchmarks/finetuning.py                      # the shipped pair: an hour and a half on two cores
-    python benchmarks/finetuning.py --dataset digits     # half an hour
+    python benchmarks/finetuning.py                      # the shipped pair; its first sweep took an hour
+    python benchmarks/finetuning.py --dataset digits     # its first sweep took eight minutes
 
 layer_noise.py chooses the cell, and finetune.py runs at it: the same pooling and head for every start, a search over
 learning rates for each start and number of labels, and several seeds of the best. Besides, on the last number of labels

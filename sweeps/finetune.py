@@ -77,7 +77,7 @@ class Finetune(ModelAndData):
     num_workers: int = 1
     """Processes that train one network together, each on a device of its own; they share a batch."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, a third more time."""
+    """Compute activations again in the backward pass: less memory, more time."""
     num_trials: int = 12
     """Cells that are tried for every start and number of labels."""
     seeds: int = 3

@@ -7,19 +7,19 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ddae.backbones.base import Backbone, Pixels, Settings
-from ddae.backbones.classifiers import Classifier, build, make_backbone
+from ddae.backbones.classifiers import RANDOM, Classifier, build, make_backbone
 from ddae.backbones.vae import Latents, load_vae
 
 
 def load(model: str, settings: Settings) -> Backbone:
     """Raises ValueError for sizes that there is no such network of. What stands behind the @ is a VAE's folder or hub
-    id, or the folder of a model that has one."""
+    id, or the folder of a model that has one; random means none, because the weights always are."""
     sizes, _, vae = model.partition("@")
     depth, _, width = sizes.partition("-")
     if not (depth.isdigit() and width.isdigit() and int(depth) >= 10 and (int(depth) - 4) % 6 == 0 and int(width)):
         raise ValueError(f"wrn:{sizes} must be depth-width with a depth of 10, 16, 22, 28, ..., as in wrn:28-10")
     encoder: Pixels | Latents = Pixels(settings.image_size or 32)
-    if vae:
+    if vae not in ("", RANDOM):
         inside = Path(vae) / "vae"
         autoencoder = load_vae(str(inside if inside.is_dir() else vae), settings)
         encoder = Latents(autoencoder, settings.image_size or autoencoder.config.sample_size)

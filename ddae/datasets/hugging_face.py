@@ -24,7 +24,7 @@ REMEDY = "mend it with datasets, save_to_disk it and name that folder"
 def hugging_face(name: str, image_size: int) -> Images:
     """name: a hub id `owner/name[@revision]`, a folder of save_to_disk, or one that datasets.load_dataset reads.
 
-    Test is the first of the splits test, val, valid and validation that has labels, else a fixed fifth of every class.
+    Test is the first of the splits in HELD_OUT that has labels, else a fixed fifth of every class.
     The fingerprint rests on all labels, the sizes of all encoded images and the bytes of at most 256 of them: the same
     on every machine, which HF's own is not.
     """

@@ -95,7 +95,7 @@ def facts(found: Findings) -> dict[str, str]:
             for cut, kept in found.kept.items()
         ),
         "read": f"pooled to {task.pooling} x {task.pooling}, under {task.head}, images "
-        f"{'noised at the timestep' if task.noised else 'as they are'}",
+        f"{'noised at the timestep' if task.noised else 'without noise'}; trained on with augment={task.augment}",
         "trials": found.tracked,
         "time": f"{found.wall_seconds:.0f} s",
     }

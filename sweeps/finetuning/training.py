@@ -63,14 +63,19 @@ class CellTraining:
         return self.task.recipe.rate(step, self.num_steps, steps_per_epoch, warmup_steps)
 
     def loss(self, network: nn.Module, step: int) -> Tensor:
-        cell, dataset = self.cell, opened(self.source).dataset
+        cell = self.cell
         torch.manual_seed((cell.seed * self.num_steps + step) * self.world_size + self.rank)
+        x, labels = self.batch(step)
+        return functional.cross_entropy(network(x), labels)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """What this worker sees at a step: inputs [N, *shape] and labels int64 [N]."""
+        cell = self.cell
         chosen = batch_places(cell.num_labels, self.batch_size, step, cell.seed)
         places = self.task.labelled(cell)[chosen][self.rank :: self.world_size]
         view = 1 + step // max(1, cell.num_labels // self.batch_size)
         x = inputs(self.source, self.network, "train", places, cell.seed, view, self.task.augment)
-        labels = torch.from_numpy(dataset.labels("train")[places]).to(x.device)
-        return functional.cross_entropy(network(x), labels)
+        return x, torch.from_numpy(opened(self.source).dataset.labels("train")[places]).to(x.device)
 
     def after_step(self, step: int) -> Mapping[str, float]:
         """Measure on val at every rung, where rank 0 does it."""

@@ -12,6 +12,7 @@ from storage.feature_store import FeatureStore
 from sweeps.cluster.loop import run_loop, update
 from sweeps.cluster.session import ray_session
 from sweeps.finetune import Finetune
+from sweeps.finetuning.cost import estimate
 from sweeps.finetuning.sweep import set_up
 from sweeps.finetuning.task import FinetuneTask
 from sweeps.finetuning.training import NUM_LATENT_VIEWS, CellTraining
@@ -51,6 +52,13 @@ def test_a_latent_model_is_trained_on_stored_views(tmp_path):
     again = CellTraining(task, cell)
     run_loop(again, StoredCheckpoint(tmp_path, "second"), CPU)
     assert again.right == training.right
+
+
+def test_a_dry_run_encodes_nothing(tmp_path):
+    store, backbone = tmp_path / "store", dit_folder(tmp_path, "")
+    config = Finetune(backbone, "digits", block="block.0", timestep=10, num_labels=(20,), epochs=(2,), store=str(store))
+    assert "images are encoded once" in estimate(set_up(replace(config, scratch_epochs=(2,), head_start=("probe",))))
+    assert not list(store.rglob("*.arrow"))
 
 
 def test_a_rate_that_diverges_counts_as_nothing_right(tiny_model, tmp_path, caplog):
