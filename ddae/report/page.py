@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,31 @@ class Section:
         return self.figure is not None and self.figure.get_figwidth() > 7
 
 
+WORDS = {
+    "feature": """Numbers that stand for an image: what one block of the network holds when it is shown the image with
+noise added. The network was trained to remove noise, never to classify, and stays as it is.""",
+    "block": """A part of the network whose output can be read as a feature. Shallow blocks see edges and colours,
+blocks in the middle see whole objects, the last ones turn them back into pixels.""",
+    "timestep": "How much noise is added, in the network's own counting.",
+    "sigma": """The same as a ratio of noise to image, which can be compared between networks: 0.1 is hardly to be seen,
+at 1 there is as much noise as image.""",
+    "pooling": """A block holds a map; 2 x 2 pooling averages it to 2 x 2 numbers a channel. Coarser pooling is cheaper
+and tells less about where things are.""",
+    "head": """The small classifier that is trained on the feature: linear is one weighted sum a class, an mlp has a
+hidden layer.""",
+    "cell, trial": "A cell is one choice of everything that is searched; to train and score it is a trial.",
+    "ridge, screening": """A linear classifier that is solved in one step. Screening judges every block at every
+timestep by it, on few images, each predicted by a fit to all the others, before any head is trained.""",
+    "val, test": """Val images are set aside from the training images to choose by; their accuracy is therefore a little
+too good. Test images are looked at once, after the choice.""",
+    "\N{PLUS-MINUS SIGN}": "One standard error. Differences below two of them are not differences.",
+    "alignment, uniformity": """Measures that need no labels: how near two noised copies of one image stay, and how
+evenly different images spread.""",
+    "Spearman": "Agreement of two orders: 1 is the same order, 0 is none, -1 the reverse.",
+}
+"""What a page explains to those who have not read the papers."""
+
+
 @dataclass(frozen=True)
 class Page:
     title: str
@@ -55,39 +80,12 @@ class Page:
     versions: Mapping[str, str]
     by: str = "the feature at"
     """What classifies the images."""
-    words: Sequence[str] = ()
-    """Those of WORDS that the page explains; all if not given."""
-
-
-WORDS = {
-    "feature": """Numbers that stand for an image: what one block of the network holds when it is shown the image with
-noise added. The network was trained to remove noise, never to classify, and stays as it is.""",
-    "block": """A part of the network whose output can be read as a feature. Shallow blocks see edges and colours,
-blocks in the middle see whole objects, the last ones turn them back into pixels.""",
-    "timestep": "How much noise is added, in the network's own counting.",
-    "sigma": """The same as a ratio of noise to image, which can be compared between networks: 0.1 is hardly to be seen,
-at 1 there is as much noise as image.""",
-    "pooling": """A block holds a map; 2 x 2 pooling averages it to 2 x 2 numbers a channel. Coarser pooling is cheaper
-and tells less about where things are.""",
-    "head": """The small classifier that is trained on the feature: linear is one weighted sum a class, an mlp has a
-hidden layer.""",
-    "cell, trial": "A cell is one choice of everything that is searched; to train and score it is a trial.",
-    "ridge, screening": """A linear classifier that is solved in one step. Screening judges every block at every
-timestep by it, on few images, each predicted by a fit to all the others, before any head is trained.""",
-    "finetune, scratch, frozen": """The network is trained whole from its pre-trained weights, or from random ones, or
-stays as it is, and the head alone is trained.""",
-    "val, test": """Val images are set aside from the training images to choose by; their accuracy is therefore a little
-too good. Test images are looked at once, after the choice.""",
-    "\N{PLUS-MINUS SIGN}": "One standard error. Differences below two of them are not differences.",
-    "alignment, uniformity": """Measures that need no labels: how near two noised copies of one image stay, and how
-evenly different images spread.""",
-    "Spearman": "Agreement of two orders: 1 is the same order, 0 is none, -1 the reverse.",
-}
+    words: Mapping[str, str] = field(default_factory=lambda: WORDS)
+    """Word -> what it means here."""
 
 
 def render(page: Page) -> str:
     """HTML."""
-    words = {word: meaning for word, meaning in WORDS.items() if word in (page.words or WORDS)}
     environment = Environment(
         loader=PackageLoader("ddae", "report"),
         autoescape=True,
@@ -97,7 +95,7 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = svg
-    return environment.get_template("page.html").render(page=page, words=words)
+    return environment.get_template("page.html").render(page=page)
 
 
 def with_test(html: str, test: str) -> str:

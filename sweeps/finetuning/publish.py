@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from ddae.report import page
 from ddae.report.page import Page, Section, Table, render
 from ddae.report.training import accuracy_curves
 from storage.tracking import Tracker, hidden
@@ -17,16 +18,11 @@ from sweeps.finetuning.findings import Findings, Outcome
 from sweeps.flags import as_flags, command_of
 
 FILES = "report.html", "report.txt", "trials.csv", "config.yaml"
-WORDS = (
-    "block",
-    "timestep",
-    "pooling",
-    "head",
-    "cell, trial",
-    "finetune, scratch, frozen",
-    "val, test",
-    "\N{PLUS-MINUS SIGN}",
-)
+WORDS = {word: page.WORDS[word] for word in ("block", "timestep", "pooling", "head", "cell, trial")} | {
+    "finetune, scratch, frozen": "The network is trained whole from its pre-trained weights, or from random ones, or "
+    "stays as it is, and the head alone is trained.",
+    **{word: page.WORDS[word] for word in ("val, test", "\N{PLUS-MINUS SIGN}")},
+}
 HEADER = "labels", "start", "val accuracy", "learning rate", "weight decay", "head", "cut after", "t", "seconds"
 
 
@@ -35,7 +31,7 @@ def publish(found: Findings, config: Finetune, tracker: Tracker) -> None:
     folder = found.folder
     (folder / "figures").mkdir(exist_ok=True)
     (folder / "report.txt").write_text(report(found))
-    (folder / "report.html").write_text(render(page(found, config)), encoding="utf-8")
+    (folder / "report.html").write_text(render(page_of(found, config)), encoding="utf-8")
     write_csv(folder / "trials.csv", found.trials)
     tracker.finish(
         {**found.answer.result.metrics, "wall_seconds": found.wall_seconds},
@@ -64,7 +60,8 @@ def report(found: Findings) -> str:
 
 def how(found: Findings) -> str:
     num_seeds = len(found.outcomes[0].accuracies)
-    return f"{num_seeds} seeds each; +- is the standard error over them" if num_seeds > 1 else "one seed each"
+    seeds, over = (f"{num_seeds} seeds", "them") if num_seeds > 1 else ("one seed", "the val images")
+    return f"{seeds} each; +- is the standard error over {over}"
 
 
 def rows(found: Findings) -> list[tuple[str, ...]]:
@@ -101,7 +98,7 @@ def facts(found: Findings) -> dict[str, str]:
     }
 
 
-def page(found: Findings, config: Finetune) -> Page:
+def page_of(found: Findings, config: Finetune) -> Page:
     answer, task = found.answer, found.task
     cell, metrics = answer.cell, answer.result.metrics
     name = task.label(cell)
