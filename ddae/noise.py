@@ -91,9 +91,12 @@ class VE:
 class Flow:
     """Rectified flow, x_t = (1 - s) x0 + s noise with s = t / num_steps (Liu et al. 2023; Esser et al. 2024,
     equation 13). t is what diffusers' FlowMatchEulerDiscreteScheduler calls a timestep; the last, num_steps, is noise
-    alone and left out. A sampler's shift moves the steps that it takes, not what a timestep means."""
+    alone and left out. A sampler's shift moves the steps that it takes, not what a timestep means, unless `levels` says
+    that the model's pipeline tells its network other timesteps than the noise has."""
 
     num_steps: int = 1000
+    levels: tuple[float, ...] = ()
+    """s at t = 0, 1, ..., num_steps, where it is not t / num_steps."""
 
     @property
     def timesteps(self) -> range:
@@ -104,12 +107,41 @@ class Flow:
         """Timesteps whose sigmas are close to those of VP's defaults."""
         return tuple(sorted({max(1, t * self.num_steps // 1000) for t in (10, 50, 100, 170, 280, 480, 770)}))
 
+    def level(self, timestep: int) -> float:
+        return self.levels[timestep] if self.levels else timestep / self.num_steps
+
     def sigma(self, timestep: int) -> float:
-        return timestep / (self.num_steps - timestep)
+        if not self.levels:
+            return timestep / (self.num_steps - timestep)
+        s = self.level(timestep)
+        return s / (1 - s) if s < 1 else math.inf
 
     def diffuse(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
-        s = timestep / self.num_steps
+        s = self.level(timestep)
         return (1 - s) * x0 + s * noise
+
+
+@dataclass(frozen=True)
+class FirstChannels:
+    """Noise on the first channels alone, for networks that are given more than the noised image."""
+
+    schedule: Schedule
+    channels: int
+
+    @property
+    def timesteps(self) -> range:
+        return self.schedule.timesteps
+
+    @property
+    def defaults(self) -> tuple[int, ...]:
+        return self.schedule.defaults
+
+    def sigma(self, timestep: int) -> float:
+        return self.schedule.sigma(timestep)
+
+    def diffuse(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        noised = self.schedule.diffuse(x0[:, : self.channels], noise[:, : self.channels], timestep)
+        return torch.cat([noised, x0[:, self.channels :]], dim=1)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Loads diffusion networks by hub id, local folder or official checkpoint file, and classifiers by library and name."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,8 @@ LIBRARIES: dict[str, Callable[[str, Settings], Backbone]] = {
 """Loaders of classifiers, by what stands before the colon; they get what stands behind it."""
 
 DEFAULT = Settings()
+
+logger = logging.getLogger("ddae")
 
 
 def load_backbone(name: str, settings: Settings = DEFAULT) -> Backbone:
@@ -110,7 +113,12 @@ def replace_weights(backbone: Backbone, file: Path) -> None:
 
 def load_folder(path: Path, settings: Settings) -> Backbone:
     """Loads a diffusers folder by the class that it names, or, for a pipeline that is not known, by its network's."""
+    if not (path / "model_index.json").exists() and (path.parent / "model_index.json").exists():
+        logger.warning("%s is taken with what lies beside it in %s", path, path.parent)
+        path = path.parent
     load = BACKBONES.get(model_class(path)) or BACKBONES.get(generic.network_class(path), generic.load)
+    if load is ddpm.load and generic.decoder_folder(path):
+        load = generic.load
     return load(path, fingerprint(path, settings), settings)
 
 

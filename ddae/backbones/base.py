@@ -1,5 +1,6 @@
 """The contract between networks and the rest of the project: every family builds one `Backbone`."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -216,11 +217,14 @@ class Backbone:
         """Like activations(), for images that are already noised; with gradients where they are enabled."""
         inputs = self.inputs(x_t, timestep)
         wanted = tuple(name for name in self.modules if name in blocks)
-        device, dtype = x_t.device.type, getattr(torch, self.settings.precision)
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        with self._precision():
             if self.settings.compile:
                 return self._compiled(wanted, inputs, reduce)
             return self._until_deepest(wanted, inputs, reduce)
+
+    def _precision(self) -> torch.autocast:
+        dtype = getattr(torch, self.settings.precision)
+        return torch.autocast(torch.device(self.settings.device).type, dtype, enabled=dtype != torch.float32)
 
     def noised(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
         """x_t, on the device and in the memory format of the network."""
@@ -279,17 +283,27 @@ class Backbone:
 
     @torch.no_grad()
     def _trace(self) -> tuple[tuple[Block, ...], int]:
-        """Finds shapes and floating-point operations by a pass of one image on the meta device, without arithmetic."""
-        seen: dict[str, tuple[Tensor, int]] = {}
+        """Finds shapes and floating-point operations by a pass of one image: on the meta device, without
+        arithmetic, unless the network looks at values."""
         x = torch.zeros(1, *self.encoder.shape, device=self.settings.device)
-        inputs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), self.inputs(x, self.schedule.timesteps[0]))
+        inputs = self.inputs(x, self.schedule.timesteps[0])
 
-        def keep(name: str, output: object) -> None:
-            seen.setdefault(name, (self.to_map(output), counter.get_total_flops()))
+        def traced(run: Callable[[], object]) -> tuple[dict[str, tuple[Tensor, int]], int]:
+            seen: dict[str, tuple[Tensor, int]] = {}
 
-        with FlopCounterMode(display=False) as counter, self._hooked(self.modules, keep):
-            run_on_meta(self.network, inputs)
-        total = counter.get_total_flops()
+            def keep(name: str, output: object) -> None:
+                seen.setdefault(name, (self.to_map(output), counter.get_total_flops()))
+
+            with FlopCounterMode(display=False) as counter, self._hooked(self.modules, keep):
+                run()
+            return seen, counter.get_total_flops()
+
+        try:
+            on_meta = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), inputs)
+            seen, total = traced(lambda: run_on_meta(self.network, on_meta))
+        except (NotImplementedError, RuntimeError):  # it looks at values
+            with self._precision():
+                seen, total = traced(lambda: self.network(**inputs))
         specs = {spec.name: spec for spec in self.specs}
         blocks = [
             Block(name, spec.index, spec.stage, map.shape[1], map.shape[-1], flops / total, spec.module, spec.alias)
@@ -299,10 +313,12 @@ class Backbone:
         return tuple(blocks), total
 
 
-def run_on_meta(network: nn.Module, inputs: dict[str, Any]) -> None:
-    """Runs a network on the meta device, where hooks see shapes and nothing is computed; its own weights stay."""
+def run_on_meta(network: nn.Module, inputs: dict[str, Any], args: tuple = ()) -> Any:
+    """Runs a network on the meta device, where hooks see shapes and nothing is computed; what it keeps meanwhile goes
+    with a copy that shares its tensors."""
     state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    functional_call(network, {name: tensor.to("meta") for name, tensor in state.items()}, (), inputs)
+    twin = copy.deepcopy(network, {id(tensor): tensor for tensor in state.values()})
+    return functional_call(twin, {name: tensor.to("meta") for name, tensor in state.items()}, args, inputs)
 
 
 class _DeepestReached(Exception):

@@ -134,7 +134,7 @@ def read_diffusion(options: dict[str, Any], path: Path, settings: Settings) -> t
     raise ValueError(f"model_type={model_type!r} beside {path} is not known; it is 'DDPM' or 'EDM'")
 
 
-def make_backbone(unet: "UNet2DModel", schedule: VP, fingerprint: str, settings: Settings) -> Backbone:
+def make_backbone(unet: "UNet2DModel", schedule: Schedule, fingerprint: str, settings: Settings) -> Backbone:
     """Counts blocks as the DDAE paper does, or as OpenAI's code does if the network is built like ADM."""
     config = unet.config
     like_adm = config.resnet_time_scale_shift == "scale_shift" and config.downsample_type == "resnet"

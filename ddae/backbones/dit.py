@@ -16,7 +16,7 @@ from ddae.backbones.convert import Part, attention, convert, load_state, renamed
 from ddae.backbones.files import load_network, subfolder
 from ddae.backbones.schedules import read_schedule
 from ddae.backbones.vae import latents_of, with_vae
-from ddae.noise import VP
+from ddae.noise import VP, Schedule
 
 if TYPE_CHECKING:
     from diffusers import DiTTransformer2DModel
@@ -82,7 +82,7 @@ def from_state(state: dict[str, Tensor], path: Path, fingerprint: str, settings:
 
 
 def make_backbone(
-    network: "DiTTransformer2DModel", schedule: VP, path: Path, fingerprint: str, settings: Settings
+    network: "DiTTransformer2DModel", schedule: Schedule, path: Path, fingerprint: str, settings: Settings
 ) -> Backbone:
     """Builds the backbone; every image gets the null class, which is the last."""
     from diffusers.models.embeddings import Timesteps

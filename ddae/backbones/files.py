@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +98,11 @@ def load_network(network_class: Any, folder: Path) -> Any:
 
     Raises ValueError if a weight is missing; diffusers itself would only warn, and leave it uninitialised.
     """
-    from diffusers.utils.logging import set_verbosity_error
-
-    set_verbosity_error()
+    safe = any(file.suffix == WEIGHTS[0] for file in weights(folder, "", "diffusion_pytorch_model"))
+    options = {"dtype": torch.float32, "use_safetensors": safe, "output_loading_info": True}
     try:
-        network, found = network_class.from_pretrained(
-            folder,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,
-            use_safetensors=any(file.suffix == WEIGHTS[0] for file in weights(folder, "", "diffusion_pytorch_model")),
-            output_loading_info=True,
-        )
+        with quiet():
+            network, found = network_class.from_pretrained(folder, **options)
     except Exception as error:  # diffusers passes on errors of every class
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
@@ -117,21 +113,33 @@ def load_network(network_class: Any, folder: Path) -> Any:
     return network
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Loads without the progress bars and notes of diffusers and transformers."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
 def load_pretrained(model_class: Any, folder: Path, optional: str = "", **options: Any) -> Any:
     """Loads a network of transformers in float32, without a progress bar. A module named `optional` becomes None if it
     has no weights, which transformers would draw at random.
 
     Raises ValueError if any other weight is missing.
     """
-    from transformers.utils import logging as transformers_logging
-
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
+    with quiet():
         network, found = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
     missing = found["missing_keys"]
     if optional and any(name.startswith(f"{optional}.") for name in missing):
         setattr(network, optional, None)

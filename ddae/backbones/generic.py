@@ -1,42 +1,37 @@
-"""Any other network of diffusers: blocks are found in its module tree, inputs by the signature of its forward pass."""
+"""Any other network of diffusers: its own pipeline says what it is given, and its module tree which blocks it has."""
 
+import hashlib
 import inspect
 import logging
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ddae.backbones.base import Backbone, BlockSpec, Encoder, Inputs, Pixels, Settings, first_map, per_image, token_grid
-from ddae.backbones.files import first_line, load_network, model_class, subfolder
-from ddae.backbones.schedules import read_noise
+from ddae.backbones.base import Backbone, BlockSpec, Encoder, Pixels, Settings, token_grid
+from ddae.backbones.files import first_line, load_network, model_class, quiet, read_json, subfolder
+from ddae.backbones.pipelines import DECODERS, Tracer, has_text_encoder, output_of
+from ddae.backbones.schedules import make_scheduler, noise_of
+from ddae.backbones.traced import PipelineInputs
 from ddae.backbones.unets import openai_specs
-from ddae.backbones.vae import latents_of, with_vae
+from ddae.backbones.vae import PipelineLatents, WithImage, find_vae, stride
+from ddae.noise import VP, FirstChannels, Flow, Schedule
 
-NETWORK_FOLDERS = "transformer", "unet"
+NETWORK_FOLDERS = "transformer", "unet", "decoder", "prior"
 
-TIMESTEP_SCALE = {
-    "AuraFlowTransformer2DModel": 1e-3,
-    "ChromaTransformer2DModel": 1e-3,
-    "FluxTransformer2DModel": 1e-3,
-    "SanaTransformer2DModel": 1,
-    "SD3Transformer2DModel": 1,
-}
-"""Networks that are rectified flows, with the factor by which their pipelines scale timesteps unless the configuration
-has a timestep_scale. Other networks get timesteps as they are."""
-
-TEXT_WIDTHS = ("caption_channels", "joint_attention_dim", "encoder_hid_dim", "text_embed_dim", "cross_attention_dim")
-"""Options that give the width of text tokens; the first that is set counts."""
+logger = logging.getLogger("ddae")
 
 
 def network_class(folder: Path) -> str:
     """The class of the network in a diffusers folder: a pipeline with transformer/ or unet/, or the network alone.
 
-    Raises ValueError if diffusers has no such network, or if it works on latents of an unknown kind.
+    Raises ValueError if diffusers has no such network.
     """
     import diffusers
 
@@ -45,46 +40,168 @@ def network_class(folder: Path) -> str:
     kind = getattr(diffusers, name, None)
     if not (inspect.isclass(kind) and issubclass(kind, diffusers.ModelMixin)):
         raise ValueError(f"{path} is a {name}, which is no network of diffusers {diffusers.__version__}")
-    if other := next((part for part in ("vqvae", "movq") if (folder / part).is_dir()), ""):
-        raise ValueError(f"{folder} encodes images with its {other}; the only supported VAE is AutoencoderKL")
     return name
 
 
 def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
-    """Loads a diffusers folder of any class. Networks that take text get a single token of zeros for it, which they did
-    not see in training."""
+    """Loads a diffusers folder of any class whose pipeline is known."""
     import diffusers
 
     path, name = subfolder(folder, *NETWORK_FOLDERS), network_class(folder)
+    network = load_network(getattr(diffusers, name), path)
+    kind = pipeline_class(folder, network)
     try:
-        network = load_network(getattr(diffusers, name), path)
-        return make_backbone(network, folder, fingerprint, settings)
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # of any class: the network was never seen here
+        return make_backbone(network, kind, folder, fingerprint, settings)
+    except Exception as error:  # of any class: neither network nor pipeline was ever seen here
+        if isinstance(error, ValueError | OSError) and str(folder) in str(error):
+            raise
         raise ValueError(
-            f"{path} is a {name}, which does not run on the inputs that are known: {first_line(error)}"
+            f"{path} is a {name}, and {kind.__name__} does not say how to run it: {first_line(error)}"
         ) from error
 
 
-def make_backbone(network: Any, folder: Path, fingerprint: str, settings: Settings) -> Backbone:
-    config, name = network.config, type(network).__name__
-    packed = "img_ids" in inspect.signature(network.forward).parameters  # as Flux: 2x2 patches come in as tokens
-    size = config.get("sample_size") or (128 if packed else None)
-    if not isinstance(size, int):
-        raise ValueError(f"{folder} is a {name} whose configuration says sample_size={size}; a square size is needed")
-    channels = config.in_channels // 4 if packed else config.in_channels
-    patch_size = 2 if packed else config.get("patch_size") or 1
-    encoder: Encoder = Pixels(settings.image_size or size, channels)
-    if channels not in (1, 3) or (folder / "vae").is_dir():
-        encoder = latents_of(folder, channels, size, patch_size, settings)
-        fingerprint = with_vae(fingerprint, encoder)
-    is_unet = hasattr(network, "up_blocks")
-    specs = openai_specs(network) if is_unet else transformer_specs(network)
-    to_map = first_map if is_unet else image_tokens(encoder.shape[-1] // patch_size)
-    inputs = inputs_of(network, packed, encoder.image_size)
-    schedule = read_noise(folder, name, is_flow=name in TIMESTEP_SCALE)
-    return Backbone(network, specs, schedule, encoder, inputs, fingerprint, settings, to_map)
+def pipeline_class(folder: Path, network: Any) -> Any:
+    """The pipeline that a folder names, or else the one of diffusers whose network is of this class.
+
+    Raises ValueError if there is none, or several that differ in what they do.
+    """
+    import diffusers
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
+
+    named = getattr(diffusers, model_class(folder), None)
+    if isinstance(network, diffusers.UNet2DModel):
+        return diffusers.LDMPipeline if decoder_folder(folder) else diffusers.DDPMPipeline
+    if inspect.isclass(named) and issubclass(named, diffusers.DiffusionPipeline):
+        return named
+    if isinstance(network, diffusers.UNet2DConditionModel):
+        return getattr(diffusers, unet_pipeline(network.config))
+    usual = list(AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values())
+    others = [getattr(diffusers, name, None) for name in dir(diffusers) if name.endswith("Pipeline")]
+    for kind in [*usual, *sorted(filter(inspect.isclass, others), key=lambda kind: len(kind.__name__))]:
+        if takes(kind, type(network)):
+            return kind
+    raise ValueError(
+        f"{folder} is a {type(network).__name__}, which no pipeline of diffusers {diffusers.__version__} runs"
+    )
+
+
+def decoder_folder(folder: Path) -> Path | None:
+    """The VAE in a pipeline's folder, or beside its UNet's."""
+    places = (folder, folder.parent) if folder.name == "unet" else (folder,)
+    return next((place / part for place in places for part in DECODERS if (place / part).is_dir()), None)
+
+
+def unet_pipeline(config: Any) -> str:
+    """The pipeline of a UNet2DConditionModel that lies in no pipeline's folder, by what it asks for."""
+    if config.addition_embed_type == "text_time":
+        refines = config.projection_class_embeddings_input_dim == 5 * config.addition_time_embed_dim + 1280
+        return "StableDiffusionXLImg2ImgPipeline" if refines else "StableDiffusionXLPipeline"
+    if config.encoder_hid_dim_type == "image_proj":
+        return "KandinskyV22Pipeline"
+    if config.time_cond_proj_dim:
+        return "LatentConsistencyModelPipeline"
+    by_channels = {3: "IFPipeline", 8: "StableDiffusionInstructPix2PixPipeline", 9: "StableDiffusionInpaintPipeline"}
+    return by_channels.get(config.in_channels, "StableDiffusionPipeline")
+
+
+def takes(pipeline: Any, network: type) -> bool:
+    """Whether a pipeline's constructor asks for a network of this class."""
+    try:
+        hints = typing.get_type_hints(pipeline.__init__)
+    except (NameError, TypeError, ImportError):
+        return False
+    asked = [hints.get(part) for part in NETWORK_FOLDERS]
+    return any(network is kind or network in typing.get_args(kind) for kind in asked)
+
+
+def make_backbone(network: Any, kind: Any, folder: Path, fingerprint: str, settings: Settings) -> Backbone:
+    """Builds the pipeline around the network, traces it, and reads inputs, noise and latents off the trace."""
+    parameters = inspect.signature(kind.__init__).parameters
+    part = next(name for name in NETWORK_FOLDERS if name in parameters)
+    decoder = next((name for name in DECODERS if name in parameters), "")
+    vae = find_vae(folder, decoder, settings) if decoder else None
+    scheduler = make_scheduler(folder, is_flow=kind.__name__.startswith("Sana") or "FlowMatch" in str(hint(kind)))
+    schedule: Schedule = noise_of(scheduler, folder)
+    pipeline = make_pipeline(kind, folder, {part: network, "scheduler": scheduler} | ({decoder: vae} if vae else {}))
+    tracer = Tracer(pipeline, network, part, settings.image_size, is_vp=isinstance(schedule, VP))
+    middle = schedule.timesteps[len(schedule.timesteps) // 2]
+    latent_stride = stride(vae) if vae else 1
+    side = settings.image_size or latent_stride * (network.config.get("sample_size") or 32)
+    tracer.start(middle, side // latent_stride if "low_res_scheduler" in parameters else side)
+    inputs = PipelineInputs(tracer, middle)
+    if isinstance(schedule, Flow):
+        schedule = flow_of(tracer, middle, schedule.num_steps)
+    if not has_text_encoder(pipeline) and any("embeds" in name for name in tracer.arguments):
+        logger.warning("%s has no text encoder; its text is zeros, which it was not trained with", folder)
+    tracer.drop_text_encoders()
+    encoder: Encoder
+    if inputs.packing is None:
+        encoder = Pixels(inputs.shape[-1], inputs.shape[0])
+    else:
+        size = inputs.packing.shift.shape[-1] * latent_stride
+        encoder = PipelineLatents(vae, size, inputs.packing.shift, inputs.packing.scale)
+    if inputs.shows_image:
+        schedule, encoder = FirstChannels(schedule, encoder.shape[0]), WithImage(encoder)
+    if settings.image_size not in (0, encoder.image_size):
+        raise ValueError(
+            f"image_size={settings.image_size} does not suit {folder}, whose pipeline makes {encoder.image_size} of it"
+        )
+    digest = hashlib.sha256(f"{fingerprint} {inputs.fingerprint} {encoder.fingerprint}".encode()).hexdigest()
+    if hasattr(network, "up_blocks"):
+        return Backbone(network, unet_specs(network), schedule, encoder, inputs, digest, settings)
+    specs = transformer_specs(network)
+    side = inputs.grid(network)
+    joins = watch_joins(network, specs, inputs(torch.zeros(1, *inputs.shape), middle), side**2)
+    return Backbone(network, specs, schedule, encoder, inputs, digest, settings, image_tokens(side, joins))
+
+
+def hint(kind: Any) -> Any:
+    """The class of scheduler that a pipeline's constructor asks for."""
+    return inspect.signature(kind.__init__).parameters["scheduler"].annotation
+
+
+def make_pipeline(kind: Any, folder: Path, given: dict[str, Any]) -> Any:
+    """The pipeline with these components, and with what else lies in its folder; None for what does not."""
+    index = read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else {}
+    if index.get("_class_name") == kind.__name__:
+        absent = [
+            name
+            for name, value in index.items()
+            if isinstance(value, list) and all(isinstance(word, str | None) for word in value) and len(value) == 2
+            if name not in given and not (folder / name).is_dir()
+        ]
+        unused = [name for name in ("safety_checker", "watermarker") if name in index]
+        with quiet():
+            return kind.from_pretrained(
+                folder, **given, **dict.fromkeys([*absent, *unused]), dtype=torch.float32, local_files_only=True
+            )
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    return kind(**dict.fromkeys(needed) | given)
+
+
+def flow_of(tracer: Tracer, timestep: int, num_steps: int) -> Flow:
+    """The noise that the pipeline's own sampling has when it tells the network a timestep."""
+    timesteps, sigmas = tracer.run(timestep).planned
+    if sigmas is None or torch.allclose(timesteps / num_steps, sigmas[: len(timesteps)], atol=2e-3):
+        return Flow(num_steps)
+    tracer.arguments["num_inference_steps"] = num_steps
+    timesteps, sigmas = tracer.run(timestep).planned
+    assert sigmas is not None
+    levels = np.interp(np.arange(num_steps + 1), timesteps.flip(0), sigmas[: len(timesteps)].flip(0), left=0)
+    return Flow(num_steps, tuple(levels.tolist()))
+
+
+def unet_specs(network: Any) -> tuple[BlockSpec, ...]:
+    """Counts blocks as OpenAI's code does where levels have resnets, and otherwise counts levels."""
+    levels = [*network.down_blocks, *network.up_blocks]
+    if all(hasattr(level, "resnets") for level in levels):
+        return openai_specs(network)
+    modules = [
+        f"{stage}_blocks.{i}" for stage in ("down", "up") for i in range(len(getattr(network, f"{stage}_blocks")))
+    ]
+    names = [(module.replace("_blocks", ""), module) for module in modules]
+    return tuple(BlockSpec(name, index, module) for index, (name, module) in enumerate(names, 1))
 
 
 def transformer_specs(network: nn.Module) -> tuple[BlockSpec, ...]:
@@ -93,6 +210,7 @@ def transformer_specs(network: nn.Module) -> tuple[BlockSpec, ...]:
         (name, child)
         for name, child in network.named_children()
         if isinstance(child, nn.ModuleList) and (name.endswith("blocks") or name == "layers")
+        if not name.startswith("text")
     ]
     modules = [f"{name}.{i}" for name, blocks in lists for i in range(len(blocks))]
     if not modules:
@@ -100,60 +218,75 @@ def transformer_specs(network: nn.Module) -> tuple[BlockSpec, ...]:
     return tuple(BlockSpec(f"block.{i}", i, module) for i, module in enumerate(modules))
 
 
-def image_tokens(side: int) -> Callable[[Any], Tensor]:
+def watch_joins(network: nn.Module, specs: tuple[BlockSpec, ...], inputs: dict[str, Any], num_patches: int) -> "Joins":
+    """How the network joins text and image to one sequence."""
+    joins = Joins(num_patches)
+
+    def begin(module: nn.Module, given: tuple) -> None:
+        joins.inside = 0
+
+    def enter(module: nn.Module, given: tuple) -> None:
+        joins.inside += 1
+
+    def leave(module: nn.Module, given: tuple, output: object) -> None:
+        joins.inside -= 1
+
+    blocks = [network.get_submodule(spec.module) for spec in specs]
+    hooks = [network.register_forward_pre_hook(begin)]
+    hooks += [block.register_forward_pre_hook(enter) for block in blocks]
+    hooks += [block.register_forward_hook(leave) for block in blocks]
+    try:
+        with joins:
+            output_of(network, (), inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return joins
+
+
+class Joins(TorchDispatchMode):
+    """Watches where sequences of num_patches tokens are joined with others, outside the blocks."""
+
+    def __init__(self, num_patches: int):
+        super().__init__()
+        self.num_patches, self.inside = num_patches, 0
+        self.starts: dict[tuple[int, int, int], int] = {}
+        """Where the image starts in joined sequences, by the axis of tokens in [N, T, C] or [T, N, C], T and C."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.cat.default and not self.inside and output.ndim in (2, 3):
+            axis = (args[1] if len(args) > 1 else 0) % output.ndim
+            lengths = [part.shape[axis] for part in args[0] if part.ndim == output.ndim]
+            if axis < output.ndim - 1 and self.num_patches in lengths:
+                check_one(lengths.count(self.num_patches), self.num_patches)
+                key = 1 if output.ndim == 2 else axis, sum(lengths), output.shape[-1]
+                self.starts[key] = sum(lengths[: lengths.index(self.num_patches)])
+        return output
+
+
+def check_one(num_sequences: int, num_patches: int) -> None:
+    """Raises ValueError if the image cannot be told from the text by its length."""
+    if num_sequences > 1:
+        raise ValueError(f"text and image both have {num_patches} tokens; give another image_size")
+
+
+def image_tokens(side: int, joins: Joins) -> Callable[[Any], Tensor]:
     """Makes a function that arranges what a block returns as a map [N, C, side, side]. Of several tensors it takes the
-    one with a token for each patch; if text and image are one sequence, the image stands last."""
+    one with a token for each patch; if text and image are one sequence, the image starts where it was joined, and
+    otherwise stands last."""
 
     def to_map(output: Any) -> Tensor:
         tokens = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.ndim == 3]
+        tokens = [leaf.transpose(0, 1) if (0, len(leaf), leaf.shape[-1]) in joins.starts else leaf for leaf in tokens]
         images = [leaf for leaf in tokens if leaf.shape[1] >= side**2]
         if not images:
             raise TypeError(f"a block returns no tokens of {side} x {side} patches")
-        return token_grid(min(images, key=lambda leaf: leaf.shape[1])[:, -(side**2) :])
+        sequence = min(images, key=lambda leaf: leaf.shape[1])
+        check_one(sum(leaf.shape[1] == side**2 for leaf in images), side**2)
+        length, channels = sequence.shape[1:]
+        axis = next((axis for axis in (0, 1) if (axis, length, channels) in joins.starts), 1)
+        start = joins.starts.get((axis, length, channels), length - side**2)
+        return token_grid(sequence[:, start : start + side**2])
 
     return to_map
-
-
-def inputs_of(network: Any, packed: bool, image_size: int) -> Inputs:
-    """Gives the forward pass every argument that is known here: zeros for text, the null class (or the last class if
-    there is no null class), the image's own size and no crop."""
-    config, name = network.config, type(network).__name__
-    scale = config.get("timestep_scale") or TIMESTEP_SCALE.get(name, 1)
-    width = next((config.get(key) for key in TEXT_WIDTHS if config.get(key)), None)
-    pooled = config.get("pooled_projection_dim")
-    null_class = config.get("num_embeds_ada_norm") or (config.get("num_class_embeds") or 0) - 1
-    parameters = inspect.signature(network.forward).parameters
-
-    def known(x_t: Tensor, timestep: int) -> dict[str, Any]:
-        n, side = len(x_t), x_t.shape[-1] // 2
-        size = x_t.new_full((n, 2), image_size)
-        added = {"resolution": size, "aspect_ratio": size[:, :1] / size[:, 1:]}
-        if config.get("addition_embed_type") == "text_time":
-            added_width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-            added = {"text_embeds": x_t.new_zeros(n, added_width), "time_ids": torch.cat([size, 0 * size, size], 1)}
-        return {
-            "sample": x_t,
-            "hidden_states": functional.pixel_unshuffle(x_t, 2).flatten(2).transpose(1, 2) if packed else x_t,
-            "timestep": per_image(x_t, timestep * scale),
-            "encoder_hidden_states": x_t.new_zeros(n, 1, width) if width else None,
-            "pooled_projections": x_t.new_zeros(n, pooled) if pooled else None,
-            "class_labels": per_image(x_t, null_class) if null_class >= 0 else None,
-            "added_cond_kwargs": added,
-            "guidance": x_t.new_ones(n) if config.get("guidance_embeds") else None,
-            "img_ids": functional.pad(torch.cartesian_prod(*[torch.arange(side)] * 2), (1, 0)).to(x_t),
-            "txt_ids": x_t.new_zeros(1, 3),
-            "original_size": size,
-            "target_size": size,
-            "crop_coords": 0 * size,
-        }
-
-    def inputs(x_t: Tensor, timestep: int) -> dict[str, Any]:
-        return {key: value for key, value in known(x_t, timestep).items() if key in parameters and value is not None}
-
-    given = inputs(torch.zeros(1, config.in_channels, 2, 2), 1)
-    wanted = [key for key, parameter in parameters.items() if parameter.default is parameter.empty and key not in given]
-    if wanted:
-        raise ValueError(f"a {name} needs {wanted[0]}, and it is not known what to give for it")
-    if "encoder_hidden_states" in given:
-        logging.getLogger("ddae").warning("%s takes text; it gets zeros, which it was not trained with", name)
-    return inputs

@@ -1,10 +1,11 @@
 """Noise schedules as files describe them: the scheduler of a diffusers folder, or the options of an official code."""
 
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
 
-from ddae.backbones.files import read_json
+from ddae.backbones.files import quiet, read_json
 from ddae.noise import VE, VP, Flow
 
 logger = logging.getLogger("ddae")
@@ -16,38 +17,47 @@ def read_scheduler(folder: Path) -> dict[str, Any] | None:
     return next((read_json(path) for path in paths if path.exists()), None)
 
 
-def read_schedule(folder: Path) -> VP:
-    """The variance-preserving noise that the folder's scheduler adds; without a scheduler DDPM's linear schedule with
-    1,000 steps, and a warning.
+def make_scheduler(folder: Path, is_flow: bool = False) -> Any:
+    """The scheduler of a diffusers folder; without one DDPM's, or that of rectified flows, and a warning.
 
-    Raises ValueError for a scheduler of another kind.
+    Raises ValueError if its class is not one of diffusers.
     """
-    from diffusers import DDPMScheduler
+    import diffusers
 
     config = read_scheduler(folder)
     if config is None:
-        logger.warning("%s has no scheduler; taking DDPM's linear schedule, T = 1000", folder)
-        return VP(DDPMScheduler().alphas_cumprod)
-    if "beta_schedule" not in config:
+        taken = "rectified flow" if is_flow else "DDPM's linear schedule"
+        logger.warning("%s has no scheduler; taking %s, T = 1000", folder, taken)
+        return diffusers.FlowMatchEulerDiscreteScheduler() if is_flow else diffusers.DDPMScheduler()
+    name = config.get("_class_name", "DDPMScheduler")
+    kind: Any = getattr(diffusers, name, None)
+    is_scheduler = inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)
+    if not is_scheduler:
         raise ValueError(
-            f"the scheduler of {folder} ({config.get('_class_name')}) is not a variance-preserving schedule, which has "
-            "a beta_schedule; give the scheduler_config.json that the network was trained with"
+            f"the scheduler of {folder} is a {name}, which is no scheduler of diffusers {diffusers.__version__}"
         )
-    return VP(DDPMScheduler.from_config(config).alphas_cumprod)
+    with quiet():
+        return kind.from_config(config)
 
 
-def read_noise(folder: Path, name: str, is_flow: bool) -> VP | Flow:
-    """The noise that the folder's scheduler adds, of either kind. is_flow says whether networks of the class `name` are
-    known to be trained as rectified flows; without a scheduler this decides."""
-    config = read_scheduler(folder) or {}
-    flow = "FlowMatch" in config.get("_class_name", "") or config.get("prediction_type") == "flow_prediction"
-    if not flow and (config or not is_flow):
-        return read_schedule(folder)
-    if not config:
-        logger.warning("%s has no scheduler; taking rectified flow, T = 1000", folder)
-    if not is_flow:
-        logger.warning("%s is not a known rectified flow; assuming that its timesteps count up to 1000", name)
-    return Flow(config.get("num_train_timesteps", 1000))
+def noise_of(scheduler: Any, folder: Path) -> VP | Flow:
+    """The noise that a scheduler of diffusers adds in training. Raises ValueError if it is of another kind."""
+    config, name = scheduler.config, type(scheduler).__name__
+    flow = "FlowMatch" in name or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    if flow and config.get("num_train_timesteps", 1000) > 1 and not config.get("invert_sigmas"):
+        return Flow(config.get("num_train_timesteps", 1000))
+    if flow or not hasattr(scheduler, "alphas_cumprod") or "beta_schedule" not in config:
+        raise ValueError(
+            f"the noise of {folder} is that of a {name}{', whose sigmas are inverted' if flow else ''}; what can be "
+            "read is variance-preserving noise, which has a beta_schedule, and rectified flow. If the network was "
+            "trained with one of these, give its scheduler_config.json"
+        )
+    return VP(scheduler.alphas_cumprod)
+
+
+def read_schedule(folder: Path) -> VP | Flow:
+    """The noise of a folder's scheduler; without one that of DDPM, and a warning."""
+    return noise_of(make_scheduler(folder), folder)
 
 
 def edm_schedule(options: dict[str, Any], num_steps: int) -> VE:

@@ -1,4 +1,4 @@
-"""Encodes images as latents of Stable Diffusion's autoencoder (Rombach et al. 2022), or of one built like it."""
+"""Encodes images as latents of Stable Diffusion's autoencoder (Rombach et al. 2022), or of any other of diffusers."""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddae.backbones.base import Pixels, Settings, check_finite
+from ddae.backbones.base import Encoder, Pixels, Settings, check_finite
 from ddae.backbones.checkpoints import read_options
 from ddae.backbones.files import load_network, local_path, model_class, subfolder
 
@@ -24,7 +24,7 @@ class Latents:
     The official codes draw a sample from the posterior instead; the mean is the same each time and can be stored."""
 
     vae: Any
-    """An AutoencoderKL of diffusers."""
+    """An autoencoder of diffusers."""
     image_size: int
 
     @property
@@ -32,28 +32,111 @@ class Latents:
         side = self.image_size // downsampling(self.vae)
         return self.vae.config.latent_channels, side, side
 
+    @property
+    def is_video(self) -> bool:
+        return False
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over everything that a latent depends on. The decoder is left out, because autoencoders with a
         fine-tuned decoder share their latents with the original."""
         config = self.vae.config
-        numbers = config.scaling_factor, config.shift_factor, config.latents_mean, config.latents_std
-        digest = hashlib.sha256(repr((self.image_size, config.act_fn, config.norm_num_groups, *numbers)).encode())
+        digest = hashlib.sha256(
+            repr((self.image_size, config.get("act_fn"), config.get("norm_num_groups"), *self.numbers)).encode()
+        )
         for name, tensor in self.vae.state_dict().items():
-            if name.startswith(("encoder.", "quant_conv.")):
+            if not name.startswith(("decoder.", "post_quant_conv.")):
                 digest.update(name.encode())
                 digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """What latents are shifted and scaled by."""
+        config = self.vae.config
+        return config.scaling_factor, config.shift_factor, config.latents_mean, config.latents_std
 
     def __call__(self, images: Tensor) -> Tensor:
         pixels = Pixels(self.image_size)(images)
         num_images = max(1, PIXELS_AT_ONCE // self.image_size**2)
         with torch.autocast(pixels.device.type, enabled=False):
-            means = torch.cat([self.vae.encode(part).latent_dist.mean for part in pixels.split(num_images)])
-        config = self.vae.config
-        shift = means.new_tensor(config.latents_mean or [config.shift_factor or 0.0])
-        scale = means.new_tensor([config.scaling_factor / std for std in config.latents_std or [1.0]])
-        return (means - shift[:, None, None]) * scale[:, None, None]
+            return self.scaled(torch.cat([encode(self.vae, part, self.is_video) for part in pixels.split(num_images)]))
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        scaling_factor, shift_factor, latents_mean, latents_std = self.numbers
+        shift = latents.new_tensor(latents_mean or [shift_factor or 0.0])
+        scale = latents.new_tensor([scaling_factor / std for std in latents_std or [1.0]])
+        return (latents - shift[:, None, None]) * scale[:, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineLatents(Latents):
+    """Latents that are shifted and scaled as the model's pipeline does before it decodes them, element by element."""
+
+    shift: Tensor
+    """[1, C, ..., H, W], as scale; the VAE decodes shift + scale * latents."""
+    scale: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        height, width = self.shift.shape[-2:]
+        return self.shift.numel() // (height * width), height, width
+
+    @property
+    def is_video(self) -> bool:
+        return self.shift.ndim == 5
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        return tuple(self.shift.unique().tolist()), tuple(self.scale.unique().tolist())
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        shift, scale = self.shift.to(latents.device), self.scale.to(latents.device)
+        return ((latents.reshape(-1, *shift.shape[1:]) - shift) / scale).reshape(-1, *self.shape)
+
+
+@dataclass(frozen=True)
+class WithImage:
+    """Latents, and the image itself in three further channels, for networks that are given it beside the latents."""
+
+    encoder: Encoder
+
+    @property
+    def image_size(self) -> int:
+        return self.encoder.image_size
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.encoder.shape
+        return channels + 3, height, width
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.encoder.fingerprint}-with-image"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        x0 = self.encoder(images)
+        return torch.cat([x0, Pixels(x0.shape[-1])(images)], dim=1)
+
+
+def encode(vae: Any, pixels: Tensor, is_video: bool = False) -> Tensor:
+    """What a VAE makes of pixels [N, 3, H, W]: the mean of its posterior, if it has one. One of videos gets a video of
+    one image."""
+    output = vae.encode(pixels[:, :, None] if is_video else pixels)
+    for name in ("latents", "latent"):
+        if hasattr(output, name):
+            return getattr(output, name)
+    return output.latent_dist.mean
+
+
+@torch.no_grad()
+def stride(vae: Any) -> int:
+    """How many times longer the side of an image is than that of its latent."""
+    pixels = torch.zeros(1, 3, 64, 64, device=next(vae.parameters()).device)
+    try:
+        return 64 // encode(vae, pixels).shape[-1]
+    except (RuntimeError, ValueError):
+        return 64 // encode(vae, pixels, is_video=True).shape[-1]
 
 
 def latents_of(path: Path, channels: int, sample_size: int, patch_size: int, settings: Settings) -> Latents:
@@ -69,7 +152,7 @@ def latents_of(path: Path, channels: int, sample_size: int, patch_size: int, set
     hub_id = f"stabilityai/sd-vae-ft-{named}" if official else named
     name = next((str(folder) for folder in folders if folder.is_dir()), hub_id)
     try:
-        vae = load_vae(name, settings)
+        vae = load_vae(name, settings, ("AutoencoderKL",))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} needs a VAE: put the VAE's folder beside it as {path.parent / 'vae'}, or name its folder or hub "
@@ -92,15 +175,40 @@ def with_vae(fingerprint: str, latents: Latents) -> str:
     return hashlib.sha256(f"{fingerprint} {latents.fingerprint}".encode()).hexdigest()
 
 
-def load_vae(name: str, settings: Settings) -> Any:
-    """Loads the encoding half of an AutoencoderKL onto the device, from a folder or hub id of the VAE or a pipeline."""
-    from diffusers import AutoencoderKL
+def find_vae(folder: Path, part: str, settings: Settings) -> Any:
+    """The VAE of a pipeline, which calls it `part`: in its folder, or beside the folder of a network alone.
+
+    Raises ValueError if there is none.
+    """
+    for place in (folder / part, folder.parent / part, folder / "vae", folder.parent / "vae"):
+        if place.is_dir():
+            vae = load_vae(str(place), settings)
+            if vae.config.get("shift_factor", 0) is None:  # pipelines of later models calculate with it
+                vae.register_to_config(shift_factor=0.0)
+            return vae
+    raise ValueError(
+        f"{folder} needs its VAE; put the VAE's folder into it as {folder / part}, or beside it as "
+        f"{folder.parent / part}"
+    )
+
+
+def load_vae(name: str, settings: Settings, kinds: tuple[str, ...] = ()) -> Any:
+    """Loads the encoding half of a VAE onto the device, from a folder or hub id of the VAE or a pipeline.
+
+    Raises ValueError if it is none of diffusers, or not one of `kinds`, if given.
+    """
+    import diffusers
 
     folder = subfolder(local_path(name), "vae")
-    if (found := model_class(folder)) != "AutoencoderKL":
-        raise ValueError(f"{folder} is a {found}; the only supported VAE is AutoencoderKL")
-    vae = load_network(AutoencoderKL, folder)
-    del vae.decoder, vae.post_quant_conv
+    found = model_class(folder)
+    if kinds and found not in kinds:
+        raise ValueError(f"{folder} is a {found}; the only supported VAE is {', '.join(kinds)}")
+    kind = getattr(diffusers, found, None)
+    if not hasattr(kind, "encode"):
+        raise ValueError(f"{folder} is a {found}, which is no VAE of diffusers {diffusers.__version__}")
+    vae = load_network(kind, folder)
+    if hasattr(vae, "decoder"):
+        vae.decoder = nn.Module()
     check_finite(vae)
     return vae.to(settings.device).eval().requires_grad_(False)
 

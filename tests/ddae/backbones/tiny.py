@@ -136,10 +136,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
         **HEADS, "in_channels": 4, "out_channels": 4, "num_mmdit_layers": 2, "num_single_dit_layers": 2,
         "joint_attention_dim": 12, "caption_projection_dim": 16, "sample_size": 8, "pos_embed_max_size": 64,
     },
-    "SanaTransformer2DModel": {
-        **HEADS, "in_channels": 4, "out_channels": 4, "num_layers": 2, "num_cross_attention_heads": 2,
-        "cross_attention_head_dim": 8, "cross_attention_dim": 16, "caption_channels": 12, "sample_size": 8,
-    },
     "CogView3PlusTransformer2DModel": {
         **HEADS, "in_channels": 4, "out_channels": 4, "num_layers": 2, "text_embed_dim": 12, "time_embed_dim": 16,
         "condition_dim": 4, "pos_embed_max_size": 8, "sample_size": 8,
