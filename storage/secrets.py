@@ -9,8 +9,10 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO, cast
 from urllib.parse import quote, quote_plus, unquote
 
-USER = re.compile(r"(?<=://)[^\s/]*@|(?<=://)[^\s/:]*:(?!\d+(?:[/\s]|$))[^\s'\"]*@")
-"""The user and password of an address; a password may hold @ and /."""
+USER = re.compile(
+    r"(?<!abfs)(?<!abfss)(?<!wasb)(?<!wasbs)://([^\s/]*@|[^\s/:]*:(?!\d+(?:[/\s]|$))[^\s'\"]*@)", re.IGNORECASE
+)
+"""The user and password of an address; a password may hold @ and /, and Azure has a container there."""
 VALUE = re.compile(
     r"\b((?:[\w.-]*(?:passw(?:or)?d|secret|token)|pwd|sig|signature|key|(?:account|api|access)_?key)=)[^\s&;'\"]+", re.I
 )
@@ -23,7 +25,7 @@ LEAST = 4
 
 def hidden(text: str) -> str:
     """The text without the user and password of an address, and without the secrets of the environment."""
-    text = VALUE.sub(r"\1***", USER.sub("", text))
+    text = VALUE.sub(r"\1***", USER.sub("://", text))
     for secret in secrets():
         text = text.replace(secret, "***")
     return text
@@ -36,7 +38,7 @@ def secrets() -> list[str]:
         if NAMES.search(name):
             found.add(value)
         elif "://" in value and (user := USER.search(value)):
-            login = user.group().removesuffix("@")
+            login = user[1].removesuffix("@")
             password = login.partition(":")[2] or login
             found |= {password, b64encode(unquote(login).encode()).decode()}
     forms = {form(each) for each in found for form in (str, unquote, quote, quote_plus)}
@@ -47,8 +49,8 @@ def secrets() -> list[str]:
 def discreet() -> Iterator[None]:
     """Nothing that is printed in the block shows a secret, whoever prints it; no letter that the terminal cannot show
     is an error."""
-    streams = [cast(TextIO, _Discreet(stream)) for stream in (sys.stdout, sys.stderr)]
-    with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+    out, err = (cast(TextIO, _Discreet(stream)) if stream else None for stream in (sys.stdout, sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err):  # a closed one is None
         yield
 
 

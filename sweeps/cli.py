@@ -25,6 +25,16 @@ from sweeps.flags import as_args
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+REMEDIES = {
+    errno.ESTALE: "mount it again, and the same command goes on",
+    errno.EIO: "its disk or network fails; what was finished is kept, and the same command goes on",
+    errno.EMFILE: "raise the number of files that a process may open (ulimit -n 4096)",
+    errno.ENFILE: "the machine has too many files open",
+    errno.ENAMETOOLONG: "give a shorter path with --out or --store",
+    errno.ENOENT: "give a folder that is there",
+}
+"""What to do about an error of the machine."""
+
 Config = TypeVar("Config", bound="DataclassInstance")
 
 
@@ -39,11 +49,16 @@ def _run(main: Callable[[Config], None], config_class: type[Config], description
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Slurm's warning that time is nearly up; what is done is kept anyway
     try:
         main(parse(config_class, sys.argv[1:], description))
+        if sys.stdout:
+            sys.stdout.flush()
+    except BrokenPipeError:  # who read the answer has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             fail(f"{error.filename or 'the sweep'}: its disk is full; make room, and the same command goes on")
-        allow = "allow it, or name other folders with --out and --store"
-        fail(f"{error.filename}: {str(error.strerror).lower()}; {allow}" if error.filename else str(error))
+        remedy = REMEDIES.get(error.errno or 0, "allow it, or name other folders with --out and --store")
+        fail(f"{error.filename}: {str(error.strerror).lower()}; {remedy}" if error.filename else f"{error}; {remedy}")
     except Incomplete as error:
         fail(str(error), 3)
     except ValueError as error:

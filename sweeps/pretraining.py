@@ -14,10 +14,12 @@ from ddae.pretrain import FAMILIES, Pretraining, UNetShape, sample, save, train_
 from ddae.report.figures import image_grid
 from ddae.report.training import loss_curve
 from storage.files import published
+from storage.secrets import hidden
 from sweeps import cli
 from sweeps.cluster.session import address
 from sweeps.cluster.train import FileCheckpoint, Trained, check_shares, training_bar
 from sweeps.cluster.train import train as run_training
+from sweeps.findings.folder import picture
 from sweeps.flags import SEEDS, check_numbers
 from sweeps.probing.source import absolute, choose_device
 from sweeps.progress import bars
@@ -83,11 +85,9 @@ def train(config: "Pretrain", training: Pretraining) -> Trained:
         )
 
 
-def publish(config: "Pretrain", training: Pretraining, trained: Trained) -> str:
-    """Write pictures, model and card; returns what the command prints."""
+def publish(config: "Pretrain", training: Pretraining, trained: Trained) -> tuple[str, str]:
+    """Write model and card, then pictures; returns what the command prints, and what could not be drawn."""
     out, network = folder_of(config), training.averaged()
-    loss_curve(trained.losses, out / "loss.png")
-    image_grid(sample(network, training.scheduler, 64, config.seed), out / "samples.png")
     save(network, training.scheduler, out / "model")
     last = trained.losses[-500:]
     final_loss, millions = sum(last) / len(last), sum(each.numel() for each in network.parameters()) / 1e6
@@ -96,7 +96,7 @@ def publish(config: "Pretrain", training: Pretraining, trained: Trained) -> str:
             MODEL_CARD.format(
                 family=training.family.name,
                 noise=training.family.noise,
-                command=shlex.join(["python", "sweeps/pretrain.py", *sys.argv[1:]]),
+                command=hidden(shlex.join(["python", "sweeps/pretrain.py", *sys.argv[1:]])),
                 dataset=config.dataset,
                 num_images=training.images.num_train,
                 params=millions,
@@ -109,10 +109,17 @@ def publish(config: "Pretrain", training: Pretraining, trained: Trained) -> str:
                 seed=config.seed,
             )
         )
-    return (
+    undrawn = [
+        picture(out / "loss.png", loss_curve, trained.losses),
+        picture(
+            out / "samples.png", lambda path: image_grid(sample(network, training.scheduler, 64, config.seed), path)
+        ),
+    ]
+    text = (
         f"loss {final_loss:.4f} over the last 500 steps; {millions:.2f}M parameters\n"
         f"model    {out / 'model'}\npictures {out / 'samples.png'}, {out / 'loss.png'}"
     )
+    return text, "; ".join(filter(None, undrawn))
 
 
 MODEL_CARD = """---

@@ -2,7 +2,7 @@
 answer has been measured on the test set, which happens once."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +35,15 @@ def answered(report: str) -> Iterator[None]:
     except Exception:
         print(report)
         raise
+
+
+def picture(path: Path, draw: Callable[..., object], *args: Any) -> str:
+    """Draw a picture. Returns why that failed, if it did: the numbers do not depend on it."""
+    try:
+        draw(*args, path)
+    except Exception as error:  # of any library
+        return f"the picture {path} could not be drawn ({type(error).__name__}: {error}); the same command tries again"
+    return ""
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:

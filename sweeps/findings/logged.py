@@ -64,7 +64,7 @@ def keep(
     (folder / NOT_LOGGED).write_text("it was interrupted before all was logged to MLflow; the same command goes on")
     (folder / NOT_DRAWN).unlink(missing_ok=True)
     if undrawn:
-        (folder / NOT_DRAWN).write_text(f"{'; '.join(undrawn)}; the same command tries again")
+        (folder / NOT_DRAWN).write_text(f"{hidden('; '.join(undrawn))}; the same command tries again")
 
 
 def log(folder: Path, tracker: Tracker | None = None) -> None:
@@ -89,14 +89,8 @@ def log_again(folder: Path) -> None:
 def add(folder: Path, experiment: str, metrics: Mapping[str, float], artifacts: Sequence[Path] = ()) -> None:
     """Give a sweep's run more metrics, now or, where that fails, by log_again(). experiment: of a sweep that was made
     before such records were kept."""
-    record: dict[str, Any] = {
-        "uri": "",
-        "experiment": experiment,
-        "key": folder.name,
-        "name": folder.name,
-        "params": {},
-    }
-    record |= {"trials": [], "metrics": {}, "note": "", "artifacts": []}
+    record: dict[str, Any] = {"params": {}, "trials": [], "metrics": {}, "note": "", "artifacts": []}
+    record |= {"uri": hidden(uri_of(folder)), "experiment": experiment, "key": folder.name, "name": folder.name}
     if (folder / TRACKED).exists():
         record = _read(folder)
     names = [*record["artifacts"], *(str(path.relative_to(folder)) for path in artifacts)]

@@ -16,6 +16,7 @@ from ddae.report.figures import similarity_map
 from ddae.similarity import cka
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
+from sweeps.findings.folder import answered, picture
 from sweeps.findings.table import write_csv
 from sweeps.probing import cost
 from sweeps.probing.source import FeatureSource, Need
@@ -53,6 +54,8 @@ class Comparison:
     """[rows, columns], linear CKA."""
     num_images: int
     folder: Path
+    incomplete: str = ""
+    """Why the heat map could not be drawn, if so."""
 
     @property
     def columns(self) -> tuple[Feature, ...]:
@@ -92,9 +95,10 @@ def compare(config: Similarity) -> Comparison:
     title = " against ".join(" ".join(networks_of(axis)) for axis in (rows, against) if axis)
     title += f"\n{num_images} images of {rows[0].source.name}"
     axes = grouped(rows), grouped(found.columns)
-    similarity_map(values, *axes, "linear CKA", title, folder / "similarity.png")
-    write_csv(folder / "similarity.csv", found.table)
-    return found
+    with answered(found.text):
+        write_csv(folder / "similarity.csv", found.table)
+    undrawn = picture(folder / "similarity.png", similarity_map, values, *axes, "linear CKA", title)
+    return replace(found, incomplete=undrawn)
 
 
 def estimate(config: Similarity) -> str:

@@ -22,6 +22,7 @@ from storage.secrets import discreet, hidden
         ("dsn 'host=h password=hush user=me'", "dsn 'host=h password=*** user=me'"),
         ("https://a.blob/x?sv=1&sig=hush", "https://a.blob/x?sv=1&sig=***"),
         ("http://127.0.0.1:5000/#/runs?viewStateShareKey=c51a79db", None),
+        ("abfss://container@account.dfs.core.windows.net/x", None),
         ("sqlite:////home/me@corp/mlflow.db", None),
         ("owner/model@revision and http://host:5000/a@b", None),
         ("block=mid, key 'x' of ray://10.0.0.1:10001", None),
