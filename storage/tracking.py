@@ -159,6 +159,11 @@ class Tracker:
             self.client.set_terminated(run_id, "KILLED" if stopped_early else "FINISHED", int(ended_seconds * 1000))
         self._logged.add(key)
 
+    def hurry(self) -> None:
+        """Ask a server but once more from here on, where it has failed to answer so far."""
+        if self._logged is None:
+            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+
     def finish(self, metrics: Mapping[str, float], artifacts: Sequence[Path], note: str = "") -> None:
         """Metrics, files and description (Markdown) of the parent, which is then FINISHED."""
         from mlflow.entities import Metric

@@ -84,7 +84,8 @@ def fail(message: str, code: int = 2) -> NoReturn:
 def check_complete(incomplete: str) -> None:
     """Raises Incomplete where something is."""
     if incomplete:
-        raise Incomplete(f"the answer stands, but {incomplete}")
+        again = "" if "same command" in incomplete else "; the same command tries again"
+        raise Incomplete(f"the answer stands, but {incomplete}{again}")
 
 
 def sync(folders: Sequence[Path], out: Path, task: str) -> str:

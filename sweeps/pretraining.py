@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from sweeps import cli
 from sweeps.cluster.session import address
 from sweeps.cluster.train import FileCheckpoint, Trained, check_shares, training_bar
 from sweeps.cluster.train import train as run_training
-from sweeps.findings.folder import picture
+from sweeps.findings.folder import attempt
 from sweeps.flags import SEEDS, check_numbers
 from sweeps.probing.source import absolute, choose_device
 from sweeps.progress import bars
@@ -110,16 +111,18 @@ def publish(config: "Pretrain", training: Pretraining, trained: Trained) -> tupl
             )
         )
     undrawn = [
-        picture(out / "loss.png", loss_curve, trained.losses),
-        picture(
-            out / "samples.png", lambda path: image_grid(sample(network, training.scheduler, 64, config.seed), path)
-        ),
+        attempt(out / "loss.png", partial(loss_curve, trained.losses)),
+        attempt(out / "samples.png", partial(draw_samples, training, config.seed)),
     ]
     text = (
         f"loss {final_loss:.4f} over the last 500 steps; {millions:.2f}M parameters\n"
         f"model    {out / 'model'}\npictures {out / 'samples.png'}, {out / 'loss.png'}"
     )
     return text, "; ".join(filter(None, undrawn))
+
+
+def draw_samples(training: Pretraining, seed: int, path: Path) -> None:
+    image_grid(sample(training.averaged(), training.scheduler, 64, seed), path)
 
 
 MODEL_CARD = """---

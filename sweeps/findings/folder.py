@@ -37,13 +37,23 @@ def answered(report: str) -> Iterator[None]:
         raise
 
 
-def picture(path: Path, draw: Callable[..., object], *args: Any) -> str:
-    """Draw a picture. Returns why that failed, if it did: the numbers do not depend on it."""
+def attempt(path: Path, make: Callable[[Path], object]) -> str:
+    """Make a file. Returns why that failed, if it did: the answer does not depend on it."""
     try:
-        draw(*args, path)
+        make(path)
     except Exception as error:  # of any library
-        return f"the picture {path} could not be drawn ({type(error).__name__}: {error}); the same command tries again"
+        return f"{path} could not be made ({type(error).__name__}: {error})"
     return ""
+
+
+def write_page(path: Path, render: Callable[[bool], str]) -> list[str]:
+    """Write a page, without its figures where it cannot be made with them. Returns why, if so. render: gives its HTML,
+    with figures or without."""
+    trouble = attempt(path, lambda file: file.write_text(render(True), encoding="utf-8"))
+    if not trouble:
+        return []
+    attempt(path, lambda file: file.write_text(render(False), encoding="utf-8"))
+    return [trouble]
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:

@@ -2,8 +2,10 @@
 answer stands, and it is logged later, or to another server."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 from storage.files import published
@@ -19,6 +21,11 @@ EARLIER = (
 )
 NOT_LOGGED, NOT_DRAWN = "not_logged.txt", "not_drawn.txt"
 """Why MLflow or the report lacks something; not there where all is whole."""
+INTERRUPTED = "it was interrupted before all was logged to MLflow; the same command goes on"
+PATIENCE_SECONDS = 10
+"""How long logging is waited for before it is said."""
+
+warn = logging.getLogger("sweeps").warning
 
 
 def trial_as_json(task: Task, trial: Trial) -> dict[str, Any]:
@@ -61,22 +68,30 @@ def keep(
         "artifacts": [str(path.relative_to(folder)) for path in artifacts],
     }
     _write(folder, record)
-    (folder / NOT_LOGGED).write_text("it was interrupted before all was logged to MLflow; the same command goes on")
+    (folder / NOT_LOGGED).write_text(INTERRUPTED)
     (folder / NOT_DRAWN).unlink(missing_ok=True)
-    if undrawn:
-        (folder / NOT_DRAWN).write_text(f"{hidden('; '.join(undrawn))}; the same command tries again")
+    if failed := [hidden(each) for each in undrawn if each]:
+        (folder / NOT_DRAWN).write_text("; ".join(failed))
 
 
 def log(folder: Path, tracker: Tracker | None = None) -> None:
     """Log what MLflow lacks of a finished sweep. Where that fails, incomplete() has the reason. tracker: open, if there
     is one."""
     record = _read(folder)
+    uri = tracking_uri(record["uri"])
+    waits = Timer(PATIENCE_SECONDS, warn, [f"all is found; waiting for MLflow at {hidden(uri)}"])
+    waits.daemon = True
+    waits.start()
     try:
-        _log(record, folder, tracker or _open(record, tracking_uri(record["uri"])))
+        if tracker:
+            tracker.hurry()
+        _log(record, folder, tracker or _open(record, uri))
     except ValueError as error:
         (folder / NOT_LOGGED).write_text(hidden(str(error)))
     else:
         (folder / NOT_LOGGED).unlink(missing_ok=True)
+    finally:
+        waits.cancel()
 
 
 def log_again(folder: Path) -> None:
@@ -95,8 +110,8 @@ def add(folder: Path, experiment: str, metrics: Mapping[str, float], artifacts: 
         record = _read(folder)
     names = [*record["artifacts"], *(str(path.relative_to(folder)) for path in artifacts)]
     _write(folder, record | {"metrics": record["metrics"] | metrics, "artifacts": list(dict.fromkeys(names))})
-    with only_process(folder):
-        log(folder)
+    (folder / NOT_LOGGED).write_text(INTERRUPTED)
+    log_again(folder)
 
 
 def uri_of(folder: Path) -> str:

@@ -12,7 +12,7 @@ from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.cli import aligned
 from sweeps.findings import logged
-from sweeps.findings.folder import answered, read_test, test_text, write_results
+from sweeps.findings.folder import answered, attempt, read_test, test_text, write_page, write_results
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.finetune import Finetune
@@ -37,8 +37,9 @@ def publish(found: Findings, config: Finetune, tracker: Tracker, trials: Sequenc
     with answered(report(found)):
         (folder / "report.txt").write_text(report(found), encoding="utf-8")
         drawn, undrawn = sections(found)
-        (folder / "report.html").write_text(render(page_of(found, config, drawn)), encoding="utf-8")
-        write_csv(folder / "trials.csv", found.trials)
+        html = folder / "report.html"
+        failed = write_page(html, lambda whole: render(page_of(found, config, drawn if whole else [])))
+        failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
         logged.keep(
             folder,
             tracker,
@@ -46,7 +47,7 @@ def publish(found: Findings, config: Finetune, tracker: Tracker, trials: Sequenc
             {**found.answer.result.metrics, "wall_seconds": found.wall_seconds},
             answer_text(found),
             [*sorted((folder / "figures").glob("*.png")), *(folder / name for name in FILES)],
-            undrawn,
+            [*undrawn, *failed],
         )
         write_results(folder, results(found, config))
     logged.log(folder, tracker)

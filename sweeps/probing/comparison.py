@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from ddae.report.figures import similarity_map
 from ddae.similarity import cka
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
-from sweeps.findings.folder import answered, picture
+from sweeps.findings.folder import answered, attempt
 from sweeps.findings.table import write_csv
 from sweeps.probing import cost
 from sweeps.probing.source import FeatureSource, Need
@@ -97,7 +98,8 @@ def compare(config: Similarity) -> Comparison:
     axes = grouped(rows), grouped(found.columns)
     with answered(found.text):
         write_csv(folder / "similarity.csv", found.table)
-    undrawn = picture(folder / "similarity.png", similarity_map, values, *axes, "linear CKA", title)
+    draw = partial(similarity_map, values, *axes, "linear CKA", title)
+    undrawn = attempt(folder / "similarity.png", draw)
     return replace(found, incomplete=undrawn)
 
 

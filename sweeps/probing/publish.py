@@ -10,7 +10,7 @@ from ddae.report.page import Page, Section, Table, render
 from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.findings import logged
-from sweeps.findings.folder import answered, read_test, test_text, write_results
+from sweeps.findings.folder import answered, attempt, read_test, test_text, write_page, write_results
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import ModelAndData, as_flags, command_of
@@ -40,11 +40,11 @@ def publish(
     note = "\n\n".join(f"{name} {fact}" for name, fact in text.facts(found).items() if name in ("answer", "cost"))
     with answered(report):
         (folder / "report.txt").write_text(report, encoding="utf-8")
-        (folder / "report.html").write_text(render(page(found, drawn, config)), encoding="utf-8")
-        write_csv(folder / "trials.csv", found.trials)
-        write_study(folder / "optuna.log", found.task, found.tried)
+        failed = write_page(folder / "report.html", lambda whole: render(page(found, drawn if whole else [], config)))
+        failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
+        failed.append(attempt(folder / "optuna.log", lambda path: write_study(path, found.task, found.tried)))
         trials, files = [(found.task, trial) for trial in found.tried], [folder / name for name in FILES]
-        logged.keep(folder, tracker, trials, metrics, note, [*figures, *files], undrawn)
+        logged.keep(folder, tracker, trials, metrics, note, [*figures, *files], [*undrawn, *failed])
         write_results(folder, results(found, config))
     logged.log(folder, tracker)
 

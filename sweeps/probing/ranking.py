@@ -12,7 +12,7 @@ from ddae.label_free import CONSENSUS, LABELLED, MIN_IMAGES, spearman
 from ddae.report.figures import heat_map
 from ddae.report.training import trajectories as draw
 from sweeps.cli import aligned
-from sweeps.findings.folder import answered, picture
+from sweeps.findings.folder import answered, attempt
 from sweeps.findings.table import formatted, write_csv
 from sweeps.flags import check_numbers
 from sweeps.label_free import LabelFreeRanking
@@ -146,9 +146,8 @@ def rank(config: LabelFreeRanking) -> Ranking:
     space, label, path = task.space, "ranking, higher is better", folder / "label_free.png"
     with answered(ranking.text):
         write_csv(folder / "label_free.csv", ranking.table, FLOATS)
-    starred = partial(heat_map, star=ranking.sites[0])
-    undrawn = picture(path, starred, scores.ranking, space.block_names, space.sigmas, label, title)
-    return replace(ranking, incomplete=undrawn)
+    show = partial(heat_map, scores.ranking, space.block_names, space.sigmas, label, title, star=ranking.sites[0])
+    return replace(ranking, incomplete=attempt(path, show))
 
 
 def follow(config: LabelFreeRanking) -> Trajectories:
@@ -172,8 +171,8 @@ def follow(config: LabelFreeRanking) -> Trajectories:
     title = f"{Path(config.backbone).name} at t = {timestep}, {num_images:,} images"
     with answered(trajectories.text):
         write_csv(folder / "trajectories.csv", trajectories.table, FLOATS)
-    shown = alignment, uniformity, list(scores), trajectories.blocks, title
-    return replace(trajectories, incomplete=picture(folder / "trajectories.png", draw, *shown))
+    show = partial(draw, alignment, uniformity, list(scores), trajectories.blocks, title)
+    return replace(trajectories, incomplete=attempt(folder / "trajectories.png", show))
 
 
 def estimate(config: LabelFreeRanking) -> str:

@@ -75,11 +75,39 @@ def test_a_picture_that_cannot_be_drawn_takes_no_answer(begin, tmp_path):
     shutil.rmtree(folder / "figures")
     (folder / "figures").write_text("not a folder")
     printed, error = incomplete(begin(cwd=tmp_path))
-    assert "answer  " in printed and (folder / "results.json").exists() and "figures/cost.png" in error
+    assert (
+        "answer  " in printed
+        and (folder / "results.json").exists()
+        and "figures/cost.png" in error
+        and "the same command tries again" in error
+    )
     assert printed.splitlines()[:6] == out.splitlines()[:6]
     (folder / "figures").unlink()
     finish(begin(cwd=tmp_path))
     assert (folder / "figures" / "cost.png").exists()
+
+
+LOOK = ["--dataset", "digits", "--timesteps", "100", "--blocks", "mid", "up.0.0", "--num-images", "64"]
+
+
+@pytest.mark.parametrize(("command", "picture"), [("similarity", "similarity.png"), ("label_free", "label_free.png")])
+def test_a_picture_takes_no_numbers_from_those_who_look(command, picture, fork, tiny_model, tmp_path):
+    out = finish(fork(command, "--backbone", tiny_model, *LOOK, cwd=tmp_path))
+    [path] = tmp_path.glob(f"out/*/{picture}")
+    path.unlink()
+    path.mkdir()
+    printed, error = incomplete(fork(command, "--backbone", tiny_model, *LOOK, cwd=tmp_path))
+    assert printed == out and f"{picture} could not be made" in error and "the same command tries again" in error
+
+
+def test_a_picture_takes_no_model_from_a_training(fork, tmp_path):
+    (tmp_path / "model" / "samples.png").mkdir(parents=True)
+    args = ["--dataset", "digits", "--channels", "8", "16", "--batch-size", "8", "--steps", "3", "--out", "model"]
+    printed, error = incomplete(fork("pretrain", *args, cwd=tmp_path))
+    assert "loss" in printed and "samples.png could not be made" in error
+    assert (tmp_path / "model" / "model" / "README.md").exists() and (tmp_path / "model" / "loss.png").exists()
+    (tmp_path / "model" / "samples.png").rmdir()
+    assert finish(fork("pretrain", *args, cwd=tmp_path)).splitlines()[-2:] == printed.splitlines()[-2:]
 
 
 @pytest.fixture
