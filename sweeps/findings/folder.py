@@ -14,6 +14,8 @@ from filelock import Timeout
 from storage.files import locked, published
 
 RESULTS, RECORD = "results.json", "final_test.json"
+ANY_LETTER = {"encoding": "utf-8", "errors": "backslashreplace"}
+"""How text is written that may name a file whose name is no text."""
 
 
 @contextmanager
@@ -49,10 +51,10 @@ def attempt(path: Path, make: Callable[[Path], object]) -> str:
 def write_page(path: Path, render: Callable[[bool], str]) -> list[str]:
     """Write a page, without its figures where it cannot be made with them. Returns why, if so. render: gives its HTML,
     with figures or without."""
-    trouble = attempt(path, lambda file: file.write_text(render(True), encoding="utf-8"))
+    trouble = attempt(path, lambda file: file.write_text(render(True), **ANY_LETTER))
     if not trouble:
         return []
-    attempt(path, lambda file: file.write_text(render(False), encoding="utf-8"))
+    attempt(path, lambda file: file.write_text(render(False), **ANY_LETTER))
     return [trouble]
 
 

@@ -12,7 +12,7 @@ from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.cli import aligned
 from sweeps.findings import logged
-from sweeps.findings.folder import answered, attempt, read_test, test_text, write_page, write_results
+from sweeps.findings.folder import ANY_LETTER, answered, attempt, read_test, test_text, write_page, write_results
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.finetune import Finetune
@@ -35,7 +35,7 @@ def publish(found: Findings, config: Finetune, tracker: Tracker, trials: Sequenc
     """A sweep that has results.json is done; then it is logged. trials: all of them, those of other seeds too."""
     folder = found.folder
     with answered(report(found)):
-        (folder / "report.txt").write_text(report(found), encoding="utf-8")
+        (folder / "report.txt").write_text(report(found), **ANY_LETTER)
         drawn, undrawn = sections(found)
         html = folder / "report.html"
         failed = write_page(html, lambda whole: render(page_of(found, config, drawn if whole else [])))

@@ -10,7 +10,7 @@ from ddae.report.page import Page, Section, Table, render
 from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.findings import logged
-from sweeps.findings.folder import answered, attempt, read_test, test_text, write_page, write_results
+from sweeps.findings.folder import ANY_LETTER, answered, attempt, read_test, test_text, write_page, write_results
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import ModelAndData, as_flags, command_of
@@ -39,7 +39,7 @@ def publish(
     figures = sorted((folder / "figures").glob("*.png"))
     note = "\n\n".join(f"{name} {fact}" for name, fact in text.facts(found).items() if name in ("answer", "cost"))
     with answered(report):
-        (folder / "report.txt").write_text(report, encoding="utf-8")
+        (folder / "report.txt").write_text(report, **ANY_LETTER)
         failed = write_page(folder / "report.html", lambda whole: render(page(found, drawn if whole else [], config)))
         failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
         failed.append(attempt(folder / "optuna.log", lambda path: write_study(path, found.task, found.tried)))

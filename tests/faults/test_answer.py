@@ -1,8 +1,11 @@
 """The answer survives what comes after it: logging and pictures that fail, another working folder, a folder that has
 moved."""
 
+import logging
 import shutil
 import sqlite3
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from storage.tracking import Tracker
+from sweeps import cli
 from tests.commands import PATIENCE_SECONDS
 from tests.faults.sweeps import finish
 from tests.servers import free_port, mlflow_server
@@ -67,6 +71,13 @@ def test_what_cannot_be_logged_is_logged_by_the_same_command_or_elsewhere(begin,
             assert there in finish(fork("layer_noise", "--sync", cwd=tmp_path, MLFLOW_TRACKING_URI=there))
         assert runs(there) == runs(uri)
 
+        secret = there.replace("//", "//me:hush-hush@")
+        process = begin("--data-seed", "1", cwd=tmp_path, MLFLOW_TRACKING_URI=secret)
+        printed = "".join(process.communicate(timeout=PATIENCE_SECONDS))
+        assert process.returncode == 0 and there in printed and "hush" not in printed, printed
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        assert b"hush-hush" not in path.read_bytes(), path
+
 
 def test_a_picture_that_cannot_be_drawn_takes_no_answer(begin, tmp_path):
     out = finish(begin(cwd=tmp_path))
@@ -85,6 +96,23 @@ def test_a_picture_that_cannot_be_drawn_takes_no_answer(begin, tmp_path):
     (folder / "figures").unlink()
     finish(begin(cwd=tmp_path))
     assert (folder / "figures" / "cost.png").exists()
+
+
+def test_no_traceback_shows_a_password(monkeypatch, capsys):
+    @dataclass(frozen=True)
+    class Flags:
+        pass
+
+    def main(config):
+        logging.getLogger("a.library").warning("retrying %s", "http://me:hush@host")
+        raise RuntimeError("http://me:hush@host failed, as hush did not open it")
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hush")
+    with pytest.raises(SystemExit) as exit:
+        cli.run(main, Flags, "")
+    out, err = capsys.readouterr()
+    assert exit.value.code == 1 and "Traceback" in err and "http://host" in err and "hush" not in out + err
 
 
 LOOK = ["--dataset", "digits", "--timesteps", "100", "--blocks", "mid", "up.0.0", "--num-images", "64"]
