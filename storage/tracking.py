@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
@@ -232,7 +233,7 @@ class Tracker:
         if self.uri.startswith(("http://", "https://")):
             return hidden(self.uri).rstrip("/") + page
         short = self.uri.replace(f"sqlite:///{Path.cwd()}/", "sqlite:///")
-        return f"mlflow ui --backend-store-uri {hidden(short)}, then http://127.0.0.1:5000{page}"
+        return f"mlflow ui --backend-store-uri {quote(hidden(short))}, then http://127.0.0.1:5000{page}"
 
     def artifact_trouble(self) -> str:
         """Why files cannot be logged, as far as it can be known before there are any; empty where nothing speaks

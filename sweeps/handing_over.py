@@ -4,6 +4,7 @@ import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 
 import datasets
@@ -53,8 +54,8 @@ def hand_over(folder: Path, include_backbone: bool, kind: str, register: str) ->
     lines = [
         f"{fitted.name} ({fitted.result.params.get('setting', '')}): {100 * measured['val_accuracy']:.1f} "
         f"% on val, fitted on {fitted.num_train:,} images\n",
-        f'load it   import ddae\n          winner = ddae.load("{folder}")',
-        f'          winner.predict(["{example}"])',
+        f"load it   import ddae\n          winner = ddae.load({as_text(folder)})",
+        f"          winner.predict([{as_text(example)}])",
     ]
     trouble = ""
     try:
@@ -65,9 +66,14 @@ def hand_over(folder: Path, include_backbone: bool, kind: str, register: str) ->
         lines += [
             f"serve it  mlflow models serve -m {address} --env-manager local -p {PORT}",
             f"ask it    curl http://127.0.0.1:{PORT}/invocations -H 'Content-Type: application/json' -d "
-            f"""'{{"dataframe_records": [{{"image": "'$(base64 < {example} | tr -d '\\n')'"}}]}}'""",
+            f"""'{{"dataframe_records": [{{"image": "'$(base64 < {quote(str(example))} | tr -d '\\n')'"}}]}}'""",
         ]
     return "\n".join([*lines, *([f"features  {features}"] if kind != "none" else [])]), trouble
+
+
+def as_text(path: Path) -> str:
+    """A path as Python has it in its source."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def log_model(fitted: Classifier, folder: Path, register: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -138,7 +139,8 @@ def write_test(folder: Path, tested: Tested) -> None:
 def test_text(tested: Tested | None, folder: Path, cell: str) -> str:
     """What the page says of the test set. cell: the answer."""
     if tested is None:
-        return f"The test images have not been looked at. Once: python sweeps/final_test.py --sweep {folder}"
+        once = f"python sweeps/final_test.py --sweep {quote(str(folder))}"
+        return f"The test images have not been looked at. Once: {once}"
     other = "" if tested.cell == cell else f", of {tested.cell}, which was the answer then"
     return (
         f"On test {100 * tested.test_accuracy:.1f} +- {100 * tested.test_stderr:.1f} % "

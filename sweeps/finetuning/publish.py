@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from shlex import quote
 from typing import Any
 
 from ddae.report import page
@@ -57,7 +58,9 @@ def report(found: Findings) -> str:
     """What a person reads at the end."""
     facts_of = {"answer": answer_text(found)} | facts(found) | {"report": str(found.folder / "report.html")}
     commands = {"test it, once": "final_test", "use it": "hand_over"}
-    facts_of |= {name: f"python sweeps/{script}.py --sweep {found.folder}" for name, script in commands.items()}
+    facts_of |= {
+        name: f"python sweeps/{script}.py --sweep {quote(str(found.folder))}" for name, script in commands.items()
+    }
     lines = [f"{name:<15}{fact}" for name, fact in facts_of.items()]
     return "\n".join(
         [

@@ -1,5 +1,7 @@
 """What a person reads at the end of a sweep, rendered from its findings."""
 
+from shlex import quote
+
 from ddae.label_free import Trust
 from sweeps.cli import aligned
 from sweeps.probing.findings import Findings, FirstChoice
@@ -19,8 +21,8 @@ def report(found: Findings) -> str:
             *(f"{name:<15}{fact}" for name, fact in facts(found).items()),
             f"{'report':<15}{found.folder / 'report.html'}",
             f"{'trials':<15}{found.tracked}",
-            f"{'test it, once':<15}python sweeps/final_test.py --sweep {found.folder}",
-            f"{'use it':<15}python sweeps/hand_over.py --sweep {found.folder}",
+            f"{'test it, once':<15}python sweeps/final_test.py --sweep {quote(str(found.folder))}",
+            f"{'use it':<15}python sweeps/hand_over.py --sweep {quote(str(found.folder))}",
         ]
     )
 
