@@ -21,10 +21,12 @@ NAMES = re.compile(r"(^|_)(PASSWORD|PASSWD|PASS|SECRET|TOKEN|API_?KEY|ACCESS_KEY
 """Variables whose value is a secret."""
 LEAST = 4
 """Shorter secrets are left where they stand alone: every other word would hold them."""
+TOKEN = 16
+"""Letters of a login without a password, from which on it is taken for a token."""
 
 
 def hidden(text: str) -> str:
-    """The text without the user and password of an address, and without the secrets of the environment."""
+    """The text without the user and password of an address, and without the secrets of the environment and of flags."""
     text = VALUE.sub(r"\1***", USER.sub("://", text))
     for secret in secrets():
         text = text.replace(secret, "***")
@@ -32,15 +34,15 @@ def hidden(text: str) -> str:
 
 
 def secrets() -> list[str]:
-    """Those of the environment, in all the forms in which a message may show them, longest first."""
-    found = set()
-    for name, value in os.environ.items():
-        if NAMES.search(name):
-            found.add(value)
-        elif "://" in value and (user := USER.search(value)):
+    """Those of the environment and of addresses among the flags, in all the forms in which a message may show them,
+    longest first."""
+    found = {value for name, value in os.environ.items() if NAMES.search(name)}
+    for value in (*os.environ.values(), *sys.argv):
+        if "://" in value and (user := USER.search(value)):
             login = user[1].removesuffix("@")
-            password = login.partition(":")[2] or login
-            found |= {password, b64encode(unquote(login).encode()).decode()}
+            _, colon, password = login.partition(":")
+            if colon or len(login) >= TOKEN:  # else it is a name, which paths may hold as well
+                found |= {password or login, b64encode(unquote(login).encode()).decode()}
     forms = {form(each) for each in found for form in (str, unquote, quote, quote_plus)}
     return sorted((form for form in forms if len(form) >= LEAST), key=len, reverse=True)
 

@@ -32,12 +32,12 @@ def measure(folder: Path, date: str) -> Tested:
         val_accuracy=fitted.result.metrics["val_accuracy"],
         date=date,
     )
+    metrics, page = {"test_accuracy": accuracy, "test_stderr": tested.test_stderr}, folder / "report.html"
+    logged.add(folder, fitted.experiment, metrics, [page])
     write_test(folder, tested)
-    page = folder / "report.html"
     if page.exists():
         html = with_test(page.read_text(encoding="utf-8"), test_text(tested, folder, fitted.name))
         with published(page) as part:
             part.write_text(html, encoding="utf-8")
-    metrics = {"test_accuracy": accuracy, "test_stderr": tested.test_stderr}
-    logged.add(folder, fitted.experiment, metrics, [page] if page.exists() else [])
+    log_again(folder)
     return tested

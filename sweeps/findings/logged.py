@@ -102,8 +102,8 @@ def log_again(folder: Path) -> None:
 
 
 def add(folder: Path, experiment: str, metrics: Mapping[str, float], artifacts: Sequence[Path] = ()) -> None:
-    """Give a sweep's run more metrics, now or, where that fails, by log_again(). experiment: of a sweep that was made
-    before such records were kept."""
+    """Have log_again() give a sweep's run more metrics. experiment: of a sweep that was made before such records were
+    kept."""
     record: dict[str, Any] = {"params": {}, "trials": [], "metrics": {}, "note": "", "artifacts": []}
     record |= {"uri": hidden(uri_of(folder)), "experiment": experiment, "key": folder.name, "name": folder.name}
     if (folder / TRACKED).exists():
@@ -111,7 +111,6 @@ def add(folder: Path, experiment: str, metrics: Mapping[str, float], artifacts: 
     names = [*record["artifacts"], *(str(path.relative_to(folder)) for path in artifacts)]
     _write(folder, record | {"metrics": record["metrics"] | metrics, "artifacts": list(dict.fromkeys(names))})
     _mark(folder / NOT_LOGGED, INTERRUPTED)
-    log_again(folder)
 
 
 def uri_of(folder: Path) -> str:

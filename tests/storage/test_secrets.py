@@ -52,6 +52,18 @@ def test_what_the_environment_keeps_secret_stands_nowhere(name, value, said, mon
     )
 
 
+def test_a_flag_that_is_cut_in_two_shows_none(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["layer_noise.py", "--backbone", "http://me:hush@host/x"])
+    assert hidden("backbone 'http://me:hush' at revision 'host/x'") == "backbone 'http://me:***' at revision 'host/x'"
+
+
+def test_a_name_stays_in_paths_and_a_token_goes(monkeypatch):
+    monkeypatch.setenv("SOME_URL", "ssh://root@host/x")
+    assert hidden("/root/out") == "/root/out"
+    monkeypatch.setenv("SOME_URL", "https://ghp_0123456789abcdef@host/x")
+    assert hidden("token ghp_0123456789abcdef") == "token ***"
+
+
 def test_nothing_that_is_printed_shows_one(monkeypatch):
     streams = StringIO(), StringIO()
     monkeypatch.setattr(sys, "stdout", streams[0])
