@@ -1,53 +1,36 @@
 """Experiment tracking in MLflow; the only file that imports mlflow."""
 
-import http.client
 import json
 import logging
 import os
-import re
+import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
-from filelock import FileLock
+from storage.files import locked, published
+from storage.secrets import hidden
+from storage.tracking_server import NotLogged, ask, cause, tracking_uri
 
-from storage.files import published
+__all__ = ["NotLogged", "Tracker", "check_server", "refusal", "tracking_uri"]
 
-DEFAULT_URI = "sqlite:///mlflow.db"
 KEY_TAG = "ddae.key"
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the UI on runs instead of on the traces of language models."""
 
 
-def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else a SQLite file in the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-
-
 def check_server(uri: str) -> None:
-    """Raises ValueError where an http tracking server does not answer; other stores are checked when they open."""
-    if not uri.startswith(("http://", "https://")):
-        return
-    address = hidden(uri)
-    try:
-        urllib.request.urlopen(address.rstrip("/") + "/health", timeout=10).close()
-    except urllib.error.HTTPError:
-        return  # it answers, though not on that page, or not without a password
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise ValueError(
-            f"MLFLOW_TRACKING_URI={address} does not answer ({error}); start the server, or unset the variable "
-            f"to log to {DEFAULT_URI}"
-        ) from error
+    """Raises ValueError where an http tracking server does not answer as MLflow does; other stores are checked when
+    they open."""
+    if uri.startswith(("http://", "https://")):
+        from mlflow import MlflowClient
 
-
-def hidden(uri: str) -> str:
-    """The address without a user's name and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+        ask(uri, lambda: MlflowClient(uri).search_experiments(max_results=1))
 
 
 def create_database(uri: str) -> None:
@@ -59,7 +42,7 @@ def create_database(uri: str) -> None:
     if path.name in ("", ":memory:") or path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with locked(path.with_name(f".{path.name}.lock")):
         if not path.exists():
             with published(path) as part:
                 MlflowClient(f"sqlite:///{part}").search_experiments(max_results=1)
@@ -106,11 +89,14 @@ class Tracker:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "6")  # two minutes without a server
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         from mlflow import MlflowClient
 
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # an error is raised; its traceback is no help
         self.uri = uri
+        self.opened: dict[str, Any] = {"experiment": experiment, "key": sweep_key, "name": sweep_name, "params": {}}
+        """What the parent was opened with, as JSON knows it, for the sweep to be logged elsewhere."""
         self._logged: set[str] | None = None
         self._view = ""
         with self._one_line():
@@ -118,7 +104,7 @@ class Tracker:
             self.client = MlflowClient(uri)
             found = self.client.get_experiment_by_name(experiment)
             if found and found.lifecycle_stage == "deleted":
-                raise ValueError(
+                raise NotLogged(
                     f"MLflow's experiment {experiment!r} at {hidden(uri)} has been deleted; restore it: "
                     f"MLFLOW_TRACKING_URI={hidden(uri)} mlflow experiments restore -x {found.experiment_id}"
                 )
@@ -130,6 +116,7 @@ class Tracker:
         """Log params to the parent run; existing ones are kept."""
         from mlflow.entities import Param
 
+        self.opened["params"] |= params
         with self._one_line():
             known = self.client.get_run(self.parent_id).data.params
             fresh = [Param(name, str(value)) for name, value in params.items() if name not in known]
@@ -138,6 +125,7 @@ class Tracker:
     def show(self, metric: str, params: Sequence[str], axes: Sequence[str], ascending: bool = False) -> None:
         """From here on `where` shows the trials of this sweep alone, the best metric first, with these params as
         columns, and a chart of parallel coordinates over the axes. ascending: lower is better."""
+        self.opened["view"] = {"metric": metric, "params": list(params), "axes": list(axes), "ascending": ascending}
         self._view = self.parent_id[:8]
         view = json.dumps(trials_view(self.parent_id, metric, params, axes, ascending))
         with self._one_line():
@@ -172,6 +160,11 @@ class Tracker:
             self.client.set_terminated(run_id, "KILLED" if stopped_early else "FINISHED", int(ended_seconds * 1000))
         self._logged.add(key)
 
+    def hurry(self) -> None:
+        """Ask a server but once more from here on, where it has failed to answer so far."""
+        if self._logged is None:
+            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+
     def finish(self, metrics: Mapping[str, float], artifacts: Sequence[Path], note: str = "") -> None:
         """Metrics, files and description (Markdown) of the parent, which is then FINISHED."""
         from mlflow.entities import Metric
@@ -179,7 +172,8 @@ class Tracker:
         now = int(time.time() * 1000)
         with self._one_line():
             self._finished_children()
-            values = [Metric(name, value, now, 0) for name, value in metrics.items()]
+            known = self.client.get_run(self.parent_id).data.metrics
+            values = [Metric(name, value, now, 0) for name, value in metrics.items() if known.get(name) != value]
             self.client.log_batch(self.parent_id, metrics=values)
             for path in artifacts:
                 self.client.log_artifact(self.parent_id, str(path))
@@ -238,23 +232,38 @@ class Tracker:
             page += f"?viewStateShareKey={self._view}"
         if self.uri.startswith(("http://", "https://")):
             return hidden(self.uri).rstrip("/") + page
-        return f"mlflow ui --backend-store-uri {hidden(self.uri)}, then http://127.0.0.1:5000{page}"
+        short = self.uri.replace(f"sqlite:///{Path.cwd()}/", "sqlite:///")
+        return f"mlflow ui --backend-store-uri {quote(hidden(short))}, then http://127.0.0.1:5000{page}"
+
+    def artifact_trouble(self) -> str:
+        """Why files cannot be logged, as far as it can be known before there are any; empty where nothing speaks
+        against it."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        where = self.client.get_run(self.parent_id).info.artifact_uri
+        try:
+            get_artifact_repository(where)
+            if where.startswith(("s3:", "r2:", "b2:")):
+                import boto3  # noqa: F401
+            if urlsplit(where).scheme in ("", "file"):
+                folder = Path(urlsplit(where).path)
+                folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
+        except Exception as error:  # every artifact store has classes of its own
+            return f"MLflow's files go to {hidden(where)}: {cause(error)}"
+        return ""
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
         try:
             yield
-        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        except NotLogged:
+            raise
+        except Exception as error:  # every database and artifact store has classes of its own
             self._logged = None  # what has arrived is to be asked
-            root: BaseException = error
-            while root.__cause__:
-                root = root.__cause__
-            raise ValueError(
-                f"cannot log to MLflow at {hidden(self.uri)}: {str(root).splitlines()[0]}; what was finished is kept, "
-                "and the same command logs what is missing"
+            raise NotLogged(
+                f"cannot log to MLflow at {hidden(self.uri)}: {cause(error)}; what was finished is kept, and the same "
+                "command logs what is missing"
             ) from error
 
     def _open_parent(self, key: str, name: str) -> str:

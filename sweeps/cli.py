@@ -2,10 +2,12 @@
 
 import dataclasses
 import errno
+import os
 import re
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
@@ -16,34 +18,81 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import tyro
 
 from ddae.nearest import did_you_mean
+from storage.files import locked
+from storage.secrets import discreet, hidden
 from sweeps.flags import as_args
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+REMEDIES = {
+    errno.ESTALE: "mount it again, and the same command goes on",
+    errno.EIO: "its disk or network fails; what was finished is kept, and the same command goes on",
+    errno.EMFILE: "raise the number of files that a process may open (ulimit -n 4096)",
+    errno.ENFILE: "the machine has too many files open",
+    errno.ENAMETOOLONG: "give a shorter path with --out or --store",
+    errno.ENOENT: "give a folder that is there",
+}
+"""What to do about an error of the machine."""
+
 Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def run(main: Callable[[Config], None], config_class: type[Config], description: str | None) -> None:
-    """Parse the flags into config_class and call main; a user's mistake is one line and exit code 2."""
+    """Parse the flags into config_class and call main; a user's mistake is one line and exit code 2, an answer of which
+    something could not be logged or drawn exit code 3. Nothing that is printed shows a password."""
+    with discreet():
+        _run(main, config_class, description)
+
+
+def _run(main: Callable[[Config], None], config_class: type[Config], description: str | None) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Slurm's warning that time is nearly up; what is done is kept anyway
     try:
         main(parse(config_class, sys.argv[1:], description))
+        if sys.stdout:
+            sys.stdout.flush()
+    except BrokenPipeError:  # who read the answer has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             fail(f"{error.filename or 'the sweep'}: its disk is full; make room, and the same command goes on")
-        allow = "allow it, or name other folders with --out and --store"
-        fail(f"{error.filename}: {str(error.strerror).lower()}; {allow}" if error.filename else str(error))
+        remedy = REMEDIES.get(error.errno or 0, "allow it, or name other folders with --out and --store")
+        fail(f"{error.filename}: {str(error.strerror).lower()}; {remedy}" if error.filename else f"{error}; {remedy}")
+    except Incomplete as error:
+        fail(str(error), 3)
     except ValueError as error:
         fail(str(error))
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, and the same command goes on from here", file=sys.stderr)
         sys.exit(130)
 
+    except Exception:  # here, where no password is printed
+        traceback.print_exc()
+        sys.exit(1)
 
-def fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+
+class Incomplete(Exception):
+    """The answer stands, and something could not be logged or drawn; the same command goes on."""
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    print(f"error: {' '.join(hidden(message).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def check_complete(incomplete: str) -> None:
+    """Raises Incomplete where something is."""
+    if incomplete:
+        again = "" if "same command" in incomplete else "; the same command tries again"
+        raise Incomplete(f"the answer stands, but {incomplete}{again}")
+
+
+def sync(folders: Sequence[Path], out: Path, task: str) -> str:
+    """Log finished sweeps to MLFLOW_TRACKING_URI, those of a task in `out` where no folder is given."""
+    from sweeps.findings import logged
+
+    return logged.sync(folders, out, task)
 
 
 def check_writable(*places: str | Path) -> None:
@@ -57,6 +106,8 @@ def check_writable(*places: str | Path) -> None:
         else:
             Path(place).mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=place).close()
+            with locked(probe := Path(place) / f".lock-{os.getpid()}"):
+                probe.unlink(missing_ok=True)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -103,7 +154,7 @@ def read_config(config_class: type[Config], path: Path) -> list[str]:
     import yaml
 
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         values, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except OSError as error:
         raise ValueError(f"--config {path} cannot be read ({error.strerror})") from error

@@ -11,14 +11,18 @@ from pathlib import Path
 
 import yaml
 
-from storage.tracking import Tracker, check_server, hidden, tracking_uri
+from storage.secrets import hidden
+from storage.tracking import Tracker, check_server, tracking_uri
 from sweeps.cli import check_writable
 from sweeps.cluster.session import check_cluster, ray_session
 from sweeps.cluster.tune import Run, run_trials
 from sweeps.findings.folder import only_process
+from sweeps.findings.logged import trial_as_json
 from sweeps.progress import Progress
 from sweeps.search.halving import HalvingSearch
 from sweeps.search.task import Fit, Task, Trial
+
+log = logging.getLogger("sweeps")
 
 PATIENCE_SECONDS = 10
 """How long an interrupted sweep waits for the trials that are being logged, and another one before it says that it
@@ -48,6 +52,8 @@ def open_run(
         (folder / "config.yaml").write_text(yaml.safe_dump(flags))
         tracker.log_params({**flags, **params})
         tracker.show(objective.metric, columns, tuple(task.axes), ascending=objective.direction == "minimize")
+        if trouble := tracker.artifact_trouble():
+            log.warning(f"{trouble}. The sweep goes on; what cannot be logged then is logged by the same command later")
         with ray_session():
             yield tracker
 
@@ -61,14 +67,14 @@ def run_searches(
     """
     searches: list[HalvingSearch] = [run.search for run in runs]  # type: ignore[misc]
     progress.stage("search")
-    with progress, _logging(searches, tracker) as log:
+    with progress, _logging(searches, tracker) as log_new:
 
         def on_results() -> None:
             ended = [(search.task, trial) for search in searches for trial in search.ended_trials]
             num_stopped = sum(trial.stopped_early for _, trial in ended)
             best = best_text(*max(ended, key=_standing)) if ended else ""
             progress.trials(len(ended), sum(search.num_trials for search in searches), num_stopped, best)
-            log()
+            log_new()
 
         run_trials(runs, busy, on_results)
     return [search.trials for search in searches]
@@ -90,31 +96,17 @@ def _standing(ended: tuple[Task, Trial]) -> tuple[bool, float]:
     return not trial.stopped_early, task.objectives[0].merit(trial.last)
 
 
-def log_trial(tracker: Tracker, task: Task, trial: Trial) -> None:
-    """One child run: params that MLflow's UI can sort and chart, metrics by rung."""
-    metrics = [
-        (name, value, rung, result.ended_seconds)
-        for rung, result in trial.results.items()
-        for name, value in {**result.metrics, "wall_seconds": result.run_seconds}.items()
-    ]
-    params = {**task.params(trial.cell), **trial.last.params, task.resource: trial.rung}
-    key, began = task.key(trial.cell, trial.rung), next(iter(trial.results.values())).started_seconds
-    tracker.log_child(
-        key, task.label(trial.cell), params, metrics, began, trial.last.ended_seconds, trial.stopped_early
-    )
-
-
 @contextmanager
 def _logging(searches: Sequence[HalvingSearch], tracker: Tracker) -> Iterator[Callable[[], None]]:
     """Yield a function that has every ended trial that MLflow lacks logged in the background. What cannot be logged is
-    tried again with the next one, and at the end, which alone waits for it."""
+    tried again with the next one; what is missing at the end is logged with the findings."""
     some, over = threading.Event(), threading.Event()
     num_logged = [0] * len(searches)
 
     def log_all() -> None:
         for number, search in enumerate(searches):
             for trial in search.ended_trials[num_logged[number] :]:
-                log_trial(tracker, search.task, trial)
+                tracker.log_child(**trial_as_json(search.task, trial))
                 num_logged[number] += 1
 
     def log_on() -> None:
@@ -132,6 +124,5 @@ def _logging(searches: Sequence[HalvingSearch], tracker: Tracker) -> Iterator[Ca
         some.set()
         writer.join(PATIENCE_SECONDS)
         if writer.is_alive() and not sys.exc_info()[0]:
-            logging.getLogger("sweeps").warning(f"all is fitted; waiting for MLflow at {hidden(tracker.uri)}")
+            log.warning(f"all is fitted; waiting for MLflow at {hidden(tracker.uri)}")
             writer.join()
-    log_all()

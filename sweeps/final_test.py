@@ -26,8 +26,9 @@ class FinalTest:
 def main(config: FinalTest) -> None:
     from sweeps import testing
 
-    folder = config.sweep or testing.newest_sweep(config.out)
+    folder = testing.named(config.sweep) if config.sweep else testing.newest_sweep(config.out)
     tested, chosen = testing.read_test(folder), testing.room_of(folder).answer_name(folder)
+    testing.log_again(folder)
     tested = tested or testing.measure(folder, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     if tested.cell != chosen:
         raise ValueError(
@@ -40,6 +41,7 @@ def main(config: FinalTest) -> None:
         f"on {tested.num_test:,} images, measured once on {tested.date}\n"
         f"val accuracy   {100 * tested.val_accuracy:.1f} % when it was chosen"
     )
+    cli.check_complete(testing.incomplete(folder))
 
 
 if __name__ == "__main__":

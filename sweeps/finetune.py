@@ -84,6 +84,8 @@ class Finetune(ModelAndData):
     """How often the best cell of each is trained in all, to know its standard error."""
     seed: int = 0
     """The first seed: of the labelled images, the head, the order and the augmentation."""
+    sync: tuple[Path, ...] | None = None
+    """Log finished sweeps to MLFLOW_TRACKING_URI, and stop: the folders that are named here, or all in --out."""
 
 
 def sweep(config: Finetune, setup: "Setup | None" = None, started_seconds: float = 0) -> "Findings":
@@ -102,6 +104,9 @@ def sweep(config: Finetune, setup: "Setup | None" = None, started_seconds: float
 
 
 def main(config: Finetune) -> None:
+    if config.sync is not None:
+        print(cli.sync(config.sync, config.out, "finetune"))
+        return
     started = time.time()
     from sweeps.finetuning import sweep as finetuning
 
@@ -110,6 +115,7 @@ def main(config: Finetune) -> None:
         print(finetuning.estimate(setup))
     else:
         print(finetuning.finished_report(setup) or finetuning.report(sweep(config, setup, started)))
+        cli.check_complete(finetuning.incomplete(setup.folder))
 
 
 if __name__ == "__main__":

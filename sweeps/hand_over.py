@@ -33,8 +33,11 @@ class HandOver:
 def main(config: HandOver) -> None:
     from sweeps import handing_over
 
-    folder = config.sweep or handing_over.newest_sweep(config.out)
-    print(handing_over.hand_over(folder, config.include_backbone, config.features, config.register))
+    folder = handing_over.named(config.sweep) if config.sweep else handing_over.newest_sweep(config.out)
+    text, not_logged = handing_over.hand_over(folder, config.include_backbone, config.features, config.register)
+    print(text)
+    if not_logged:
+        raise cli.Incomplete(not_logged)
 
 
 if __name__ == "__main__":

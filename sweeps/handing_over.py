@@ -4,6 +4,7 @@ import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 
 import datasets
@@ -15,25 +16,27 @@ import storage
 import sweeps
 from storage.feature_store import write_parquet
 from storage.ledger import content_key
-from storage.tracking import Tracker, check_server, tracking_uri
+from storage.tracking import NotLogged, Tracker
 from sweeps import served
 from sweeps.classifiers import Classifier, room_of
-from sweeps.findings.folder import newest_sweep, read_test
+from sweeps.cli import check_writable
+from sweeps.findings import logged
+from sweeps.findings.folder import named, newest_sweep, read_test
 
-__all__ = ["hand_over", "newest_sweep"]
-
+__all__ = ["hand_over", "named", "newest_sweep"]
 
 PORT = 5001
 
 
-def hand_over(folder: Path, include_backbone: bool, kind: str, register: str) -> str:
+def hand_over(folder: Path, include_backbone: bool, kind: str, register: str) -> tuple[str, str]:
     """Write model/ and example.png into the sweep's folder, and log the model on the sweep's run, once. Returns how it
-    is used, for people.
+    is used, for people, and why it could not be logged, if so.
 
     kind: of the features that are written too: none, parquet or hf; those of test are among them once test has been
     measured. register: a name in MLflow's registry, if any.
     """
-    check_server(tracking_uri())
+    check_writable(folder)
+    logged.check(folder)
     tested = read_test(folder)
     wanted = ("test",) if tested is not None and kind != "none" else ()
     room = room_of(folder)
@@ -45,31 +48,49 @@ def hand_over(folder: Path, include_backbone: bool, kind: str, register: str) ->
     write_example(fitted, example)
     shutil.rmtree(model, ignore_errors=True)
     fitted.estimator().save(model, include_backbone, measured)
-    record = json.loads((model / "winner.json").read_text())
-    tracker = Tracker(tracking_uri(), fitted.experiment, folder.name, folder.name)
-    address = tracker.log_model(
-        "winner",
-        content_key(sweep=folder.name, **record),
-        register,
-        (served.INPUTS, served.OUTPUTS),
-        {"image": example.read_bytes()},
-        data_path=str(model),
-        loader_module=served.__name__,
-        code_paths=[package.__path__[0] for package in (ddae, storage, sweeps)],
-        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in served.PACKAGES],
-    )
     features = folder / "features"
     if kind != "none":
         write_features(fitted, features, kind, ("train", "val", *wanted))
-    return (
-        f"{fitted.name} ({fitted.result.params.get('setting', '')}): {100 * fitted.result.metrics['val_accuracy']:.1f} "
-        f"% on val, fitted on {fitted.num_train:,} images\n\n"
-        f'load it   import ddae\n          winner = ddae.load("{folder}")\n'
-        f'          winner.predict(["{example}"])\n'
-        f"serve it  mlflow models serve -m {address} --env-manager local -p {PORT}\n"
-        f"ask it    curl http://127.0.0.1:{PORT}/invocations -H 'Content-Type: application/json' -d "
-        f"""'{{"dataframe_records": [{{"image": "'$(base64 < {example} | tr -d '\\n')'"}}]}}'"""
-        + (f"\nfeatures  {features}" if kind != "none" else "")
+    lines = [
+        f"{fitted.name} ({fitted.result.params.get('setting', '')}): {100 * measured['val_accuracy']:.1f} "
+        f"% on val, fitted on {fitted.num_train:,} images\n",
+        f"load it   import ddae\n          winner = ddae.load({as_text(folder)})",
+        f"          winner.predict([{as_text(example)}])",
+    ]
+    trouble = ""
+    try:
+        address = log_model(fitted, folder, register)
+    except NotLogged as error:
+        trouble = f"the model stands in {model}, but {error}"
+    else:
+        lines += [
+            f"serve it  mlflow models serve -m {address} --env-manager local -p {PORT}",
+            f"ask it    curl http://127.0.0.1:{PORT}/invocations -H 'Content-Type: application/json' -d "
+            f"""'{{"dataframe_records": [{{"image": "'$(base64 < {quote(str(example))} | tr -d '\\n')'"}}]}}'""",
+        ]
+    return "\n".join([*lines, *([f"features  {features}"] if kind != "none" else [])]), trouble
+
+
+def as_text(path: Path) -> str:
+    """A path as Python has it in its source."""
+    return json.dumps(str(path), ensure_ascii=False)
+
+
+def log_model(fitted: Classifier, folder: Path, register: str) -> str:
+    """The address of the model in a sweep's folder, logged on the sweep's run."""
+    record = json.loads((folder / "model" / "winner.json").read_text())
+    name = logged.name_of(folder)
+    tracker = Tracker(logged.uri_of(folder), fitted.experiment, name, name)
+    return tracker.log_model(
+        "winner",
+        content_key(sweep=name, **record),
+        register,
+        (served.INPUTS, served.OUTPUTS),
+        {"image": (folder / "example.png").read_bytes()},
+        data_path=str(folder / "model"),
+        loader_module=served.__name__,
+        code_paths=[package.__path__[0] for package in (ddae, storage, sweeps)],
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in served.PACKAGES],
     )
 
 

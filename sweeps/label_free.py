@@ -42,7 +42,12 @@ def measure(config: LabelFreeRanking) -> "Ranking | Trajectories":
 def main(config: LabelFreeRanking) -> None:
     from sweeps.probing import ranking
 
-    print(ranking.estimate(config) if config.dry_run else measure(config).text)
+    if config.dry_run:
+        print(ranking.estimate(config))
+        return
+    found = measure(config)
+    print(found.text)
+    cli.check_complete(found.incomplete)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ CUDA_VISIBLE_DEVICES; for a store at an address AWS_ENDPOINT_URL and the like, a
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sweeps import cli
@@ -54,6 +55,8 @@ class LayerNoise(ModelAndData):
     """Decides what is tried, and how heads begin."""
     list_blocks: bool = False
     """Print the model's blocks, and stop."""
+    sync: tuple[Path, ...] | None = None
+    """Log finished sweeps to MLFLOW_TRACKING_URI, and stop: the folders that are named here, or all in --out."""
 
 
 def sweep(config: LayerNoise, setup: "Setup | None" = None, started_seconds: float = 0) -> "Findings":
@@ -75,6 +78,9 @@ def sweep(config: LayerNoise, setup: "Setup | None" = None, started_seconds: flo
 
 
 def main(config: LayerNoise) -> None:
+    if config.sync is not None:
+        print(cli.sync(config.sync, config.out, "layer-noise"))
+        return
     started = time.time()
     from sweeps.probing import sweep as probing
 
@@ -86,6 +92,7 @@ def main(config: LayerNoise) -> None:
         print(probing.estimate(config, setup))
     else:
         print(probing.finished_report(config, setup.task) or probing.report(sweep(config, setup, started)))
+        cli.check_complete(probing.incomplete(probing.sweep_folder(config, setup.task)))
 
 
 if __name__ == "__main__":

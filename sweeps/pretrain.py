@@ -56,7 +56,9 @@ def main(config: Pretrain) -> None:
 
     training = pretraining.set_up(config)
     trained = pretraining.train(config, training)
-    print(pretraining.publish(config, training, trained))
+    text, undrawn = pretraining.publish(config, training, trained)
+    print(text)
+    cli.check_complete(undrawn)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,12 @@ from ddae.pretrain import FAMILIES, Pretraining, UNetShape, sample, save, train_
 from ddae.report.figures import image_grid
 from ddae.report.training import loss_curve
 from storage.files import published
+from storage.secrets import hidden
 from sweeps import cli
 from sweeps.cluster.session import address
 from sweeps.cluster.train import FileCheckpoint, Trained, check_shares, training_bar
 from sweeps.cluster.train import train as run_training
+from sweeps.findings.folder import attempt
 from sweeps.flags import SEEDS, check_numbers
 from sweeps.probing.source import absolute, choose_device
 from sweeps.progress import bars
@@ -83,11 +86,9 @@ def train(config: "Pretrain", training: Pretraining) -> Trained:
         )
 
 
-def publish(config: "Pretrain", training: Pretraining, trained: Trained) -> str:
-    """Write pictures, model and card; returns what the command prints."""
+def publish(config: "Pretrain", training: Pretraining, trained: Trained) -> tuple[str, str]:
+    """Write model and card, then pictures; returns what the command prints, and what could not be drawn."""
     out, network = folder_of(config), training.averaged()
-    loss_curve(trained.losses, out / "loss.png")
-    image_grid(sample(network, training.scheduler, 64, config.seed), out / "samples.png")
     save(network, training.scheduler, out / "model")
     last = trained.losses[-500:]
     final_loss, millions = sum(last) / len(last), sum(each.numel() for each in network.parameters()) / 1e6
@@ -96,7 +97,7 @@ def publish(config: "Pretrain", training: Pretraining, trained: Trained) -> str:
             MODEL_CARD.format(
                 family=training.family.name,
                 noise=training.family.noise,
-                command=shlex.join(["python", "sweeps/pretrain.py", *sys.argv[1:]]),
+                command=hidden(shlex.join(["python", "sweeps/pretrain.py", *sys.argv[1:]])),
                 dataset=config.dataset,
                 num_images=training.images.num_train,
                 params=millions,
@@ -109,10 +110,19 @@ def publish(config: "Pretrain", training: Pretraining, trained: Trained) -> str:
                 seed=config.seed,
             )
         )
-    return (
+    undrawn = [
+        attempt(out / "loss.png", partial(loss_curve, trained.losses)),
+        attempt(out / "samples.png", partial(draw_samples, training, config.seed)),
+    ]
+    text = (
         f"loss {final_loss:.4f} over the last 500 steps; {millions:.2f}M parameters\n"
         f"model    {out / 'model'}\npictures {out / 'samples.png'}, {out / 'loss.png'}"
     )
+    return text, "; ".join(filter(None, undrawn))
+
+
+def draw_samples(training: Pretraining, seed: int, path: Path) -> None:
+    image_grid(sample(training.averaged(), training.scheduler, 64, seed), path)
 
 
 MODEL_CARD = """---

@@ -43,7 +43,12 @@ def compare(config: Similarity) -> "Comparison":
 def main(config: Similarity) -> None:
     from sweeps.probing import comparison
 
-    print(comparison.estimate(config) if config.dry_run else compare(config).text)
+    if config.dry_run:
+        print(comparison.estimate(config))
+        return
+    found = compare(config)
+    print(found.text)
+    cli.check_complete(found.incomplete)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Learns a text for a frozen Stable Diffusion, and compares it with the null text."""
 
 import logging
-import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +21,11 @@ from ddae.probe import standard_error
 from ddae.text_embedding import Encoded, TextProbe, TextRecipe, TextTraining, encode_split
 from storage.files import published
 from storage.ledger import content_key
+from sweeps.cli import check_writable
 from sweeps.cluster.loop import update
+from sweeps.cluster.session import address
 from sweeps.cluster.train import FileCheckpoint, run_loop, training_bar
+from sweeps.findings.folder import answered
 from sweeps.flags import as_args, as_flags, check_numbers
 from sweeps.probing.source import VAL_FRACTION, choose_blocks, load_model
 from sweeps.progress import bars
@@ -59,7 +61,7 @@ def set_up(config: "LearnText") -> Setup:
     """Check the flags, and load network and data."""
     rates = 1e-9, 1e3
     check_numbers(config, epochs=(1, 10**6), batch_size=(2, 10**6), learning_rate=rates, text_learning_rate=rates)
-    if "RAY_ADDRESS" in os.environ:
+    if address():
         raise ValueError("a text is learned on this machine alone; unset RAY_ADDRESS")
     backbone = load_model(config)
     text_inputs(backbone)
@@ -78,6 +80,7 @@ def set_up(config: "LearnText") -> Setup:
 
 def learn(setup: Setup) -> dict[str, TextTraining]:
     """Train with the learned text, then with the null text, or go on from the last epoch."""
+    check_writable(setup.folder)
     if (setup.folder / "checkpoint.pt").exists():
         log.warning(f"{setup.folder / 'checkpoint.pt'} is of version 0.1; the text is learned anew, without it")
     with enough_memory(setup), bars() as progress:
@@ -112,7 +115,7 @@ def publish(config: "LearnText", setup: Setup, trainings: dict[str, TextTraining
     if best[LEARNED] <= best[NULL]:
         lines.append("the null text is as good: there is nothing to gain from the learned one here")
     file = setup.folder / "text.safetensors"
-    with published(file) as part:
+    with answered("\n".join(lines)), published(file) as part:
         save_file({"text": trainings[LEARNED].best_text.cpu()}, part)
     given, default = as_flags(config), as_flags(type(config)())
     # another seed would have other val images than the text has

@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,8 @@ import ray
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from storage.secrets import hidden
 
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -23,6 +26,8 @@ DEFAULTS = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
 LOCAL = {"include_dashboard": False, "object_store_memory": 256 * 2**20}
+LONGEST = 35
+"""Letters of a folder below which a socket's path, of 107 letters at most, has room for Ray's own names."""
 SHARED = "--store must name a folder or an address that all machines see"
 
 
@@ -40,7 +45,8 @@ def check_cluster() -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise ValueError(
-            f"RAY_ADDRESS={address()} does not answer ({error}); start the cluster, or unset it to use this machine"
+            f"RAY_ADDRESS={hidden(address())} does not answer ({error}); start the cluster, or unset it to use this "
+            "machine"
         ) from error
 
 
@@ -58,8 +64,12 @@ def ray_session() -> Iterator[None]:
     with nullcontext() if address() else private():
         try:
             ray.init(address() or "local", log_to_driver=False, logging_level="ERROR", **({} if address() else LOCAL))
-        except (RayError, ConnectionError) as error:
-            raise ValueError(f"Ray does not start, or RAY_ADDRESS={address()} lets nobody in: {error}") from error
+        except (RayError, OSError, RuntimeError, ValueError) as error:
+            reason = hidden(f"RAY_ADDRESS={address()} lets nobody in: {error}")
+            here = f"{error}; RAY_TMPDIR must name a short path with room, and `ulimit -n` be 1024 or more"
+            raise ValueError(
+                f"Ray does not start, or {reason}" if address() else f"Ray does not start: {here}"
+            ) from error
         try:
             with one_line(), sigterm_interrupts():
                 yield
@@ -91,7 +101,7 @@ def private() -> Iterator[None]:
     Ray reads the settings when it is imported and keeps the token, so it is made to read them again, and once more when
     the block ends: the next session of this process may be on a cluster.
     """
-    settings = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+    settings = {"RAY_TMPDIR": folder_of_sockets(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
     settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     before = {name: os.environ[name] for name in settings if name in os.environ}
     listens_to_all = ray_constants.ENABLE_RAY_CLUSTER
@@ -106,6 +116,13 @@ def private() -> Iterator[None]:
         os.environ.update(before)
         ray_constants.ENABLE_RAY_CLUSTER = listens_to_all
         read_again()
+
+
+def folder_of_sockets() -> str:
+    """Where Ray keeps its sockets: RAY_TMPDIR, or TMPDIR where that is there, can be written and is short enough for a
+    socket's path, or /tmp."""
+    given, folder = os.environ.get("RAY_TMPDIR"), tempfile.gettempdir()
+    return given or (folder if len(folder) <= LONGEST else "/tmp")
 
 
 def read_again() -> None:

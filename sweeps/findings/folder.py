@@ -2,31 +2,61 @@
 answer has been measured on the test set, which happens once."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from filelock import FileLock, Timeout
+import yaml
+from filelock import Timeout
 
-from storage.files import published
+from storage.files import locked, published
 
 RESULTS, RECORD = "results.json", "final_test.json"
+ANY_LETTER = {"encoding": "utf-8", "errors": "backslashreplace"}
+"""How text is written that may name a file whose name is no text."""
 
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
     """Two drivers of one sweep would take each other's trials for interrupted ones, so the second is refused."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(f"another process is running this sweep ({folder}); wait for it, or stop it") from error
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / ".lock", 0))
+        except Timeout as error:
+            raise ValueError(f"another process is running this sweep ({folder}); wait for it, or stop it") from error
+        yield
+
+
+@contextmanager
+def answered(report: str) -> Iterator[None]:
+    """What keeps the block from ending does not keep the answer from being printed."""
     try:
         yield
-    finally:
-        lock.release()
+    except Exception:
+        print(report)
+        raise
+
+
+def attempt(path: Path, make: Callable[[Path], object]) -> str:
+    """Make a file. Returns why that failed, if it did: the answer does not depend on it."""
+    try:
+        make(path)
+    except Exception as error:  # of any library
+        return f"{path} could not be made ({type(error).__name__}: {error})"
+    return ""
+
+
+def write_page(path: Path, render: Callable[[bool], str]) -> list[str]:
+    """Write a page, without its figures where it cannot be made with them. Returns why, if so. render: gives its HTML,
+    with figures or without."""
+    trouble = attempt(path, lambda file: file.write_text(render(True), **ANY_LETTER))
+    if not trouble:
+        return []
+    attempt(path, lambda file: file.write_text(render(False), **ANY_LETTER))
+    return [trouble]
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
@@ -46,6 +76,23 @@ def read_results(folder: Path) -> dict[str, Any]:
     except (ValueError, AttributeError, AssertionError) as error:
         raise ValueError(f"{path} is damaged, or of an earlier version; run its sweep again") from error
     return results
+
+
+def named(folder: Path) -> Path:
+    """The folder by its own name, where it was given as . or by a link."""
+    return folder if folder.name == folder.resolve().name else folder.resolve()
+
+
+def started_in(folder: Path) -> Path:
+    """The working folder in which a sweep was started, to which an earlier version has recorded its paths; the present
+    one where that is not known."""
+    try:
+        out = Path(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["out"])
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return Path.cwd()
+    above, depth = folder.resolve().parent, len(out.parts)
+    is_there = not out.is_absolute() and above.parts[len(above.parts) - depth :] == out.parts
+    return Path(*above.parts[: len(above.parts) - depth]) if is_there else Path.cwd()
 
 
 def newest_sweep(out: Path, task: str = "*") -> Path:
@@ -92,7 +139,8 @@ def write_test(folder: Path, tested: Tested) -> None:
 def test_text(tested: Tested | None, folder: Path, cell: str) -> str:
     """What the page says of the test set. cell: the answer."""
     if tested is None:
-        return f"The test images have not been looked at. Once: python sweeps/final_test.py --sweep {folder}"
+        once = f"python sweeps/final_test.py --sweep {quote(str(folder))}"
+        return f"The test images have not been looked at. Once: {once}"
     other = "" if tested.cell == cell else f", of {tested.cell}, which was the answer then"
     return (
         f"On test {100 * tested.test_accuracy:.1f} +- {100 * tested.test_stderr:.1f} % "

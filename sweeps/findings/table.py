@@ -13,7 +13,7 @@ def formatted(row: Mapping[str, Any], floats: str) -> dict[str, str]:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], floats: str = ".4f") -> None:
     """One line a row, under a header of the first row's names."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(formatted(row, floats) for row in rows)

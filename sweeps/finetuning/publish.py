@@ -1,21 +1,27 @@
 """Writes what a fine-tuning sweep has found into its folder, and logs it."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from shlex import quote
 from typing import Any
 
 from ddae.report import page
 from ddae.report.page import Page, Section, Table, render
 from ddae.report.training import accuracy_curves
-from storage.tracking import Tracker, hidden
+from storage.secrets import hidden
+from storage.tracking import Tracker
 from sweeps.cli import aligned
-from sweeps.findings.folder import read_test, test_text, write_results
+from sweeps.findings import logged
+from sweeps.findings.folder import ANY_LETTER, answered, attempt, read_test, test_text, write_page, write_results
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.finetune import Finetune
 from sweeps.finetuning.findings import Findings, Outcome
+from sweeps.finetuning.task import FinetuneTask
 from sweeps.flags import as_flags, command_of
+from sweeps.probing.source import with_whole_paths
+from sweeps.search.task import Trial
 
 FILES = "report.html", "report.txt", "trials.csv", "config.yaml"
 WORDS = {word: page.WORDS[word] for word in ("block", "timestep", "pooling", "head", "cell, trial")} | {
@@ -26,26 +32,35 @@ WORDS = {word: page.WORDS[word] for word in ("block", "timestep", "pooling", "he
 HEADER = "labels", "start", "val accuracy", "learning rate", "weight decay", "head", "cut after", "t", "seconds"
 
 
-def publish(found: Findings, config: Finetune, tracker: Tracker) -> None:
-    """results.json is written last: a sweep that has it is done."""
+def publish(found: Findings, config: Finetune, tracker: Tracker, trials: Sequence[tuple[FinetuneTask, Trial]]) -> None:
+    """A sweep that has results.json is done; then it is logged. trials: all of them, those of other seeds too."""
     folder = found.folder
-    (folder / "figures").mkdir(exist_ok=True)
-    (folder / "report.txt").write_text(report(found))
-    (folder / "report.html").write_text(render(page_of(found, config)), encoding="utf-8")
-    write_csv(folder / "trials.csv", found.trials)
-    tracker.finish(
-        {**found.answer.result.metrics, "wall_seconds": found.wall_seconds},
-        [*sorted((folder / "figures").glob("*.png")), *(folder / name for name in FILES)],
-        answer_text(found),
-    )
-    write_results(folder, results(found, config))
+    with answered(report(found)):
+        (folder / "report.txt").write_text(report(found), **ANY_LETTER)
+        drawn, undrawn = sections(found)
+        html = folder / "report.html"
+        failed = write_page(html, lambda whole: render(page_of(found, config, drawn if whole else [])))
+        failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
+        logged.keep(
+            folder,
+            tracker,
+            trials,
+            {**found.answer.result.metrics, "wall_seconds": found.wall_seconds},
+            answer_text(found),
+            [*sorted((folder / "figures").glob("*.png")), *(folder / name for name in FILES)],
+            [*undrawn, *failed],
+        )
+        write_results(folder, results(found, config))
+    logged.log(folder, tracker)
 
 
 def report(found: Findings) -> str:
     """What a person reads at the end."""
     facts_of = {"answer": answer_text(found)} | facts(found) | {"report": str(found.folder / "report.html")}
     commands = {"test it, once": "final_test", "use it": "hand_over"}
-    facts_of |= {name: f"python sweeps/{script}.py --sweep {found.folder}" for name, script in commands.items()}
+    facts_of |= {
+        name: f"python sweeps/{script}.py --sweep {quote(str(found.folder))}" for name, script in commands.items()
+    }
     lines = [f"{name:<15}{fact}" for name, fact in facts_of.items()]
     return "\n".join(
         [
@@ -98,7 +113,7 @@ def facts(found: Findings) -> dict[str, str]:
     }
 
 
-def page_of(found: Findings, config: Finetune) -> Page:
+def page_of(found: Findings, config: Finetune, drawn: list[Section]) -> Page:
     answer, task = found.answer, found.task
     cell, metrics = answer.cell, answer.result.metrics
     name = task.label(cell)
@@ -110,7 +125,7 @@ def page_of(found: Findings, config: Finetune) -> Page:
         test=test_text(read_test(found.folder), found.folder, name),
         facts=facts(found),
         tied=Table(HEADER, rows(found)),
-        sections=sections(found),
+        sections=drawn,
         command=hidden(command_of(replace(config, sweep=None), "finetune")),
         versions=versions(model=task.source.key.backbone[:12], images=task.source.key.images[:12]),
         by="the network",
@@ -118,8 +133,16 @@ def page_of(found: Findings, config: Finetune) -> Page:
     )
 
 
-def sections(found: Findings) -> list[Section]:
-    """Accuracy against the number of labels, and against each of cut and timestep where several were tried."""
+def sections(found: Findings) -> tuple[list[Section], list[str]]:
+    """Accuracy against the number of labels, and against each of cut and timestep where several were tried; and what
+    could not be drawn, and why."""
+    try:
+        return _sections(found), []
+    except Exception as error:  # the answer does not depend on a picture
+        return [], [f"the pictures in {found.folder / 'figures'} could not be drawn ({type(error).__name__}: {error})"]
+
+
+def _sections(found: Findings) -> list[Section]:
     figures = found.folder / "figures"
     counts = sorted({outcome.cell.num_labels for outcome in found.outcomes})
     figure = accuracy_curves(curves(found), "labelled images", figures / "labels.png", log=len(counts) > 1)
@@ -196,7 +219,7 @@ def results(found: Findings, config: Finetune) -> dict[str, Any]:
     answer = found.answer
     return {
         "task": found.task.name,
-        "flags": as_flags(config),
+        "flags": as_flags(with_whole_paths(config)),
         "answer": {"cell": asdict(answer.cell), **answer.result.metrics, **answer.result.params},
         "outcomes": [
             asdict(outcome) | {"accuracy": outcome.accuracy, "stderr": outcome.stderr} for outcome in found.outcomes

@@ -13,13 +13,14 @@ from ddae.heads import StackedHead
 from ddae.winner import Winner
 from storage.checkpoints import StoredCheckpoint
 from storage.files import published
-from sweeps import cli
 from sweeps.findings.folder import read_results
+from sweeps.findings.logged import name_of
 from sweeps.finetune import Finetune
 from sweeps.finetuning.sweep import set_up
 from sweeps.finetuning.task import Cell, FinetuneTask
 from sweeps.finetuning.training import batches
 from sweeps.probing.extractor import opened
+from sweeps.probing.source import recorded_flags
 from sweeps.search.task import Result
 
 
@@ -104,9 +105,9 @@ def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Tuned:
 
 def _task_and_cell(folder: Path) -> tuple[FinetuneTask, Cell]:
     cell = answer_of(folder)
-    flags = cli.parse(Finetune, ["--config", str(folder / "config.yaml")], None)
+    flags = recorded_flags(folder, Finetune)
     setup = set_up(replace(flags, sweep=None))
-    if setup.folder.name != folder.name:
+    if setup.folder.name != name_of(folder):
         raise ValueError(f"{flags.backbone} or {flags.dataset} has changed since {folder} was made; sweep again")
     [task] = [task for task in setup.tasks if not task.baseline and cell in task.cells]
     return task, cell

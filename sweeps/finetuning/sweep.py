@@ -14,13 +14,13 @@ from ddae.heads import expand, find_head
 from ddae.noise import Clean
 from storage.ledger import content_key
 from storage.tracking import Tracker
-from sweeps import cli
 from sweeps.cluster.pool import Pool
 from sweeps.cluster.train import check_shares
 from sweeps.cluster.tune import Run
 from sweeps.driver import no_needs, open_run, run_searches
 from sweeps.findings.answer import choose
-from sweeps.findings.folder import RESULTS, newest_sweep, read_results
+from sweeps.findings.folder import RESULTS, named, newest_sweep, read_results
+from sweeps.findings.logged import NOT_DRAWN, incomplete, log_again
 from sweeps.finetune import Finetune
 from sweeps.finetuning.cost import estimate, kept_by_cuts, latents_needed
 from sweeps.finetuning.findings import Findings, outcome_of
@@ -31,12 +31,19 @@ from sweeps.layer_noise import LayerNoise
 from sweeps.probing.extractor import num_shards
 from sweeps.probing.filling import Filling
 from sweeps.probing.refit import answer_cell
-from sweeps.probing.source import FeatureSource, choose_blocks, load_model, open_source
+from sweeps.probing.source import (
+    FeatureSource,
+    choose_blocks,
+    load_model,
+    open_source,
+    recorded_flags,
+    with_whole_paths,
+)
 from sweeps.progress import Progress
 from sweeps.search.halving import HalvingSearch
 from sweeps.search.task import Trial
 
-__all__ = ["estimate", "finished_report", "open_sweep", "report", "set_up"]
+__all__ = ["estimate", "finished_report", "incomplete", "open_sweep", "report", "set_up"]
 
 SCRATCH_EPOCHS, SCRATCH_WARMUP_EPOCHS = 200, 5
 """DDAE's table 8."""
@@ -154,20 +161,23 @@ def with_sweep(config: Finetune) -> Finetune:
                 f"--sweep says which block is best, and --block {config.block} is another; give one of both"
             )
         return config
-    folder = config.sweep or newest_sweep(config.out, "layer-noise")
+    folder = named(config.sweep) if config.sweep else newest_sweep(config.out, "layer-noise")
     task = read_results(folder)["task"]
     if task != "layer-noise":
         raise ValueError(f"--sweep {folder} is a sweep of {task}; give one of layer_noise.py")
     cell = answer_cell(folder)
-    theirs = cli.parse(LayerNoise, ["--config", str(folder / "config.yaml")], None)
+    theirs, whole = recorded_flags(folder, LayerNoise), with_whole_paths(config)
+    default = with_whole_paths(Finetune())
     decides = "backbone", "dataset", "data_seed", "data_root", "image_size", "num_steps", "text_embedding", "weights"
     given = {name: getattr(theirs, name) for name in decides}
     for name, value in given.items():
-        if getattr(config, name) not in (value, getattr(Finetune, name)):
+        if getattr(whole, name) not in (value, getattr(default, name)):
             raise ValueError(
                 f"{name}={getattr(config, name)!r} is not that of --sweep {folder}, which has {value!r}; leave it out, "
                 "or give --block, --timestep, --pooling and --head instead of the sweep"
             )
+    if config.store == Finetune.store and config.sweep:
+        given["store"] = theirs.store
     return replace(config, **given, sweep=folder, **asdict(cell))
 
 
@@ -197,11 +207,12 @@ def check_cuts(config: Finetune, backbone: Backbone) -> tuple[str, ...]:
 
 
 def finished_report(setup: Setup) -> str | None:
-    """The report of the same command, where it has ended before."""
-    if not (setup.folder / RESULTS).exists():
+    """The report of the same command, where it has ended before; what could not be logged then is logged now."""
+    if not (setup.folder / RESULTS).exists() or (setup.folder / NOT_DRAWN).exists():
         return None
+    log_again(setup.folder)
     same = read_results(setup.folder)["flags"]["num_trials"] == setup.config.num_trials
-    return (setup.folder / "report.txt").read_text() if same else None
+    return (setup.folder / "report.txt").read_text(encoding="utf-8") if same else None
 
 
 class FinetuneSweep:
@@ -260,7 +271,9 @@ class FinetuneSweep:
             tracked=self.tracker.where,
             wall_seconds=time.time() - self.started_seconds,
         )
-        publish(found, setup.config, self.tracker)
+        by_task = zip(setup.tasks, searched, repeated, strict=True)
+        trials = [(task, trial) for task, first, again in by_task for trial in (*first, *again)]
+        publish(found, setup.config, self.tracker, trials)
         return found
 
 
@@ -268,7 +281,7 @@ class FinetuneSweep:
 def open_sweep(setup: Setup, started_seconds: float) -> Iterator[FinetuneSweep]:
     """The sweep on a running cluster, alone in its folder, open in MLflow, until the block ends."""
     task = setup.tasks[0]
-    flags = as_flags(setup.config)
+    flags = as_flags(with_whole_paths(setup.config))
     more = {"backbone_sha256": task.source.key.backbone}
     with open_run(setup.folder, task.source.name, task.source.store, task, COLUMNS, flags, more) as tracker:
         yield FinetuneSweep(setup, tracker, started_seconds)

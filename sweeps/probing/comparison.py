@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from ddae.report.figures import similarity_map
 from ddae.similarity import cka
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
+from sweeps.findings.folder import answered, attempt
 from sweeps.findings.table import write_csv
 from sweeps.probing import cost
 from sweeps.probing.source import FeatureSource, Need
@@ -53,6 +55,8 @@ class Comparison:
     """[rows, columns], linear CKA."""
     num_images: int
     folder: Path
+    incomplete: str = ""
+    """Why the heat map could not be drawn, if so."""
 
     @property
     def columns(self) -> tuple[Feature, ...]:
@@ -92,9 +96,11 @@ def compare(config: Similarity) -> Comparison:
     title = " against ".join(" ".join(networks_of(axis)) for axis in (rows, against) if axis)
     title += f"\n{num_images} images of {rows[0].source.name}"
     axes = grouped(rows), grouped(found.columns)
-    similarity_map(values, *axes, "linear CKA", title, folder / "similarity.png")
-    write_csv(folder / "similarity.csv", found.table)
-    return found
+    with answered(found.text):
+        write_csv(folder / "similarity.csv", found.table)
+    draw = partial(similarity_map, values, *axes, "linear CKA", title)
+    undrawn = attempt(folder / "similarity.png", draw)
+    return replace(found, incomplete=undrawn)
 
 
 def estimate(config: Similarity) -> str:

@@ -36,9 +36,10 @@ class Findings:
     """In the order of proposal."""
     screening: Screening
     label_free: LabelFree
-    raw_pixels: Result
-    """Raw pixels under the answer's head."""
-    examples: Examples
+    raw_pixels: Result | None
+    """Raw pixels under the answer's head; None where that failed."""
+    examples: Examples | None
+    """None where they could not be found."""
     cost: Cost
     folder: Path
     tracked: str

@@ -7,38 +7,46 @@ from typing import Any
 import numpy as np
 
 from ddae.report.page import Page, Section, Table, render
-from storage.tracking import Tracker, hidden
-from sweeps.findings.folder import read_test, test_text, write_results
+from storage.secrets import hidden
+from storage.tracking import Tracker
+from sweeps.findings import logged
+from sweeps.findings.folder import ANY_LETTER, answered, attempt, read_test, test_text, write_page, write_results
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import ModelAndData, as_flags, command_of
 from sweeps.probing import text
 from sweeps.probing.findings import Findings
+from sweeps.probing.source import with_whole_paths
 from sweeps.search.study import write_study
 from sweeps.search.task import Result, Trial
 
 FILES = "report.html", "report.txt", "trials.csv", "config.yaml"
 
 
-def publish(found: Findings, drawn: Sequence[Section], config: ModelAndData, tracker: Tracker) -> None:
-    """results.json is written last: a sweep that has it is done."""
+def publish(
+    found: Findings, drawn: Sequence[Section], config: ModelAndData, tracker: Tracker, undrawn: Sequence[str]
+) -> None:
+    """A sweep that has results.json is done; then it is logged. undrawn: what the report lacks, and why."""
     folder, answer, cost = found.folder, found.answer, found.cost
     report = text.report(found)
-    (folder / "report.txt").write_text(report)
-    (folder / "report.html").write_text(render(page(found, drawn, config)), encoding="utf-8")
-    write_csv(folder / "trials.csv", found.trials)
-    write_study(folder / "optuna.log", found.task, found.tried)
     metrics = {
         **answer.result.metrics,
-        "raw_pixels_val_accuracy": found.raw_pixels.metrics["val_accuracy"],
+        **({"raw_pixels_val_accuracy": found.raw_pixels.metrics["val_accuracy"]} if found.raw_pixels else {}),
         "forward_passes": cost.passes,
         "share_of_grid": cost.passes / cost.grid_passes,
         "wall_seconds": cost.wall_seconds,
     }
     figures = sorted((folder / "figures").glob("*.png"))
     note = "\n\n".join(f"{name} {fact}" for name, fact in text.facts(found).items() if name in ("answer", "cost"))
-    tracker.finish(metrics, [*figures, *(folder / name for name in FILES)], note)
-    write_results(folder, results(found, config))
+    with answered(report):
+        (folder / "report.txt").write_text(report, **ANY_LETTER)
+        failed = write_page(folder / "report.html", lambda whole: render(page(found, drawn if whole else [], config)))
+        failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
+        failed.append(attempt(folder / "optuna.log", lambda path: write_study(path, found.task, found.tried)))
+        trials, files = [(found.task, trial) for trial in found.tried], [folder / name for name in FILES]
+        logged.keep(folder, tracker, trials, metrics, note, [*figures, *files], [*undrawn, *failed])
+        write_results(folder, results(found, config))
+    logged.log(folder, tracker)
 
 
 def page(found: Findings, drawn: Sequence[Section], config: ModelAndData) -> Page:
@@ -63,11 +71,11 @@ def results(found: Findings, config: ModelAndData) -> dict[str, Any]:
     screened = found.screening.accuracy
     return {
         "task": found.task.name,
-        "flags": as_flags(config),
+        "flags": as_flags(with_whole_paths(config)),
         "answer": as_json(found.answer.winner),
         "best": as_json(found.answer.best),
         "tied": [as_json(trial) for trial in found.answer.tied],
-        "raw_pixels": numbers(found.raw_pixels),
+        "raw_pixels": numbers(found.raw_pixels) if found.raw_pixels else None,
         "cost": asdict(found.cost),
         "blocks": list(found.task.space.block_names),
         "ridge_accuracy": np.where(np.isnan(screened), np.array(None), screened).tolist(),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from ddae.label_free import CONSENSUS, LABELLED, MIN_IMAGES, spearman
 from ddae.report.figures import heat_map
 from ddae.report.training import trajectories as draw
 from sweeps.cli import aligned
+from sweeps.findings.folder import answered, attempt
 from sweeps.findings.table import formatted, write_csv
 from sweeps.flags import check_numbers
 from sweeps.label_free import LabelFreeRanking
@@ -42,6 +44,8 @@ class Ranking:
     num_images: int
     num_labels: int
     folder: Path
+    incomplete: str = ""
+    """Why the figure could not be drawn, if so."""
 
     @property
     def sites(self) -> list[tuple[str, int]]:
@@ -99,6 +103,8 @@ class Trajectories:
     """step -> score -> value of each block, [blocks]; the last step last."""
     num_images: int
     folder: Path
+    incomplete: str = ""
+    """Why the figure could not be drawn, if so."""
 
     @property
     def table(self) -> list[dict[str, Value]]:
@@ -138,9 +144,10 @@ def rank(config: LabelFreeRanking) -> Ranking:
     title = f"ranking with {num_labels:,} labels" if num_labels else "label-free ranking"
     title += f" on {num_images:,} images   * its first"
     space, label, path = task.space, "ranking, higher is better", folder / "label_free.png"
-    heat_map(scores.ranking, space.block_names, space.sigmas, label, title, path, star=ranking.sites[0])
-    write_csv(folder / "label_free.csv", ranking.table, FLOATS)
-    return ranking
+    with answered(ranking.text):
+        write_csv(folder / "label_free.csv", ranking.table, FLOATS)
+    show = partial(heat_map, scores.ranking, space.block_names, space.sigmas, label, title, star=ranking.sites[0])
+    return replace(ranking, incomplete=attempt(path, show))
 
 
 def follow(config: LabelFreeRanking) -> Trajectories:
@@ -162,9 +169,10 @@ def follow(config: LabelFreeRanking) -> Trajectories:
     trajectories = Trajectories(timestep, task.space.block_names, scores, num_images, folder)
     alignment, uniformity = (np.array([of[name] for of in scores.values()]) for name in ("alignment", "uniformity"))
     title = f"{Path(config.backbone).name} at t = {timestep}, {num_images:,} images"
-    draw(alignment, uniformity, list(scores), trajectories.blocks, title, folder / "trajectories.png")
-    write_csv(folder / "trajectories.csv", trajectories.table, FLOATS)
-    return trajectories
+    with answered(trajectories.text):
+        write_csv(folder / "trajectories.csv", trajectories.table, FLOATS)
+    show = partial(draw, alignment, uniformity, list(scores), trajectories.blocks, title)
+    return replace(trajectories, incomplete=attempt(folder / "trajectories.png", show))
 
 
 def estimate(config: LabelFreeRanking) -> str:

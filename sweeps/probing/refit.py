@@ -8,11 +8,11 @@ import numpy as np
 
 from ddae.heads import StackedHead
 from ddae.winner import Winner
-from sweeps import cli
 from sweeps.findings.folder import read_results
+from sweeps.findings.logged import name_of
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing.extractor import Extractor
-from sweeps.probing.source import Need
+from sweeps.probing.source import Need, recorded_flags
 from sweeps.probing.space import Cell
 from sweeps.probing.sweep import set_up_search, sweep_folder
 from sweeps.probing.task import ProbeTask
@@ -87,9 +87,9 @@ def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
     splits: those whose features are wanted beside train and val.
     """
     cell = answer_cell(folder)
-    flags = cli.parse(LayerNoise, ["--config", str(folder / "config.yaml")], None)
+    flags = recorded_flags(folder, LayerNoise)
     task, _, dataset = set_up_search(flags)
-    if sweep_folder(flags, task).name != folder.name:
+    if sweep_folder(flags, task).name != name_of(folder):
         raise ValueError(f"{flags.backbone} or {flags.dataset} has changed since {folder} was made; sweep again")
     labels = {**task.labels, **{split: dataset.labels(split) for split in splits}}
     task = replace(task, labels=labels, sites={cell.timestep: (cell.block,)})

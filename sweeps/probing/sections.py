@@ -1,7 +1,7 @@
 """The sections of report.html: each has a figure, and a sentence that is written from its data."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,21 +25,27 @@ FEW = 3
 """Fewer pairs of trials, or sites, tell nothing."""
 
 
-def draw(found: Findings, folder: Path) -> list[Section]:
-    """Every section that the sweep has data for; its figures are written as PNG files, too."""
-    sections = (
-        where(found, folder / "block_timestep.png"),
-        screening(found, folder / "screening.png"),
-        rungs(found, folder / "rungs.png"),
-        choices(found, folder / "pooling_head.png"),
-        costs(found, folder / "cost.png"),
-        samples(found, folder / "samples.png"),
-        neighbours(found, folder / "neighbours.png"),
-        confusions(found, folder / "confusion.png"),
-        scores(found, folder / "label_free.png"),
-        plane(found, folder / "alignment_uniformity.png"),
-    )
-    return [section for section in sections if section is not None]
+def draw(found: Findings, folder: Path) -> tuple[list[Section], list[str]]:
+    """Every section that the sweep has data for, and what could not be drawn, and why; the figures are written as PNG
+    files, too."""
+    drawn, undrawn = [], []
+    of_examples = {"samples": samples, "neighbours": neighbours, "confusion": confusions}
+    sections: dict[str, Callable[[Findings, Path], Section | None]] = {
+        "block_timestep": where,
+        "screening": screening,
+        "rungs": rungs,
+        "pooling_head": choices,
+        "cost": costs,
+        **(of_examples if found.examples else {}),
+        "label_free": scores,
+        "alignment_uniformity": plane,
+    }
+    for name, section in sections.items():
+        try:
+            drawn.append(section(found, folder / f"{name}.png"))
+        except Exception as error:  # the answer does not depend on a picture
+            undrawn.append(f"the picture {folder / name}.png could not be drawn ({type(error).__name__}: {error})")
+    return [section for section in drawn if section is not None], undrawn
 
 
 def where(found: Findings, path: Path) -> Section:
@@ -228,6 +234,7 @@ def costs(found: Findings, path: Path) -> Section:
 
 def samples(found: Findings, path: Path) -> Section:
     """Images as they are, and as the network was given them."""
+    assert found.examples
     task, examples, t = found.task, found.examples, found.cell.timestep
     names = [figures.shortened(examples.classes[label]) for label in task.labels["val"][: len(examples.clean)]]
     latents = "; these are latents, of which three channels are shown as colours" if task.source.encoder else ""
@@ -242,6 +249,7 @@ def samples(found: Findings, path: Path) -> Section:
 
 def neighbours(found: Findings, path: Path) -> Section:
     """Which training images lie nearest."""
+    assert found.examples
     near, classes = found.examples.neighbours, found.examples.classes
     title = "What the feature finds alike"
     if near is None:
@@ -271,6 +279,7 @@ def neighbours(found: Findings, path: Path) -> Section:
 
 def confusions(found: Findings, path: Path) -> Section:
     """Which classes the answer confuses on val."""
+    assert found.examples
     labels, classes, predicted = found.task.labels["val"], found.examples.classes, found.examples.predicted
     title = "Which classes it confuses"
     if predicted is None:

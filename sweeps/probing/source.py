@@ -1,8 +1,11 @@
 """Where features come from: one network on one dataset, as a worker opens it, and where the store keeps them."""
 
+import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,10 +15,16 @@ from ddae.features import FeatureKey
 from ddae.nearest import did_you_mean
 from storage.ledger import content_key
 from storage.remote import Remote, is_address
+from sweeps import cli
 from sweeps.cluster.session import address
+from sweeps.findings.folder import started_in
 from sweeps.flags import SEEDS, ModelAndData, check_numbers
 
 VAL_FRACTION = 0.2
+
+Flags = TypeVar("Flags", bound=ModelAndData)
+
+log = logging.getLogger("sweeps")
 
 
 @dataclass(frozen=True)
@@ -123,18 +132,44 @@ def choose_blocks(backbone: Backbone, names: Iterable[str]) -> tuple[Block, ...]
     return tuple(block for block in backbone.blocks if not names or {block.name, block.alias} & set(names))
 
 
-def absolute(name: str) -> str:
+def with_whole_paths(config: Flags, start: Path | None = None) -> Flags:
+    """The flags with every path absolute, to be read again from any working folder. start: what relative paths begin
+    at, if not the working folder."""
+    base = start or Path.cwd()
+    whole: dict[str, Any] = {}
+    for name in ("backbone", "dataset", "text_embedding", "weights"):
+        whole[name] = absolute(getattr(config, name), base)
+    whole["store"] = config.store if is_address(config.store) else str(base / Path(config.store).expanduser())
+    whole |= {"data_root": str(base / Path(config.data_root).expanduser()), "out": base / config.out}
+    for name in ("baseline", "against"):
+        if hasattr(config, name):
+            whole[name] = tuple(absolute(each, base) for each in getattr(config, name))
+    return replace(config, **whole)
+
+
+def recorded_flags(folder: Path, config_class: type[Flags]) -> Flags:
+    """The flags of the sweep in a folder, with whole paths. A store that has moved along with the folder is found."""
+    flags = cli.parse(config_class, ["--config", str(folder / "config.yaml")], None)
+    flags = with_whole_paths(flags, started_in(folder))
+    if is_address(flags.store) or Path(flags.store).is_dir():
+        return flags
+    moved = folder.resolve().parent / os.path.relpath(flags.store, flags.out)
+    if moved.is_dir():
+        log.warning(f"{flags.store}, the store of {folder}, has moved to {moved}")
+        return replace(flags, store=str(moved))
+    log.warning(f"{flags.store}, the store of {folder}, is gone; what it held is made again there")
+    return flags
+
+
+def absolute(name: str, base: Path | None = None) -> str:
     """A folder's or file's absolute path, because workers run elsewhere; any other name as it is. In a library's
-    model@weights both may be."""
+    model@weights both may be. base: what a relative path begins at, if not the working folder."""
+    path = (base or Path.cwd()) / name
     library, colon, inside = name.partition(":")
     if colon and library in LIBRARIES:
         model, at, beside = inside.partition("@")
-        return f"{library}:{absolute(model)}{at}{absolute(beside)}"
-    return (
-        str(Path(name).absolute())
-        if name and Path(name).exists() and name not in SHIPPED and name not in DATASETS
-        else name
-    )
+        return f"{library}:{absolute(model, base)}{at}{absolute(beside, base)}"
+    return str(path) if name and path.exists() and name not in SHIPPED and name not in DATASETS else name
 
 
 def choose_device(name: str) -> str:

@@ -15,10 +15,11 @@ from storage.ledger import content_key
 from storage.tracking import Tracker
 from sweeps.cli import check_writable
 from sweeps.cluster.pool import Pool
-from sweeps.cluster.session import check_cluster, ray_session
+from sweeps.cluster.session import check_cluster, one_line, ray_session
 from sweeps.cluster.tune import Run
 from sweeps.driver import open_run, run_searches
 from sweeps.findings.folder import RESULTS, read_results
+from sweeps.findings.logged import NOT_DRAWN, incomplete, log_again
 from sweeps.flags import ModelAndData, as_flags
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing import cost, examples
@@ -28,7 +29,7 @@ from sweeps.probing.findings import Findings, answer_of, warm_start
 from sweeps.probing.publish import publish
 from sweeps.probing.screening import NUM_LABEL_FREE, LabelFree, Screening, ScreeningRules, best_timesteps, choose_rungs
 from sweeps.probing.sections import draw
-from sweeps.probing.source import FeatureSource, Need, load_model, open_source
+from sweeps.probing.source import FeatureSource, Need, load_model, open_source, with_whole_paths
 from sweeps.probing.space import check_choices, make_space, stored_pooling
 from sweeps.probing.task import ProbeTask
 from sweeps.probing.text import report
@@ -36,7 +37,7 @@ from sweeps.progress import Progress
 from sweeps.search.halving import HalvingSearch, check_search
 from sweeps.search.task import Fit, Trial
 
-__all__ = ["estimate", "finished_report", "list_blocks", "open_sweep", "report", "set_up_search"]
+__all__ = ["estimate", "finished_report", "incomplete", "list_blocks", "open_sweep", "report", "set_up_search"]
 
 COLUMNS = "block", "timestep", "sigma", "pooling", "head", "num_images"
 """Params of a trial that MLflow's page of trials shows, in charts and in the table."""
@@ -106,12 +107,13 @@ def sweep_folder(config: LayerNoise, task: ProbeTask) -> Path:
 
 
 def finished_report(config: LayerNoise, task: ProbeTask) -> str | None:
-    """The report of the same command, where it has ended before."""
+    """The report of the same command, where it has ended before; what could not be logged then is logged now."""
     folder = sweep_folder(config, task)
-    if not (folder / RESULTS).exists():
+    if not (folder / RESULTS).exists() or (folder / NOT_DRAWN).exists():
         return None
+    log_again(folder)
     same = read_results(folder)["flags"]["num_trials"] == config.num_trials
-    return (folder / "report.txt").read_text() if same else None
+    return (folder / "report.txt").read_text(encoding="utf-8") if same else None
 
 
 def list_blocks(config: ModelAndData) -> str:
@@ -181,6 +183,8 @@ class Search(ProbeSweep):
     def __init__(self, config: LayerNoise, task: ProbeTask, pool: Pool, tracker: Tracker, started_seconds: float):
         self.config, self.tracker, self.started_seconds = config, tracker, started_seconds
         self.rules = rules_for(config, task)
+        self.failed: list[str] = []
+        """What could not be made for the report, and why."""
         super().__init__(task, pool, cost.least_and_most(task, self.rules)[0])
 
     def search(self, screening: Screening) -> tuple[Trial, ...]:
@@ -205,16 +209,21 @@ class Search(ProbeSweep):
         spent = self._cost(task, screening, trials)
         found = Findings(task, trials, screening, label_free, raw_pixels, shown, spent, folder, self.tracker.where)
         began = time.time()
-        drawn = draw(found, folder / "figures")
+        drawn, undrawn = draw(found, folder / "figures")
         self.pool.busy.append((began, time.time()))
         found = replace(found, cost=self._cost(task, screening, trials))
-        publish(found, drawn, self.config, self.tracker)
+        publish(found, drawn, self.config, self.tracker, [*self.failed, *undrawn])
         return found
 
     def _on_a_worker(self, title: str, function, *args):
+        """None where it fails; the answer does not depend on it."""
         self.progress.stage(title)
-        with self.progress:
-            return self.pool.submit(function, *args).result()
+        try:
+            with self.progress, one_line():
+                return self.pool.submit(function, *args).result()
+        except Exception as error:
+            self.failed.append(f"what is called {title} could not be made ({error})")
+            return None
 
     def _cost(self, task: ProbeTask, screening: Screening, trials: tuple[Trial, ...]) -> cost.Cost:
         now = time.time()
@@ -236,7 +245,9 @@ def open_sweep(config: LayerNoise, task: ProbeTask, started_seconds: float) -> I
     folder, source = sweep_folder(config, task), task.source
     warn_of_old_results(source.store)
     more = {"backbone_sha256": source.key.backbone, "store_folder": source.folder()}
-    with open_run(folder, source.name, source.store, task, COLUMNS, as_flags(config), more) as tracker:
+    with open_run(
+        folder, source.name, source.store, task, COLUMNS, as_flags(with_whole_paths(config)), more
+    ) as tracker:
         loaded = time.time()
         with Pool(source.settings.device, config.gpus_per_extractor) as pool:
             pool.busy.append((started_seconds, loaded))

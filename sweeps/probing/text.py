@@ -1,5 +1,7 @@
 """What a person reads at the end of a sweep, rendered from its findings."""
 
+from shlex import quote
+
 from ddae.label_free import Trust
 from sweeps.cli import aligned
 from sweeps.probing.findings import Findings, FirstChoice
@@ -19,8 +21,8 @@ def report(found: Findings) -> str:
             *(f"{name:<15}{fact}" for name, fact in facts(found).items()),
             f"{'report':<15}{found.folder / 'report.html'}",
             f"{'trials':<15}{found.tracked}",
-            f"{'test it, once':<15}python sweeps/final_test.py --sweep {found.folder}",
-            f"{'use it':<15}python sweeps/hand_over.py --sweep {found.folder}",
+            f"{'test it, once':<15}python sweeps/final_test.py --sweep {quote(str(found.folder))}",
+            f"{'use it':<15}python sweeps/hand_over.py --sweep {quote(str(found.folder))}",
         ]
     )
 
@@ -64,11 +66,9 @@ def facts(found: Findings) -> dict[str, str]:
     stopped = sum(trial.stopped_early for trial in found.tried)
     timesteps = ", ".join(map(str, found.screening.sites))
     new = "" if cost.new_passes else "; all of it was in the store"
-    beaten = answer.result.metrics["val_accuracy"] > found.raw_pixels.metrics["val_accuracy"]
     return {
         "answer": f"{answer.cell.name} ({answer.result.params['setting']}): {accuracy_text(answer.result)} % on val",
-        "raw pixels": f"{accuracy_text(found.raw_pixels)} % under the same head"
-        + ("" if beaten else "; the answer does not beat them"),
+        "raw pixels": raw_pixels_text(found),
         "without labels": without_labels(found),
         "cells": f"{len(space.cells):,}; screening left {len(space.cells_at(found.screening.sites))}, at t = "
         f"{timesteps}; {len(found.tried)} tried, {stopped} stopped early",
@@ -77,6 +77,14 @@ def facts(found: Findings) -> dict[str, str]:
         "time": f"{cost.wall_seconds:.0f} s; during {cost.ray_share:.0%} of it no process was at work (starting and "
         "waiting for Ray)",
     }
+
+
+def raw_pixels_text(found: Findings) -> str:
+    if found.raw_pixels is None:
+        return "could not be measured"
+    beaten = found.answer.result.metrics["val_accuracy"] > found.raw_pixels.metrics["val_accuracy"]
+    more = "" if beaten else "; the answer does not beat them"
+    return f"{accuracy_text(found.raw_pixels)} % under the same head{more}"
 
 
 def without_labels(found: Findings) -> str:

@@ -1,6 +1,14 @@
-import pytest
+import socket
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
-from storage.tracking import Tracker, check_server, tracking_uri
+import pytest
+from mlflow import MlflowClient
+
+from storage import tracking_server
+from storage.tracking import NotLogged, Tracker, check_server, tracking_uri
 from tests.servers import free_port, mlflow_server
 
 
@@ -81,6 +89,130 @@ def test_a_server_that_does_not_answer_is_one_line(user):
         check_server(f"http://{user}127.0.0.1:{free_port()}")
 
 
+class Answers(BaseHTTPRequestHandler):
+    """What sits on MLflow's port when MLflow does not."""
+
+    codes: ClassVar[list[int]] = []
+
+    def answer(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(self.codes[0] if len(self.codes) == 1 else self.codes.pop(0))
+        body = b"<html><title>Sign in</title></html>"
+        self.send_header("Location", "/login")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = answer
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """A function that starts a server which gives these answers, the last one for ever; its address, with a user."""
+    monkeypatch.setattr(tracking_server, "PAUSES_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(tracking_server, "ANSWER_SECONDS", "1")
+    monkeypatch.setattr(Answers, "codes", [])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    Thread(target=server.serve_forever, daemon=True).start()
+
+    def answers(*codes):
+        Answers.codes[:] = codes
+        return f"http://me:hush@127.0.0.1:{server.server_port}"
+
+    yield answers
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "tries"),
+    [
+        (200, "another page than MLflow's", 0),
+        (302, "another page than MLflow's", 0),
+        (401, "MLFLOW_TRACKING_USERNAME", 0),
+        (403, "does not let this user in", 0),
+        (404, "is not MLflow", 0),
+        (500, "500", 2),
+        (502, "502", 2),
+        (503, "503", 2),
+        (429, "429", 2),
+    ],
+)
+def test_another_server_on_its_port_is_one_line_without_a_password(code, said, tries, answers, caplog):
+    with pytest.raises(ValueError) as error:
+        check_server(answers(code))
+    assert said in str(error.value) and "unset the variable" in str(error.value)
+    assert "hush" not in str(error.value) + caplog.text and "\n" not in str(error.value)
+    assert caplog.text.count("asking again") == tries
+
+
+def test_a_server_that_never_answers_is_one_line(monkeypatch, caplog):
+    monkeypatch.setattr(tracking_server, "PAUSES_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(tracking_server, "ANSWER_SECONDS", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ValueError, match="does not answer"):
+        check_server(f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert caplog.text.count("asking again") == 2
+
+
+@pytest.mark.parametrize(
+    "given", ["sqlite:////x/a.db", " sqlite:////x/a.db\n", '"sqlite:////x/a.db"', "'sqlite:////x/a.db' "]
+)
+def test_an_address_is_read_through_blanks_and_quotes(given, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert tracking_uri() == tracking_uri("http://recorded") == "sqlite:////x/a.db"
+
+
+@pytest.mark.parametrize("given", ["", "  ", "\n", '""'])
+def test_an_address_of_blanks_is_none(given, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert tracking_uri() == f"sqlite:///{Path.cwd()}/mlflow.db"
+    assert tracking_uri("http://recorded") == "http://recorded"
+
+
+@pytest.mark.parametrize(
+    ("uri", "remedy"),
+    [
+        ("mysql+pymysql://me:hush@127.0.0.1/db", "pip install pymysql"),
+        ("mssql+pyodbc://me:hush@127.0.0.1/db", "pip install pyodbc"),
+        ("./mlruns", "sqlite:////folder/mlflow.db"),
+        ("foo://me:hush@127.0.0.1/db", "unsupported URI"),
+    ],
+)
+def test_a_store_that_cannot_be_used_says_what_to_do(uri, remedy):
+    with pytest.raises(NotLogged, match="cannot log to MLflow") as error:
+        Tracker(uri, "digits", "sweep", "sweep")
+    assert remedy in str(error.value) and "hush" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "remedy"),
+    [
+        ("/proc/mlflow", "let this user write there"),
+        ("gs://bucket/mlflow", "pip install google-cloud-storage"),
+        ("sftp://host/mlflow", "pip install paramiko"),
+        ("abfss://c@account.dfs.core.windows.net/x", "pip install azure-storage-blob azure-identity"),
+    ],
+)
+def test_files_that_have_nowhere_to_go_are_told_before_there_are_any(where, remedy, tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    MlflowClient(uri).create_experiment("digits", artifact_location=where)
+    tracker = Tracker(uri, "digits", "sweep", "sweep")
+    assert remedy in tracker.artifact_trouble()
+    log_child(tracker, "a")
+    (figure := tmp_path / "figure.png").write_bytes(b"png")
+    with pytest.raises(NotLogged) as error:
+        tracker.finish({"val_accuracy": 0.9}, [figure])
+    assert remedy in str(error.value) and "the same command logs" in str(error.value)
+    assert "a" in children(tracker)
+
+
+def test_files_that_can_be_written_are_no_trouble(sqlite):
+    assert Tracker(sqlite, "digits", "sweep-5", "fifth").artifact_trouble() == ""
+
+
 def test_a_deleted_experiment_says_how_to_restore_it(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracker = Tracker(uri, "gone", "sweep", "sweep")
@@ -96,7 +228,7 @@ def test_a_database_that_cannot_be_opened_is_one_line():
 
 def test_the_environment_decides_the_server(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tracking_uri() == "sqlite:///mlflow.db"
+    assert tracking_uri() == f"sqlite:///{Path.cwd()}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert tracking_uri() == "http://127.0.0.1:1"
 
