@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from ddae.backbones.base import Backbone, Pixels, Settings
 from ddae.backbones.checkpoints import read_options
 from ddae.backbones.convert import Part, attention, convert, load_state, renamed, unchanged
+from ddae.backbones.options import NOTHING
 from ddae.backbones.unets import Layout, make_unet, openai_blocks, openai_specs, unet_inputs
 from ddae.noise import VP
 
@@ -47,7 +48,13 @@ PUBLISHED: dict[tuple[int, tuple[float, ...]], dict[str, Any]] = {
 """Where published checkpoints differ from OPTIONS, by num_channels and channel multipliers."""
 
 
-def from_state(state: dict[str, Tensor], path: Path, fingerprint: str, settings: Settings) -> Backbone:
+def from_state(
+    state: dict[str, Tensor],
+    path: Path,
+    fingerprint: str,
+    settings: Settings,
+    said: Mapping[str, Any] = NOTHING,
+) -> Backbone:
     """Loads an official checkpoint. What its tensors do not show (image size, heads, noise) is read from the sidecar,
     by the names of the official flags, and is as published where the sidecar does not say.
 

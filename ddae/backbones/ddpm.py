@@ -1,7 +1,7 @@
 """DDPMs, the pixel-space UNets of Ho et al. 2020: in diffusers format, or as checkpoints of the DDAE paper's code."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from ddae.backbones.base import Backbone, Inputs, Pixels, Settings
 from ddae.backbones.checkpoints import read_options
 from ddae.backbones.convert import Part, attention, convert, load_state, renamed, unchanged
 from ddae.backbones.files import load_network, subfolder
+from ddae.backbones.options import NOTHING
 from ddae.backbones.schedules import edm_schedule, read_schedule
 from ddae.backbones.unets import Layout, ddae_specs, edm_inputs, make_unet, openai_blocks, openai_specs, unet_inputs
 from ddae.noise import VP, Schedule
@@ -40,7 +41,13 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     return make_backbone(unet, read_schedule(folder), fingerprint, settings)
 
 
-def from_state(state: dict[str, Tensor], path: Path, fingerprint: str, settings: Settings) -> Backbone:
+def from_state(
+    state: dict[str, Tensor],
+    path: Path,
+    fingerprint: str,
+    settings: Settings,
+    said: Mapping[str, Any] = NOTHING,
+) -> Backbone:
     """Loads a checkpoint of the DDAE paper's own code. What its tensors do not show (DDPM or EDM, noise, image size,
     heads) is read from the YAML beside it, and is as published where the YAML does not say.
 

@@ -2,7 +2,7 @@
 the steps of EDM's sampler, and step 1 is the least noisy."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from ddae.backbones.base import Backbone, BlockSpec, Pixels, Settings
 from ddae.backbones.checkpoints import read_options
 from ddae.backbones.convert import Part, State, attention, convert, load_state, renamed, unchanged
 from ddae.backbones.files import load_network, subfolder
+from ddae.backbones.options import NOTHING
 from ddae.backbones.schedules import edm_schedule, read_scheduler
 from ddae.backbones.unets import ddae_specs, edm_inputs
 
@@ -32,7 +33,9 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     return make_backbone(unet, read_scheduler(folder) or {}, fingerprint, settings)
 
 
-def from_state(state: State, path: Path, fingerprint: str, settings: Settings) -> Backbone:
+def from_state(
+    state: State, path: Path, fingerprint: str, settings: Settings, said: Mapping[str, Any] = NOTHING
+) -> Backbone:
     """Loads a SongUNet from an EDMPrecond of the official code; one that takes class labels runs without.
 
     The tensors show everything but sigma_data, which an official pickle holds; otherwise it is 0.5, or what the sidecar
@@ -40,6 +43,8 @@ def from_state(state: State, path: Path, fingerprint: str, settings: Settings) -
     """
     from ddae.backbones.song_unet import SongUNet2DModel
 
+    if (found := said.get("class_name", "EDMPrecond")) != "EDMPrecond":
+        raise ValueError(f"{path} holds {found}; of NVlabs' networks only EDMPrecond is supported")
     for name, tensor in state.items():
         if OTHERS.search(name) or (name.endswith(".resample_filter") and tensor.shape[-1] != 2):
             raise ValueError(

@@ -283,8 +283,10 @@ def dit_shapes(
     num_labels: int = 4,
     in_channels: int = 4,
     out_channels: int = 8,
+    mlp_ratio: float = 4,
 ) -> Shapes:
     """Meta's DiT, by its official names. num_labels: the classes and the null class."""
+    inner = int(mlp_ratio * hidden_size)
     shapes = {
         "pos_embed": (1, (input_size // patch_size) ** 2, hidden_size),
         **weights("x_embedder.proj", hidden_size, in_channels, patch_size, patch_size),
@@ -295,8 +297,8 @@ def dit_shapes(
     for i in range(depth):
         shapes |= weights(f"blocks.{i}.attn.qkv", 3 * hidden_size, hidden_size)
         shapes |= weights(f"blocks.{i}.attn.proj", hidden_size, hidden_size)
-        shapes |= weights(f"blocks.{i}.mlp.fc1", 4 * hidden_size, hidden_size)
-        shapes |= weights(f"blocks.{i}.mlp.fc2", hidden_size, 4 * hidden_size)
+        shapes |= weights(f"blocks.{i}.mlp.fc1", inner, hidden_size)
+        shapes |= weights(f"blocks.{i}.mlp.fc2", hidden_size, inner)
         shapes |= weights(f"blocks.{i}.adaLN_modulation.1", 6 * hidden_size, hidden_size)
     shapes |= weights("final_layer.linear", patch_size**2 * out_channels, hidden_size)
     return shapes | weights("final_layer.adaLN_modulation.1", 2 * hidden_size, hidden_size)
