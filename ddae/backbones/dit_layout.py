@@ -87,8 +87,8 @@ def load_transformer(state: State, path: Path, said: Mapping[str, Any]) -> "DiTT
     shape = state["x_embedder.proj.weight"].shape
     if len(shape) != 4 or shape[2] != shape[3]:
         raise ValueError(
-            f"{path} is no DiT: its x_embedder.proj.weight of shape {list(shape)} takes no square patches of an image, but "
-            "tokens, as FiT's does, which is not supported"
+            f"{path} is no DiT: its x_embedder.proj.weight of shape {list(shape)} takes no square patches of an image, "
+            "but tokens, as FiT's does, which is not supported"
         )
     hidden_size, channels, patch_size, _ = shape
     num_heads = heads_of(hidden_size, options, path, said)
