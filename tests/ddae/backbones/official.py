@@ -166,11 +166,14 @@ def song_unet_shapes(
     channels: int = 3,
     num_labels: int = 0,
     num_augments: int = 0,
+    ncsn: bool = False,
 ) -> Shapes:
-    """NVlabs' DDPM++, by its official names and in the order the data meets them. attention: sizes that have it."""
+    """NVlabs' DDPM++, by its official names and in the order the data meets them, or NCSN++. attention: sizes that have
+    it."""
+    taps, noise = (4, 2 * stem) if ncsn else (2, stem)
 
     def residual(name: str, old: int, new: int, attend: bool = False, resample: bool = False) -> Shapes:
-        filters = {f"{name}.{module}.resample_filter": (1, 1, 2, 2) for module in ("conv0", "skip")}
+        filters = {f"{name}.{module}.resample_filter": (1, 1, taps, taps) for module in ("conv0", "skip")}
         return {
             **weights(f"{name}.norm0", old),
             **weights(f"{name}.conv0", new, old, 3, 3),
@@ -185,9 +188,10 @@ def song_unet_shapes(
         }
 
     shapes = {
-        **(weights("map_label", stem, num_labels) if num_labels else {}),
-        **({"map_augment.weight": (stem, num_augments)} if num_augments else {}),
-        **weights("map_layer0", 4 * stem, stem),
+        **({"map_noise.freqs": (noise // 2,)} if ncsn else {}),
+        **(weights("map_label", noise, num_labels) if num_labels else {}),
+        **({"map_augment.weight": (noise, num_augments)} if num_augments else {}),
+        **weights("map_layer0", 4 * stem, noise),
         **weights("map_layer1", 4 * stem, 4 * stem),
         **weights(f"enc.{size}x{size}_conv", stem, channels, 3, 3),
     }
@@ -196,6 +200,10 @@ def song_unet_shapes(
         side = size >> level
         if level:
             shapes |= residual(f"enc.{side}x{side}_down", now, now, resample=True)
+            if ncsn:
+                image = channels if level == 1 else widths[level - 2]
+                shapes |= weights(f"enc.{side}x{side}_aux_residual", now, image, 3, 3)
+                shapes[f"enc.{side}x{side}_aux_residual.resample_filter"] = (1, 1, taps, taps)
             skips.append(now)
         for j in range(num_blocks):
             shapes |= residual(f"enc.{side}x{side}_block{j}", now, width, side in attention)
@@ -214,6 +222,73 @@ def song_unet_shapes(
             now = widths[level]
     top = f"dec.{size}x{size}_aux"
     return shapes | weights(f"{top}_norm", now) | weights(f"{top}_conv", channels, now, 3, 3)
+
+
+def song_unet_state(**layout: Any) -> dict[str, torch.Tensor]:
+    """Random weights of song_unet_shapes, with the filters that NVlabs' networks have."""
+    state, taps = random_state(song_unet_shapes(**layout)), torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    for name in state:
+        if name.endswith(".resample_filter"):
+            state[name] = taps.outer(taps)[None, None] if layout.get("ncsn") else torch.full((1, 1, 2, 2), 0.25)
+    return state
+
+
+def dhariwal_shapes(
+    size: int = 8,
+    model_channels: int = 64,
+    widths: tuple[int, ...] = (64, 128),
+    attention: tuple[int, ...] = (4,),
+    num_blocks: int = 1,
+    out_channels: int = 3,
+    num_labels: int = 0,
+    num_augments: int = 0,
+) -> Shapes:
+    """ADM as NVlabs' EDM code has it. attention: sizes that have it."""
+    embedding, last = 4 * model_channels, len(widths) - 1
+
+    def residual(name: str, old: int, new: int, attend: bool = False, resample: bool = False) -> Shapes:
+        filters = {f"{name}.{module}.resample_filter": (1, 1, 2, 2) for module in ("conv0", "skip")}
+        return {
+            **weights(f"{name}.norm0", old),
+            **weights(f"{name}.conv0", new, old, 3, 3),
+            **weights(f"{name}.affine", 2 * new, embedding),
+            **weights(f"{name}.norm1", new),
+            **weights(f"{name}.conv1", new, new, 3, 3),
+            **(weights(f"{name}.skip", new, old, 1, 1) if old != new else {}),
+            **(filters if resample else {}),
+            **(weights(f"{name}.norm2", new) if attend else {}),
+            **(weights(f"{name}.qkv", 3 * new, new, 1, 1) if attend else {}),
+            **(weights(f"{name}.proj", new, new, 1, 1) if attend else {}),
+        }
+
+    shapes = {
+        **({"map_augment.weight": (model_channels, num_augments)} if num_augments else {}),
+        **weights("map_layer0", embedding, model_channels),
+        **weights("map_layer1", embedding, embedding),
+        **({"map_label.weight": (embedding, num_labels)} if num_labels else {}),
+        **weights(f"enc.{size}x{size}_conv", widths[0], 3, 3, 3),
+    }
+    now, skips = widths[0], [widths[0]]
+    for level, width in enumerate(widths):
+        side = size >> level
+        if level:
+            shapes |= residual(f"enc.{side}x{side}_down", now, now, resample=True)
+            skips.append(now)
+        for j in range(num_blocks):
+            shapes |= residual(f"enc.{side}x{side}_block{j}", now, width, side in attention)
+            now = width
+            skips.append(width)
+    for level in reversed(range(len(widths))):
+        side = size >> level
+        if level == last:
+            shapes |= residual(f"dec.{side}x{side}_in0", now, now, attend=True)
+            shapes |= residual(f"dec.{side}x{side}_in1", now, now)
+        else:
+            shapes |= residual(f"dec.{side}x{side}_up", now, now, resample=True)
+        for j in range(num_blocks + 1):
+            shapes |= residual(f"dec.{side}x{side}_block{j}", now + skips.pop(), widths[level], side in attention)
+            now = widths[level]
+    return shapes | weights("out_norm", now) | weights("out_conv", out_channels, now, 3, 3)
 
 
 def _reconstruct_persistent_obj(meta: dict) -> None:
