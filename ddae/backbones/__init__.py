@@ -14,6 +14,7 @@ from ddae.backbones import (
     ddpm,
     dit,
     edm,
+    edm2,
     generic,
     sit,
     stable_diffusion,
@@ -44,6 +45,7 @@ OFFICIAL: dict[str, Callable[[dict[str, Tensor], Path, str, Settings, dict[str, 
     "map_layer0.weight": edm.from_state,
     "x_embedder.proj.weight": dit.from_state,
     "input_blocks.0.0.weight": adm.from_state,
+    "emb_fourier.freqs": edm2.from_state,
 }
 """Loaders of official checkpoints, by a tensor that no other official code's checkpoints have."""
 

@@ -100,12 +100,18 @@ def module_tensors(module: Inert) -> dict[str, Tensor]:
 def module_attributes(module: Inert) -> dict[str, Any]:
     """The numbers and words that a pickled module and those inside it keep beside their tensors, by dotted names;
     `class_name` is the class of each."""
-    plain = (bool, int, float, str)
     said: dict[str, Any] = {}
     for path, inner in modules(module):
         said[f"{path}class_name"] = inner.name
-        said |= {f"{path}{name}": value for name, value in inner.state.items() if isinstance(value, plain)}
+        said |= {f"{path}{name}": value for name, value in inner.state.items() if is_plain(value)}
     return said
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, a word, or a short list of these."""
+    return isinstance(value, (bool, int, float, str)) or (
+        isinstance(value, list) and len(value) < 10 and all(isinstance(each, (int, float, str)) for each in value)
+    )
 
 
 def load_storage(content: bytes) -> Any:
@@ -130,6 +136,10 @@ INERT: dict[str, Any] = {
     "numpy.dtype": Inert,
     "numpy.core.multiarray.scalar": Inert,
     "numpy._core.multiarray.scalar": Inert,
+    "numpy.core.multiarray._reconstruct": Inert,
+    "numpy._core.multiarray._reconstruct": Inert,
+    "numpy.ndarray": Inert,
+    "_codecs.encode": Inert,
 }
 """Names in NVlabs' files that are no tensors, with what stands for them."""
 

@@ -291,6 +291,59 @@ def dhariwal_shapes(
     return shapes | weights("out_norm", now) | weights("out_conv", out_channels, now, 3, 3)
 
 
+def edm2_shapes(
+    size: int = 8,
+    widths: tuple[int, ...] = (64, 128),
+    attention: tuple[int, ...] = (4,),
+    num_blocks: int = 1,
+    channels: int = 3,
+    num_labels: int = 0,
+) -> Shapes:
+    """NVlabs' EDM2, by its official names and in the order the data meets them. attention: sizes that have it."""
+    embedding, last = max(widths), len(widths) - 1
+
+    def residual(name: str, old: int, new: int, decoder: bool = False, attend: bool = False) -> Shapes:
+        return {
+            f"{name}.emb_gain": (),
+            f"{name}.conv_res0.weight": (new, old if decoder else new, 3, 3),
+            f"{name}.emb_linear.weight": (new, embedding),
+            f"{name}.conv_res1.weight": (new, new, 3, 3),
+            **({f"{name}.conv_skip.weight": (new, old, 1, 1)} if old != new else {}),
+            **({f"{name}.attn_qkv.weight": (3 * new, new, 1, 1)} if attend else {}),
+            **({f"{name}.attn_proj.weight": (new, new, 1, 1)} if attend else {}),
+        }
+
+    shapes: Shapes = {
+        "out_gain": (),
+        "emb_fourier.freqs": widths[:1],
+        "emb_fourier.phases": widths[:1],
+        "emb_noise.weight": (embedding, widths[0]),
+        **({"emb_label.weight": (embedding, num_labels)} if num_labels else {}),
+        f"enc.{size}x{size}_conv.weight": (widths[0], channels + 1, 3, 3),
+    }
+    now, skips = widths[0], [widths[0]]
+    for level, width in enumerate(widths):
+        side = size >> level
+        if level:
+            shapes |= residual(f"enc.{side}x{side}_down", now, now)
+            skips.append(now)
+        for j in range(num_blocks):
+            shapes |= residual(f"enc.{side}x{side}_block{j}", now, width, attend=side in attention)
+            now = width
+            skips.append(now)
+    for level in reversed(range(len(widths))):
+        side = size >> level
+        if level == last:
+            shapes |= residual(f"dec.{side}x{side}_in0", now, now, True, True)
+            shapes |= residual(f"dec.{side}x{side}_in1", now, now, True)
+        else:
+            shapes |= residual(f"dec.{side}x{side}_up", now, now, True)
+        for j in range(num_blocks + 1):
+            shapes |= residual(f"dec.{side}x{side}_block{j}", now + skips.pop(), widths[level], True, side in attention)
+            now = widths[level]
+    return shapes | {"out_conv.weight": (channels, now, 3, 3)}
+
+
 def _reconstruct_persistent_obj(meta: dict) -> None:
     """Pickled by its name: what NVlabs' torch_utils.persistence has by that name runs meta["module_src"]."""
     raise AssertionError("a checkpoint's code was about to run")
@@ -317,7 +370,7 @@ def nvlabs_module(state: dict[str, torch.Tensor], class_name: str, module_src: s
         module, _, rest = name.partition(".")
         if rest:
             inside.setdefault(module, {})[rest] = tensor
-        elif name == "resample_filter":
+        elif name in ("resample_filter", "freqs", "phases"):
             own["_buffers"][name] = tensor
         else:
             own["_parameters"][name] = torch.nn.Parameter(tensor)

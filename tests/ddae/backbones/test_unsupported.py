@@ -18,7 +18,6 @@ KNOWN = {
     "an MDT": DIT | {"en_inblocks.0.attn.qkv.weight": (24, 8), "sideblocks.0.attn.qkv.weight": (24, 8)},
     "a MaskDiT": DIT | {"decoder_pos_embed": (1, 16, 8), "mask_token": (1, 1, 8)},
     "a LightningDiT": DIT | {"blocks.0.mlp.w12.weight": (32, 16), "feat_rope.freqs_cos": (16, 8)},
-    "an EDM2": {"unet.emb_fourier.freqs": (8,), "unet.out_gain": (1,), "logvar_fourier.freqs": (8,)},
     "the UNet of a latent diffusion model": LDM,
     "a FLUX": {"double_blocks.0.img_attn.qkv.weight": (24, 8), "img_in.weight": (8, 8)},
     "a Stable Diffusion 3": DIT | {"joint_blocks.0.x_block.attn.qkv.weight": (24, 8)},
