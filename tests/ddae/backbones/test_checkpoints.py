@@ -380,6 +380,8 @@ def bomb(kind):
         return {
             "ema": {"stem.weight": torch.sparse_coo_tensor(torch.zeros(2, 1).long(), torch.ones(1), (10**9, 10**9))}
         }
+    if kind == "bytes of a number":
+        return {"ema": {"stem.weight": torch.ones(2), "x": Calls(bytearray, 10**11)}}
     raise ValueError(kind)
 
 
@@ -396,6 +398,7 @@ class Raw:
 BOMBS = [
     "lists in lists", "dictionaries in dictionaries", "a list that holds itself", "a key of tuples",
     "one number seen as many", "one storage a million times", "sparse",
+    "bytes of a number",
 ]  # fmt: skip
 
 
