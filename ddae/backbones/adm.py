@@ -31,6 +31,7 @@ IMAGE_SIZES: dict[tuple[float, ...], int] = {
 """The image size for the channel multipliers of each level, as the official create_model pairs them."""
 
 KINDS: dict[str, Any] = {
+    "model_type": ("ADM", "consistency"),
     "image_size": int,
     "num_head_channels": int,
     "num_heads": int,
@@ -204,6 +205,7 @@ def check_flags(given: Mapping[str, Any], layout: Layout, state: dict[str, Tenso
     """Raises ValueError for a flag in the sidecar that the tensors contradict."""
     sizes = [size >> level for level in range(len(layout.widths))]
     shown: dict[str, Any] = {
+        "model_type": "consistency" if is_consistency(state) else "ADM",
         "num_channels": layout.num_channels,
         "num_res_blocks": layout.num_res_blocks,
         "use_scale_shift_norm": layout.scale_shift,

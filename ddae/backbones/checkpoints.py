@@ -20,7 +20,10 @@ logger = logging.getLogger("ddae")
 Keys = tuple[str, ...]
 State = dict[str, Tensor]
 
-AVERAGE = re.compile(r"(?i)(^|[._-])(ema|emas|averaged?|shadow|swa|polyak)(?![a-z])")
+AVERAGE = re.compile(
+    r"(?i)(^|[._-])(ema|emas|averaged?|shadow|swa|polyak)(?![a-z])"
+    r"|^(model|net|network|params|weights)_avg|^avg_(model|net|network|params|weights|state)"
+)
 """Keys under which codes keep a moving average of the weights: ema, model_ema, ema_0.9999, shadow_params, ..."""
 
 WRAPPERS = re.compile(
@@ -110,7 +113,10 @@ class Found:
                 self.attributes[keys] = module_attributes(value)
                 self.add(keys, module_tensors(value), known)
             else:
-                self.add(keys, {str(name): each for name, each in value.items() if isinstance(each, Tensor)}, known)
+                named = {str(name): each for name, each in value.items() if isinstance(each, Tensor)}
+                for name in filter(AVERAGE.search, named if keys and keys[-1].isdigit() else ()):
+                    self.lists.setdefault((*keys[:-1], name), []).append(named[name])  # an optimizer's, by parameter
+                self.add(keys, named, known)
         for key in ARGUMENTS if isinstance(data, Mapping) else ():
             said = data.get(key)
             said = vars(said) if isinstance(said, Namespace) else said

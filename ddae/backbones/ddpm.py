@@ -91,7 +91,10 @@ def read_yaml(path: Path, layout: Layout) -> dict[str, Any]:
     check_options(options["diffusion"], DIFFUSION, where, UNUSED)
     check_options({n: v for n, v in given.items() if n == "model_type"}, {"model_type": MODEL_TYPES}, where, {})
     widths = [width // layout.stem for width in layout.widths]
-    shown = {"n_channels": layout.stem, "n_blocks": layout.num_res_blocks, "ch_mults": widths}
+    shown = {
+        "n_channels": layout.stem, "n_blocks": layout.num_res_blocks, "ch_mults": widths,
+        "is_attn": list(layout.attention), "use_res_for_updown": layout.resample == "resnet",
+    }  # fmt: skip
     for name in shown.keys() & options["network"].keys():
         said = options["network"][name]
         if (list(said) if isinstance(said, (list, tuple)) else said) != shown[name]:
@@ -104,6 +107,7 @@ def read_yaml(path: Path, layout: Layout) -> dict[str, Any]:
 
 NETWORK = {
     "image_shape": list, "attn_channels_per_head": (int, None), "n_channels": int, "n_blocks": int, "ch_mults": list,
+    "is_attn": list, "use_res_for_updown": bool,
 }  # fmt: skip
 DIFFUSION = {
     "n_T": int, "betas": list, "sigma_min": float, "sigma_max": float, "rho": float, "sigma_data": float,
@@ -111,7 +115,7 @@ DIFFUSION = {
 """Options of the DDAE code that are read here, with their types."""
 
 UNUSED = dict.fromkeys(
-    ("is_attn", "dropout", "use_res_for_updown", "augment_dim", "P_mean", "P_std", "p_mean", "p_std", "S_churn",
+    ("dropout", "augment_dim", "P_mean", "P_std", "p_mean", "p_std", "S_churn",
      "S_min", "S_max", "S_noise", "drop_prob", "device")
 )  # fmt: skip
 """Options of the DDAE code that the tensors show, or that change no activation."""

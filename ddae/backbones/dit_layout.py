@@ -24,16 +24,21 @@ KINDS = ("DiT", "SiT", "REPA")
 NUM_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """Attention heads by hidden size, for S, B, L and XL."""
 
-OPTIONS = {"num_heads": int, "class_dropout_prob": float, "path_type": str}
+OPTIONS = {
+    "num_heads": int, "class_dropout_prob": float, "path_type": str, "hidden_size": int, "depth": int,
+    "patch_size": int, "input_size": int, "in_channels": int, "mlp_ratio": float, "num_classes": int,
+    "learn_sigma": bool,
+}  # fmt: skip
+"""Official options that are read, with their types; those from hidden_size on are checked against the tensors."""
 
 UNUSED = dict.fromkeys(
     (
-        "model", "image_size", "resolution", "num_classes", "hidden_size", "depth", "patch_size", "input_size",
-        "in_channels", "mlp_ratio", "learn_sigma", "prediction", "loss_weight", "encoder_depth", "enc_type", "cfg_prob",
-        "proj_coeff", "weighting", "qk_norm", "fused_attn", "epochs", "global_batch_size", "global_seed",
+        "model", "image_size", "resolution", "prediction", "loss_weight", "encoder_depth", "enc_type", "cfg_prob",
+        "proj_coeff", "weighting", "qk_norm", "fused_attn", "epochs", "global_batch_size", "global_seed", "train_eps",
+        "sample_eps", "results_dir", "data_path", "num_workers", "log_every", "ckpt_every", "ckpt",
     )
 )  # fmt: skip
-"""Official options that the tensors show, or that change no activation."""
+"""Official options that change no activation of a checkpoint that loads."""
 
 
 def kind_of(state: State, path: Path, said: Mapping[str, Any]) -> str:
@@ -103,6 +108,14 @@ def load_transformer(state: State, path: Path, said: Mapping[str, Any]) -> "DiTT
     if side**2 != state["pos_embed"].shape[-2]:
         raise ValueError(f"{path}: pos_embed of {state['pos_embed'].shape[-2]} tokens is that of no square image")
     inner = len(state["blocks.0.mlp.fc1.bias"]) if "blocks.0.mlp.fc1.bias" in state else 0
+    shown = {
+        "hidden_size": hidden_size, "depth": depth, "patch_size": patch_size, "input_size": side * patch_size,
+        "in_channels": channels, "mlp_ratio": inner / hidden_size, "num_classes": num_labels - 1,
+        "learn_sigma": len(state["final_layer.linear.weight"]) == 2 * channels * patch_size**2,
+    }  # fmt: skip
+    for name in shown.keys() & options.keys():
+        if options[name] != shown[name]:
+            raise ValueError(f"the file beside {path} says {name}={options[name]}, but its tensors have {shown[name]}")
     with torch.device("meta"):
         network = DiTTransformer2DModel(
             num_attention_heads=num_heads,

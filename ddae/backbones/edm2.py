@@ -18,7 +18,7 @@ from ddae.backbones.convert import State, load_state
 from ddae.backbones.edm2_unet import EDM2UNet, Layout
 from ddae.backbones.options import NOTHING, checked_options, name_assumed
 from ddae.backbones.schedules import edm_schedule
-from ddae.backbones.vae import Latents, latents_of, with_vae
+from ddae.backbones.vae import PIXELS_AT_ONCE, Latents, latents_of, with_vae
 
 logger = logging.getLogger("ddae")
 
@@ -28,6 +28,7 @@ BALANCES = {field.name: field.default for field in fields(Layout) if isinstance(
 KINDS = {
     **dict.fromkeys((*BALANCES, "sigma_min", "sigma_max", "rho", "sigma_data"), float),
     "channels_per_head": int,
+    "model_type": ("EDM2",),
 }
 
 
@@ -55,7 +56,8 @@ class StabilityLatents:
     def __call__(self, images: Tensor) -> Tensor:
         pixels = (Pixels(self.image_size)(images) + 1) / 2
         with torch.autocast(pixels.device.type, enabled=False):
-            means = torch.cat([self.latents.vae.encode(part).latent_dist.mean for part in pixels.split(8)])
+            parts = pixels.split(max(1, PIXELS_AT_ONCE // self.image_size**2))
+            means = torch.cat([self.latents.vae.encode(part).latent_dist.mean for part in parts])
         mean, std = means.new_tensor(self.MEAN), means.new_tensor(self.STD)
         return (means - mean[:, None, None]) * (0.5 / std)[:, None, None]
 

@@ -1,5 +1,6 @@
 """Reads the options of the official codes from the files beside checkpoints, and checks them."""
 
+import difflib
 import json
 import logging
 import reprlib
@@ -9,8 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 import yaml
-
-from ddae.nearest import did_you_mean
 
 logger = logging.getLogger("ddae")
 
@@ -87,8 +86,8 @@ def check_options(
     kinds = {**COMMON, **kinds}
     strange = [str(name) for name in options if name not in kinds and name not in unused]
     for name in strange:
-        if hint := did_you_mean(name, kinds):
-            raise ValueError(f"{where}: {reprlib.repr(name)} is no option of this network{hint}")
+        if near := difflib.get_close_matches(name, kinds, 1, cutoff=0.85):
+            raise ValueError(f"{where}: {reprlib.repr(name)} is no option of this network; did you mean {near[0]!r}?")
     if strange:
         logger.warning("%s: %s mean nothing here and are left out", where, ", ".join(strange[:8]))
     for name, kind in kinds.items():

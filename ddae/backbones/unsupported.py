@@ -14,7 +14,6 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
     r"en_inblocks\.0\..*": ("an MDT (Masked Diffusion Transformer)", NO_LOADER),
     r"decoder_layer\.adaLN_modulation\..*|decoder_pos_embed": ("a MaskDiT", NO_LOADER),
     r"feat_rope\.freqs_cos|blocks\.0\.mlp\.w12\.weight": ("a LightningDiT, or another DiT with gated units", NO_LOADER),
-    r"blocks\.0\.(ls1\.gamma|norm1\.bias|attn\.rope\..*)": ("a vision transformer, not a diffusion network", NO_LOADER),
     r"blocks\.0\.(mlp|ff)\.(w1|gate_proj)\.weight": ("a transformer with gated units", NO_LOADER),
     LATENT: (
         "the UNet of a latent diffusion model (Stable Diffusion, LDM)",

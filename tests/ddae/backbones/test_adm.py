@@ -307,6 +307,8 @@ def test_classes_are_left_out_with_a_warning(load, tmp_path, caplog):
         ({}, TINY | {"diffusion_steps": 0}, "diffusion_steps=0; give 1 or more"),
         ({}, TINY | {"num_head_channels": 0}, "num_head_channels=0; give 1 or more"),
         ({}, TINY | {"noise_shedule": "cosine"}, "'noise_shedule' is no option .* did you mean 'noise_schedule'"),
+        ({}, TINY | {"model_type": "EDM"}, "model_type='EDM'; it must be 'ADM' or 'consistency'"),
+        ({}, TINY | {"model_type": "consistency"}, "says model_type=consistency, but its tensors have ADM"),
         ({}, TINY | {"diffusion_step": 4000}, "did you mean 'diffusion_steps'"),
         ({"other": {"input_blocks.0.0.weight": (32, 6, 3, 3)}}, TINY, "takes 6 channels"),
         ({"other": {"out.4.weight": (3,)}}, TINY, "out.4.weight"),
@@ -322,9 +324,13 @@ def test_what_cannot_be_loaded_exactly_is_refused_in_one_line(load_shapes, tmp_p
 
 def test_flags_that_agree_with_the_tensors_or_mean_nothing_are_taken(load, caplog):
     flags = {"attention_resolutions": "8,2", "channel_mult": "1,2,2", "learn_sigma": True, "class_cond": False}
-    load(TINY | flags | {"dropout": 0.1, "use_fp16": True, "channel_mult": [1, 2, 2], "my_note": "x"})
+    load(
+        TINY
+        | flags
+        | {"dropout": 0.1, "use_fp16": True, "channel_mult": [1, 2, 2], "my_note": "x", "num_classes": 1000}
+    )
     load(TINY | flags | {"channel_mult": ""})
-    assert "my_note mean nothing here" in caplog.text and "dropout" not in caplog.text
+    assert "my_note, num_classes mean nothing here" in caplog.text and "dropout" not in caplog.text
 
 
 def test_a_classifier_is_refused(tmp_path):

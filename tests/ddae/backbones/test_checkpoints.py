@@ -71,6 +71,13 @@ AVERAGES = {
     "ema.shadow": {"model": OTHER, "ema": {"decay": 0.9999, "shadow": STATE}},
     "shadow_params": {"model": OTHER, "ema": {"decay": 0.9, "num_updates": 3, "shadow_params": list(STATE.values())}},
     "a list in the optimizer": {"model": OTHER, "optimizer_states": [{"ema": list(STATE.values()), "state": {}}]},
+    "by parameter in the optimizer": {
+        "model": OTHER,
+        "opt": {"state": {i: {"exp_avg": -each, "ema": each} for i, each in enumerate(STATE.values())}},
+    },
+    "model_avg": {"model": OTHER, "model_avg": STATE},
+    "avg_model": {"avg_model_state": STATE, "model_state": OTHER},
+    "GAN's": {"g": OTHER, "d": OTHER, "g_ema": STATE},
     "a list in a callback": {"state_dict": OTHER, "callbacks": {"EMA": {"ema_weights": list(STATE.values())}}},
     "torch's AveragedModel": {"net": OTHER, "copy": {"n_averaged": torch.tensor(7), **prefixed("module.", STATE)}},
     "AveragedModel by name": {
@@ -113,6 +120,11 @@ WRAPPED = {
     },
     "AveragedModel alone": {"n_averaged": torch.tensor(7), **prefixed("module.", STATE)},
     "nested keys": {"a": {"b": [{"weights": prefixed("network.", STATE)}]}},
+    "momenta are no averages": {
+        "model": STATE,
+        "optimizer": {"state": {i: {"exp_avg": -each, "exp_avg_sq": each} for i, each in enumerate(STATE.values())}},
+    },
+    "lists of momenta": {"model": STATE, "optimizer": {"exp_avg": [-each for each in STATE.values()]}},
     "the same twice": {"model": STATE, "ema": dict(STATE)},
     "a discriminator": {"model": STATE, "discriminator": OTHER, "lpips": OTHER},
 }
@@ -150,6 +162,7 @@ SEVERAL = {
         {"model": STATE, "ema": {"shadow_params": [STRANGE]}}, "under ema.shadow_params", "model"
     ),
     "other names": ({"model": STATE, "ema": {"weights": {"stemweight": STRANGE}}}, "under ema.weights", "model"),
+    "targets": ({"model": STATE, "target_model": OTHER}, "model, target_model", "model"),
     "averages of parts": ({**HALVES, "x": {"ema": STATE}}, "best_ema, x.ema", "x.ema"),
 }  # fmt: skip
 """A file, what is said of it, and a name in it."""

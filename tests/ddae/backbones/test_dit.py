@@ -172,10 +172,38 @@ def test_the_moving_average_of_a_training_checkpoint_is_read(load):
 
 
 @pytest.mark.parametrize(
+    ("said", "options", "named"),
+    [
+        ({}, {}, True),
+        ({"model": "DiT-S/2"}, {}, False),
+        ({"model": "DiT-B/2"}, {}, True),
+        ({}, {"num_heads": 6}, False),
+    ],
+)
+def test_heads_that_nothing_tells_are_named(load, caplog, said, options, named):
+    state = official.random_state(official.dit_shapes(hidden_size=384, depth=1))
+    load({"ema": state, "args": Namespace(**said)}, options)
+    assert ("nothing beside it says, num_heads=6; taking" in caplog.text) == named
+
+
+@pytest.mark.parametrize(
     ("change", "options", "message"),
     [
         ({}, {}, r"dit.pt: hidden size 16 with num_heads=0 is not known; give the `num_heads` .* in .*dit.json"),
         ({}, {"num_heads": 3}, r"hidden size 16 with num_heads=3 is not known"),
+        ({}, {"num_heads": 0}, r"hidden size 16 with num_heads=0 is not known"),
+        ({}, {"num_heads": 2, "hidden_size": 32}, r"says hidden_size=32, but its tensors have 16"),
+        ({}, {"num_heads": 2, "depth": 28}, r"says depth=28, but its tensors have 2"),
+        ({}, {"num_heads": 2, "patch_size": 4}, r"says patch_size=4, but its tensors have 2"),
+        ({}, {"num_heads": 2, "input_size": 32}, r"says input_size=32, but its tensors have 8"),
+        ({}, {"num_heads": 2, "mlp_ratio": 2}, r"says mlp_ratio=2, but its tensors have 4.0"),
+        ({}, {"num_heads": 2, "num_classes": 4}, r"says num_classes=4, but its tensors have 3"),
+        ({}, {"num_heads": 2, "learn_sigma": False}, r"says learn_sigma=False, but its tensors have True"),
+        ({}, {"num_heads": "2"}, r"num_heads='2'; it must be a whole number"),
+        ({}, {"num_heads": [2]}, r"num_heads=\[2\]; it must be a whole number"),
+        ({}, {"num_heads": 2, "class_dropout_prob": "0"}, r"class_dropout_prob='0'; it must be a number"),
+        ({}, {"num_heads": 2, "vae": True}, r"vae=True; it must be a word"),
+        ({}, {"num_head": 2}, r"'num_head' is no option of this network; did you mean 'num_heads'"),
         ({}, {"num_heads": 2, "class_dropout_prob": 0}, r"no null class .* class_dropout_prob=0"),
         ({"blocks.0.attn.q_norm.weight": (8,)}, {"num_heads": 2}, r"has q_norm.weight where only norm, proj are known"),
         ({"text_embedder.weight": (8,)}, {"num_heads": 2}, r"1 tensors that its network should not .*: text_embedder"),
