@@ -88,6 +88,8 @@ def load_transformer(state: State, path: Path, said: Mapping[str, Any]) -> "DiTT
     wanted = ("pos_embed", "y_embedder.embedding_table.weight", "blocks.0.attn.qkv.weight", "final_layer.linear.weight")
     if missing := [name for name in wanted if name not in state]:
         raise ValueError(f"{path} is no DiT: it has x_embedder.proj.weight, but no {missing[0]}")
+    if norm := next((name for name in state if re.fullmatch(r"blocks\.\d+\.attn\.q_norm\..*", name)), ""):
+        raise ValueError(f"{path} normalises its queries and keys (qk_norm), as {norm} shows, which is not supported")
     options = checked_options(path, {**OPTIONS, "model_type": KINDS}, UNUSED)
     shape = state["x_embedder.proj.weight"].shape
     if len(shape) != 4 or shape[2] != shape[3]:

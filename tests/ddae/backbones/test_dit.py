@@ -205,7 +205,7 @@ def test_heads_that_nothing_tells_are_named(load, caplog, said, options, named):
         ({}, {"num_heads": 2, "vae": True}, r"vae=True; it must be a word"),
         ({}, {"num_head": 2}, r"'num_head' is no option of this network; did you mean 'num_heads'"),
         ({}, {"num_heads": 2, "class_dropout_prob": 0}, r"no null class .* class_dropout_prob=0"),
-        ({"blocks.0.attn.q_norm.weight": (8,)}, {"num_heads": 2}, r"has q_norm.weight where only norm, proj are known"),
+        ({"blocks.0.attn.q_norm.weight": (8,)}, {"num_heads": 2}, r"\(qk_norm\), as blocks.0.attn.q_norm.weight shows"),
         ({"text_embedder.weight": (8,)}, {"num_heads": 2}, r"1 tensors that its network should not .*: text_embedder"),
         (
             {"blocks.1.mlp.fc1.bias": None},
