@@ -7,11 +7,14 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+ZIP = b"PK\x03\x04"
+"""The first bytes by which torch.load takes a file for a zip; other files may hold one further on."""
 
 MOST = 100_000
 """Modules, dictionaries and members of a nested tuple that a file may have; published ones have thousands."""
@@ -19,26 +22,39 @@ MOST = 100_000
 
 def read_torch(path: Path) -> Any:
     """Reads what torch.save has written."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+    with path.open("rb") as file:
+        scan(file, path.stat().st_size)
+    with torch.serialization.safe_globals([argparse.Namespace, *((make, name) for name, make in INERT.items())]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def scan(file: BinaryIO, size: int) -> None:
+    """Raises ValueError or UnpicklingError if torch.load would need more time or memory than a file of this many bytes
+    should; the file is left at its start."""
+    if file.read(4) == ZIP:
+        with zipfile.ZipFile(file) as archive:
             unpacked = sum(record.file_size for record in archive.infolist())
-            if unpacked > 2 * path.stat().st_size + 10**6:
+            if unpacked > 2 * size + 10**6:
                 raise ValueError(f"it unpacks to {unpacked} bytes, far more than it is long")
             for name in archive.namelist():
                 if name.endswith("data.pkl"):
                     Scan(io.BytesIO(archive.read(name))).load()
     else:
-        with path.open("rb") as file:
-            for _ in range(5):  # a number, a version, the system, the object, and the keys of its storages
-                Scan(file).load()
-    with torch.serialization.safe_globals([argparse.Namespace, *((make, name) for name, make in INERT.items())]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        file.seek(0)
+        for _ in range(5):  # a number, a version, the system, the object, and the keys of its storages
+            Scan(file).load()
+    file.seek(0)
 
 
 def read_pickle(path: Path) -> Any:
-    """Reads a plain pickle as NVlabs publishes them; modules become Inert objects that hold their tensors."""
+    """Reads a plain pickle as NVlabs publishes them; modules become Inert objects that hold their tensors. What
+    torch.save has written by such a name is read as that."""
     with path.open("rb") as file:
-        return WeightsUnpickler(file).load()
+        if file.read(4) == ZIP:
+            return read_torch(path)
+        file.seek(0)
+        data = WeightsUnpickler(file).load()
+    return read_torch(path) if data == torch.serialization.MAGIC_NUMBER else data
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -116,7 +132,9 @@ def is_plain(value: Any) -> bool:
 
 def load_storage(content: bytes) -> Any:
     """Does what torch.storage._load_from_bytes does, but loads nothing other than weights."""
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    file = io.BytesIO(content)
+    scan(file, len(content))
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def rebuild_tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *unused: Any) -> Tensor:

@@ -139,6 +139,13 @@ def test_the_average_of_the_weights_is_preferred(layout, suffix, tmp_path):
     assert_is_state(read_checkpoint(path))
 
 
+@pytest.mark.parametrize("suffix", [".pkl", ".bin", ".pth.tar", ".weights"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_torch_saves_is_read_by_any_name(suffix, zipped, tmp_path):
+    torch.save({"ema": STATE}, tmp_path / f"model{suffix}", _use_new_zipfile_serialization=zipped)
+    assert_is_state(read_checkpoint(tmp_path / f"model{suffix}"))
+
+
 @pytest.mark.parametrize("layout", WRAPPED)
 def test_wrappers_are_looked_through(layout, tmp_path):
     torch.save(WRAPPED[layout], tmp_path / "model.pt")
@@ -425,6 +432,14 @@ def test_no_file_takes_time_or_memory_without_end(kind, suffix, tmp_path):
         else:
             torch.save(bomb(kind), path, _use_new_zipfile_serialization=suffix == ".pt")
     assert_refused(path, tmp_path / "ran", "damaged|asks for|holds no tensors")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_storage_inside_a_pickle_is_no_way_around(zipped, tmp_path):
+    content = saved(Calls(bytearray, 10**11), _use_new_zipfile_serialization=zipped)
+    data = {"ema": {"stem.weight": Calls(torch.storage._load_from_bytes, content)}}
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(data))
+    assert_refused(tmp_path / "model.pkl", tmp_path / "ran", "damaged")
 
 
 @contextlib.contextmanager
