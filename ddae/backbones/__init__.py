@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -14,7 +15,9 @@ from ddae.backbones import (
     ddpm,
     dit,
     edm,
+    edm2,
     generic,
+    sit,
     stable_diffusion,
     timm_models,
     torchvision_models,
@@ -22,8 +25,10 @@ from ddae.backbones import (
     wide_resnet,
 )
 from ddae.backbones.base import Backbone, Block, Settings, check_finite
-from ddae.backbones.checkpoints import read_checkpoint, sidecars
+from ddae.backbones.checkpoints import open_checkpoint, sidecars
+from ddae.backbones.dit_layout import kind_of
 from ddae.backbones.files import SHIPPED, file_digest, first_line, local_path, model_class, model_files
+from ddae.backbones.unsupported import refuse_unsupported
 
 BACKBONES: dict[str, Callable[[Path, str, Settings], Backbone]] = {
     "DDPMPipeline": ddpm.load,
@@ -36,11 +41,12 @@ BACKBONES: dict[str, Callable[[Path, str, Settings], Backbone]] = {
 }
 """Loaders of diffusers folders, by the class that the folder or its network names; generic.load loads all others."""
 
-OFFICIAL: dict[str, Callable[[dict[str, Tensor], Path, str, Settings], Backbone]] = {
+OFFICIAL: dict[str, Callable[[dict[str, Tensor], Path, str, Settings, dict[str, Any]], Backbone]] = {
     "image_proj.weight": ddpm.from_state,
     "map_layer0.weight": edm.from_state,
     "x_embedder.proj.weight": dit.from_state,
     "input_blocks.0.0.weight": adm.from_state,
+    "emb_fourier.freqs": edm2.from_state,
 }
 """Loaders of official checkpoints, by a tensor that no other official code's checkpoints have."""
 
@@ -124,10 +130,14 @@ def load_folder(path: Path, settings: Settings) -> Backbone:
 
 def load_official(path: Path, settings: Settings) -> Backbone:
     """Loads an official checkpoint by the tensors in it. Raises ValueError if they are those of no known code."""
-    state = read_checkpoint(path)
+    checkpoint = open_checkpoint(path, OFFICIAL)
+    state = checkpoint.state
+    refuse_unsupported(state, checkpoint.beside, path)
     for tensor, from_state in OFFICIAL.items():
         if tensor in state:
-            return from_state(state, path, fingerprint(path, settings), settings)
+            if from_state is dit.from_state and kind_of(state, path, checkpoint.said) != "DiT":
+                from_state = sit.from_state
+            return from_state(state, path, fingerprint(path, settings), settings, checkpoint.said)
     raise ValueError(
         f"{path} holds no network that is known: it has none of the tensors {', '.join(OFFICIAL)}, by which "
         f"checkpoints of DDAE, EDM, DiT and guided diffusion are recognised; its first are {', '.join(list(state)[:3])}"

@@ -1,7 +1,7 @@
 """DDPMs, the pixel-space UNets of Ho et al. 2020: in diffusers format, or as checkpoints of the DDAE paper's code."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from ddae.backbones.base import Backbone, Inputs, Pixels, Settings
-from ddae.backbones.checkpoints import read_options
 from ddae.backbones.convert import Part, attention, convert, load_state, renamed, unchanged
 from ddae.backbones.files import load_network, subfolder
+from ddae.backbones.options import NOTHING, check_options, name_assumed, read_options, sidecars
 from ddae.backbones.schedules import edm_schedule, read_schedule
 from ddae.backbones.unets import Layout, ddae_specs, edm_inputs, make_unet, openai_blocks, openai_specs, unet_inputs
 from ddae.noise import VP, Schedule
@@ -40,17 +40,27 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     return make_backbone(unet, read_schedule(folder), fingerprint, settings)
 
 
-def from_state(state: dict[str, Tensor], path: Path, fingerprint: str, settings: Settings) -> Backbone:
+def from_state(
+    state: dict[str, Tensor],
+    path: Path,
+    fingerprint: str,
+    settings: Settings,
+    said: Mapping[str, Any] = NOTHING,
+) -> Backbone:
     """Loads a checkpoint of the DDAE paper's own code. What its tensors do not show (DDPM or EDM, noise, image size,
     heads) is read from the YAML beside it, and is as published where the YAML does not say.
 
     Timesteps are the paper's: 1..1000 of DDPM, or the steps of EDM's sampler.
     """
-    options = read_options(path)
-    network = options.get("network", {})
     layout = read_layout(state)
+    options = read_yaml(path, layout)
+    network = options["network"]
     image_size = settings.image_size or network.get("image_shape", (3, 32, 32))[-1]
     head_channels = network.get("attn_channels_per_head")
+    assumed: dict[str, Any] = {} if network else {"attn_channels_per_head": "none (one head)"}
+    if not settings.image_size and "image_shape" not in network:
+        assumed["image_shape"] = [layout.in_channels, 32, 32]
+    name_assumed(path, assumed)
 
     def heads(module: str, channels: int) -> int:
         return channels // (head_channels or channels)
@@ -62,6 +72,55 @@ def from_state(state: dict[str, Tensor], path: Path, fingerprint: str, settings:
     schedule, inputs = read_diffusion(options, path, settings)
     pixels = Pixels(image_size, layout.in_channels)
     return Backbone(unet, ddae_specs(unet), schedule, pixels, inputs, fingerprint, settings)
+
+
+def read_yaml(path: Path, layout: Layout) -> dict[str, Any]:
+    """The options beside a checkpoint, as the DDAE code has them: `network` and `diffusion` with options of their own.
+
+    Raises ValueError for options of wrong types, and for those that the tensors contradict.
+    """
+    given = read_options(path)
+    where = sidecars(path)[0] if given else path
+    options = {**given, "network": given.get("network") or {}, "diffusion": given.get("diffusion") or {}}
+    if isinstance(options["network"], str):  # which of the networks in the file it is
+        options["network"] = {}
+    for name in ("network", "diffusion"):
+        if not isinstance(options[name], dict):
+            raise ValueError(f"{where} says {name}={options[name]!r}; it must be a mapping of options to values")
+    check_options(options["network"], NETWORK, where, UNUSED)
+    check_options(options["diffusion"], DIFFUSION, where, UNUSED)
+    check_options({n: v for n, v in given.items() if n == "model_type"}, {"model_type": MODEL_TYPES}, where, {})
+    widths = [width // layout.stem for width in layout.widths]
+    shown = {
+        "n_channels": layout.stem, "n_blocks": layout.num_res_blocks, "ch_mults": widths,
+        "is_attn": list(layout.attention), "use_res_for_updown": layout.resample == "resnet",
+    }  # fmt: skip
+    for name in shown.keys() & options["network"].keys():
+        said = options["network"][name]
+        if (list(said) if isinstance(said, (list, tuple)) else said) != shown[name]:
+            raise ValueError(f"{where} says {name}={said}, but the tensors have {shown[name]}")
+    shape = options["network"].get("image_shape", [layout.in_channels, 1, 1])
+    if len(shape) != 3 or shape[0] != layout.in_channels or not all(type(n) is int and n > 0 for n in shape):
+        raise ValueError(f"{where} says image_shape={shape}; it must be [{layout.in_channels}, height, width]")
+    return options
+
+
+NETWORK = {
+    "image_shape": list, "attn_channels_per_head": (int, None), "n_channels": int, "n_blocks": int, "ch_mults": list,
+    "is_attn": list, "use_res_for_updown": bool,
+}  # fmt: skip
+DIFFUSION = {
+    "n_T": int, "betas": list, "sigma_min": float, "sigma_max": float, "rho": float, "sigma_data": float,
+}  # fmt: skip
+"""Options of the DDAE code that are read here, with their types."""
+
+UNUSED = dict.fromkeys(
+    ("dropout", "augment_dim", "P_mean", "P_std", "p_mean", "p_std", "S_churn",
+     "S_min", "S_max", "S_noise", "drop_prob", "device")
+)  # fmt: skip
+"""Options of the DDAE code that the tensors show, or that change no activation."""
+
+MODEL_TYPES = "DDPM", "EDM"
 
 
 def read_layout(state: dict[str, Tensor]) -> Layout:
@@ -124,11 +183,16 @@ def read_diffusion(options: dict[str, Any], path: Path, settings: Settings) -> t
         logger.warning("%s does not say how it was diffused; taking %s (model_type in its .yaml)", path, model_type)
     diffusion = options.get("diffusion", {})
     if model_type == "DDPM":
-        num_steps = diffusion.get("n_T", 1000)
-        first, last = diffusion.get("betas", (1e-4, 0.02))
+        num_steps, betas = diffusion.get("n_T", 1000), diffusion.get("betas", [1e-4, 0.02])
+        if num_steps < 1 or len(betas) != 2 or not all(isinstance(b, float) and 0 < b < 1 for b in betas):
+            raise ValueError(f"the diffusion beside {path} has n_T={num_steps}, betas={betas}; give as [1.0e-4, 0.02]")
+        name_assumed(path, {name: value for name, value in (("n_T", 1000), ("betas", betas)) if name not in diffusion})
+        first, last = betas
         betas = np.linspace(first, last, num_steps)
         return VP(np.cumprod(1 - betas), first=1), lambda x_t, timestep: unet_inputs(x_t, timestep / num_steps)
     if model_type == "EDM":
+        noise = {"sigma_min": 0.002, "sigma_max": 80, "rho": 7, "sigma_data": 0.5}
+        name_assumed(path, {name: value for name, value in noise.items() if name not in diffusion})
         schedule = edm_schedule(diffusion, settings.num_steps)
         return schedule, edm_inputs(schedule, diffusion.get("sigma_data", 0.5))
     raise ValueError(f"model_type={model_type!r} beside {path} is not known; it is 'DDPM' or 'EDM'")

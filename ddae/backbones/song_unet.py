@@ -1,22 +1,27 @@
-"""NVlabs' DDPM++ (SongUNet; Song et al. 2021, Karras et al. 2022) as a diffusers model."""
+"""NVlabs' DDPM++ and NCSN++ (SongUNet; Song et al. 2021, Karras et al. 2022) as a diffusers model."""
 
 import inspect
 import math
 from functools import partial
+from typing import Any
 
+import torch
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import ResnetBlock2D
-from torch import nn
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+from torch.nn import functional
 
 
 class SongUNet2DModel(UNet2DModel):
     """A UNet2DModel that scales residual sums by 1/sqrt(2), has separate widths for its stem and noise embedding, and
-    has attention in the decoder only behind the last block of a resolution.
+    has attention in the decoder only behind the last block of a resolution. NCSN++ also embeds noise by random
+    frequencies (fourier), smooths where it resamples (smooth), and adds the image to every level (residual).
 
-    Its inputs are c_in x and c_noise of EDM's preconditioning, which depends on sigma_data.
+    Its inputs are c_in x and c_noise of a preconditioning, which depends on sigma_data in EDM's.
     """
 
     @register_to_config
@@ -34,9 +39,12 @@ class SongUNet2DModel(UNet2DModel):
         sigma_data: float = 0.5,
         center_input_sample: bool = False,
         time_embedding_type: str = "positional",
+        fourier: bool = False,
+        smooth: bool = False,
+        residual: bool = False,
     ):
         attended = [sample_size >> level in attention_resolutions for level in range(len(block_out_channels))]
-        # undecorated, or config.json would hold its arguments too; its forward pass reads our last two
+        # undecorated, or config.json would hold its arguments too; its forward pass reads our last but three
         inspect.unwrap(UNet2DModel.__init__)(
             self,
             sample_size=sample_size,
@@ -56,19 +64,93 @@ class SongUNet2DModel(UNet2DModel):
         width = block_out_channels[0]
         block = partial(ResnetBlock2D, out_channels=width, temb_channels=time_embedding_dim, groups=1, eps=1e-6)
         self.conv_in = nn.Conv2d(in_channels, stem_channels, 3, padding=1)
-        self.time_proj = Timesteps(noise_channels, flip_sin_to_cos=False, downscale_freq_shift=1)
+        self.time_proj = (
+            Frequencies(noise_channels)
+            if fourier
+            else Timesteps(noise_channels, flip_sin_to_cos=False, downscale_freq_shift=1)
+        )
         self.time_embedding = TimestepEmbedding(noise_channels, time_embedding_dim)
         self.down_blocks[0].resnets[0] = block(in_channels=stem_channels)
         self.up_blocks[-1].resnets[-1] = block(in_channels=width + stem_channels)
         for level in self.up_blocks:
             for j in range(layers_per_block if hasattr(level, "attentions") else 0):
                 level.attentions[j] = nn.Identity()
+        self.scale_and_group(smooth)
+        if residual:
+            pairs = zip([in_channels, *block_out_channels], block_out_channels[:-1], strict=False)
+            self.image_convs = nn.ModuleList([nn.Conv2d(old, new, 3, padding=1) for old, new in pairs])
+            self.halve = Smooth(up=False) if smooth else nn.AvgPool2d(2)
+
+    def scale_and_group(self, smooth: bool) -> None:
+        """Sets in the modules of UNet2DModel what its arguments cannot."""
         for module in list(self.modules()):
             if isinstance(module, ResnetBlock2D):
                 module.output_scale_factor = math.sqrt(2)
                 if module.up or module.down:
                     module.conv_shortcut = nn.Conv2d(module.in_channels, module.out_channels, 1)
+                    if smooth:
+                        setattr(module, "upsample" if module.up else "downsample", Smooth(module.up))
             elif isinstance(module, Attention):
                 module.rescale_output_factor = math.sqrt(2)
             elif isinstance(module, nn.GroupNorm):
                 module.num_groups = min(32, module.num_channels // 4)
+
+    def forward(self, sample: Tensor, timestep: Tensor, **options: Any) -> Any:
+        """As UNet2DModel's, unless every level gets the image, or what the level before made of it."""
+        if not hasattr(self, "image_convs"):
+            return super().forward(sample, timestep, **options)
+        embedding = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
+        x, image = self.conv_in(sample), sample
+        skips = [x]
+        for level, convolution in zip(self.down_blocks, [*self.image_convs, None], strict=True):
+            for j, resnet in enumerate(level.resnets):
+                x = resnet(x, embedding)
+                x = level.attentions[j](x) if hasattr(level, "attentions") else x
+                skips.append(x)
+            if convolution is not None:
+                x = image = (level.downsamplers[0](x, embedding) + self.shrunk(convolution, image)) / math.sqrt(2)
+                skips.append(x)
+        x = self.mid_block(x, embedding)
+        for level in self.up_blocks:
+            for j, resnet in enumerate(level.resnets):
+                x = resnet(torch.cat([x, skips.pop()], dim=1), embedding)
+                x = level.attentions[j](x) if hasattr(level, "attentions") else x
+            if level.upsamplers is not None:
+                x = level.upsamplers[0](x, embedding)
+        return UNet2DOutput(sample=self.conv_out(self.conv_act(self.conv_norm_out(x))))
+
+    def shrunk(self, convolution: nn.Conv2d, image: Tensor) -> Tensor:
+        """Convolves and halves as the official fused operation does: what the filter sees beyond the border is the
+        convolution of an image with zeros around it, not zero."""
+        if not isinstance(self.halve, Smooth):
+            return self.halve(convolution(image))
+        wide = functional.conv2d(image, convolution.weight, padding=2)
+        assert convolution.bias is not None
+        return self.halve(wide, padding=0) + convolution.bias[:, None, None]
+
+
+class Frequencies(nn.Module):
+    """The sine and cosine of the noise level at frequencies that were drawn before training. [N] -> [N, C]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.freqs = nn.Parameter(torch.zeros(channels // 2), requires_grad=False)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        angles = noise.outer((2 * math.pi * self.freqs).to(noise.dtype))
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class Smooth(nn.Module):
+    """Halves or doubles the side of a map with the filter [1, 3, 3, 1]."""
+
+    def __init__(self, up: bool):
+        super().__init__()
+        self.up = up
+
+    def forward(self, x: Tensor, padding: int = 1) -> Tensor:
+        taps = x.new_tensor([1, 3, 3, 1]) / 8
+        weight = taps.outer(taps).expand(x.shape[1], 1, 4, 4)
+        if self.up:
+            return functional.conv_transpose2d(x, 4 * weight, stride=2, padding=padding, groups=x.shape[1])
+        return functional.conv2d(x, weight, stride=2, padding=padding, groups=x.shape[1])

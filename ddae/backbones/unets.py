@@ -138,12 +138,13 @@ def make_unet(
     return unet
 
 
-def edm_inputs(schedule: VE, sigma_data: float) -> Inputs:
-    """Scales inputs to variance 1 and gives the network ln(sigma) / 4 as its time (Karras et al. 2022, table 1)."""
+def edm_inputs(schedule: VE, sigma_data: float, scale: float = 1) -> Inputs:
+    """Scales inputs to variance 1 and gives the network ln(sigma) / 4 as its time (Karras et al. 2022, table 1), times
+    `scale` in OpenAI's code."""
 
     def inputs(x_t: Tensor, timestep: int) -> dict[str, Any]:
         sigma = schedule.sigma(timestep)
-        return unet_inputs(1 / math.hypot(sigma, sigma_data) * x_t, math.log(sigma) / 4)
+        return unet_inputs(1 / math.hypot(sigma, sigma_data) * x_t, math.log(sigma) / 4, scale)
 
     return inputs
 

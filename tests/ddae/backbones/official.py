@@ -166,11 +166,14 @@ def song_unet_shapes(
     channels: int = 3,
     num_labels: int = 0,
     num_augments: int = 0,
+    ncsn: bool = False,
 ) -> Shapes:
-    """NVlabs' DDPM++, by its official names and in the order the data meets them. attention: sizes that have it."""
+    """NVlabs' DDPM++, by its official names and in the order the data meets them, or NCSN++. attention: sizes that have
+    it."""
+    taps, noise = (4, 2 * stem) if ncsn else (2, stem)
 
     def residual(name: str, old: int, new: int, attend: bool = False, resample: bool = False) -> Shapes:
-        filters = {f"{name}.{module}.resample_filter": (1, 1, 2, 2) for module in ("conv0", "skip")}
+        filters = {f"{name}.{module}.resample_filter": (1, 1, taps, taps) for module in ("conv0", "skip")}
         return {
             **weights(f"{name}.norm0", old),
             **weights(f"{name}.conv0", new, old, 3, 3),
@@ -185,9 +188,10 @@ def song_unet_shapes(
         }
 
     shapes = {
-        **(weights("map_label", stem, num_labels) if num_labels else {}),
-        **({"map_augment.weight": (stem, num_augments)} if num_augments else {}),
-        **weights("map_layer0", 4 * stem, stem),
+        **({"map_noise.freqs": (noise // 2,)} if ncsn else {}),
+        **(weights("map_label", noise, num_labels) if num_labels else {}),
+        **({"map_augment.weight": (noise, num_augments)} if num_augments else {}),
+        **weights("map_layer0", 4 * stem, noise),
         **weights("map_layer1", 4 * stem, 4 * stem),
         **weights(f"enc.{size}x{size}_conv", stem, channels, 3, 3),
     }
@@ -196,6 +200,10 @@ def song_unet_shapes(
         side = size >> level
         if level:
             shapes |= residual(f"enc.{side}x{side}_down", now, now, resample=True)
+            if ncsn:
+                image = channels if level == 1 else widths[level - 2]
+                shapes |= weights(f"enc.{side}x{side}_aux_residual", now, image, 3, 3)
+                shapes[f"enc.{side}x{side}_aux_residual.resample_filter"] = (1, 1, taps, taps)
             skips.append(now)
         for j in range(num_blocks):
             shapes |= residual(f"enc.{side}x{side}_block{j}", now, width, side in attention)
@@ -214,6 +222,126 @@ def song_unet_shapes(
             now = widths[level]
     top = f"dec.{size}x{size}_aux"
     return shapes | weights(f"{top}_norm", now) | weights(f"{top}_conv", channels, now, 3, 3)
+
+
+def song_unet_state(**layout: Any) -> dict[str, torch.Tensor]:
+    """Random weights of song_unet_shapes, with the filters that NVlabs' networks have."""
+    state, taps = random_state(song_unet_shapes(**layout)), torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    for name in state:
+        if name.endswith(".resample_filter"):
+            state[name] = taps.outer(taps)[None, None] if layout.get("ncsn") else torch.full((1, 1, 2, 2), 0.25)
+    return state
+
+
+def dhariwal_shapes(
+    size: int = 8,
+    model_channels: int = 64,
+    widths: tuple[int, ...] = (64, 128),
+    attention: tuple[int, ...] = (4,),
+    num_blocks: int = 1,
+    out_channels: int = 3,
+    num_labels: int = 0,
+    num_augments: int = 0,
+) -> Shapes:
+    """ADM as NVlabs' EDM code has it. attention: sizes that have it."""
+    embedding, last = 4 * model_channels, len(widths) - 1
+
+    def residual(name: str, old: int, new: int, attend: bool = False, resample: bool = False) -> Shapes:
+        filters = {f"{name}.{module}.resample_filter": (1, 1, 2, 2) for module in ("conv0", "skip")}
+        return {
+            **weights(f"{name}.norm0", old),
+            **weights(f"{name}.conv0", new, old, 3, 3),
+            **weights(f"{name}.affine", 2 * new, embedding),
+            **weights(f"{name}.norm1", new),
+            **weights(f"{name}.conv1", new, new, 3, 3),
+            **(weights(f"{name}.skip", new, old, 1, 1) if old != new else {}),
+            **(filters if resample else {}),
+            **(weights(f"{name}.norm2", new) if attend else {}),
+            **(weights(f"{name}.qkv", 3 * new, new, 1, 1) if attend else {}),
+            **(weights(f"{name}.proj", new, new, 1, 1) if attend else {}),
+        }
+
+    shapes = {
+        **({"map_augment.weight": (model_channels, num_augments)} if num_augments else {}),
+        **weights("map_layer0", embedding, model_channels),
+        **weights("map_layer1", embedding, embedding),
+        **({"map_label.weight": (embedding, num_labels)} if num_labels else {}),
+        **weights(f"enc.{size}x{size}_conv", widths[0], 3, 3, 3),
+    }
+    now, skips = widths[0], [widths[0]]
+    for level, width in enumerate(widths):
+        side = size >> level
+        if level:
+            shapes |= residual(f"enc.{side}x{side}_down", now, now, resample=True)
+            skips.append(now)
+        for j in range(num_blocks):
+            shapes |= residual(f"enc.{side}x{side}_block{j}", now, width, side in attention)
+            now = width
+            skips.append(width)
+    for level in reversed(range(len(widths))):
+        side = size >> level
+        if level == last:
+            shapes |= residual(f"dec.{side}x{side}_in0", now, now, attend=True)
+            shapes |= residual(f"dec.{side}x{side}_in1", now, now)
+        else:
+            shapes |= residual(f"dec.{side}x{side}_up", now, now, resample=True)
+        for j in range(num_blocks + 1):
+            shapes |= residual(f"dec.{side}x{side}_block{j}", now + skips.pop(), widths[level], side in attention)
+            now = widths[level]
+    return shapes | weights("out_norm", now) | weights("out_conv", out_channels, now, 3, 3)
+
+
+def edm2_shapes(
+    size: int = 8,
+    widths: tuple[int, ...] = (64, 128),
+    attention: tuple[int, ...] = (4,),
+    num_blocks: int = 1,
+    channels: int = 3,
+    num_labels: int = 0,
+) -> Shapes:
+    """NVlabs' EDM2, by its official names and in the order the data meets them. attention: sizes that have it."""
+    embedding, last = max(widths), len(widths) - 1
+
+    def residual(name: str, old: int, new: int, decoder: bool = False, attend: bool = False) -> Shapes:
+        return {
+            f"{name}.emb_gain": (),
+            f"{name}.conv_res0.weight": (new, old if decoder else new, 3, 3),
+            f"{name}.emb_linear.weight": (new, embedding),
+            f"{name}.conv_res1.weight": (new, new, 3, 3),
+            **({f"{name}.conv_skip.weight": (new, old, 1, 1)} if old != new else {}),
+            **({f"{name}.attn_qkv.weight": (3 * new, new, 1, 1)} if attend else {}),
+            **({f"{name}.attn_proj.weight": (new, new, 1, 1)} if attend else {}),
+        }
+
+    shapes: Shapes = {
+        "out_gain": (),
+        "emb_fourier.freqs": widths[:1],
+        "emb_fourier.phases": widths[:1],
+        "emb_noise.weight": (embedding, widths[0]),
+        **({"emb_label.weight": (embedding, num_labels)} if num_labels else {}),
+        f"enc.{size}x{size}_conv.weight": (widths[0], channels + 1, 3, 3),
+    }
+    now, skips = widths[0], [widths[0]]
+    for level, width in enumerate(widths):
+        side = size >> level
+        if level:
+            shapes |= residual(f"enc.{side}x{side}_down", now, now)
+            skips.append(now)
+        for j in range(num_blocks):
+            shapes |= residual(f"enc.{side}x{side}_block{j}", now, width, attend=side in attention)
+            now = width
+            skips.append(now)
+    for level in reversed(range(len(widths))):
+        side = size >> level
+        if level == last:
+            shapes |= residual(f"dec.{side}x{side}_in0", now, now, True, True)
+            shapes |= residual(f"dec.{side}x{side}_in1", now, now, True)
+        else:
+            shapes |= residual(f"dec.{side}x{side}_up", now, now, True)
+        for j in range(num_blocks + 1):
+            shapes |= residual(f"dec.{side}x{side}_block{j}", now + skips.pop(), widths[level], True, side in attention)
+            now = widths[level]
+    return shapes | {"out_conv.weight": (channels, now, 3, 3)}
 
 
 def _reconstruct_persistent_obj(meta: dict) -> None:
@@ -242,7 +370,7 @@ def nvlabs_module(state: dict[str, torch.Tensor], class_name: str, module_src: s
         module, _, rest = name.partition(".")
         if rest:
             inside.setdefault(module, {})[rest] = tensor
-        elif name == "resample_filter":
+        elif name in ("resample_filter", "freqs", "phases"):
             own["_buffers"][name] = tensor
         else:
             own["_parameters"][name] = torch.nn.Parameter(tensor)
@@ -283,8 +411,10 @@ def dit_shapes(
     num_labels: int = 4,
     in_channels: int = 4,
     out_channels: int = 8,
+    mlp_ratio: float = 4,
 ) -> Shapes:
     """Meta's DiT, by its official names. num_labels: the classes and the null class."""
+    inner = int(mlp_ratio * hidden_size)
     shapes = {
         "pos_embed": (1, (input_size // patch_size) ** 2, hidden_size),
         **weights("x_embedder.proj", hidden_size, in_channels, patch_size, patch_size),
@@ -295,8 +425,8 @@ def dit_shapes(
     for i in range(depth):
         shapes |= weights(f"blocks.{i}.attn.qkv", 3 * hidden_size, hidden_size)
         shapes |= weights(f"blocks.{i}.attn.proj", hidden_size, hidden_size)
-        shapes |= weights(f"blocks.{i}.mlp.fc1", 4 * hidden_size, hidden_size)
-        shapes |= weights(f"blocks.{i}.mlp.fc2", hidden_size, 4 * hidden_size)
+        shapes |= weights(f"blocks.{i}.mlp.fc1", inner, hidden_size)
+        shapes |= weights(f"blocks.{i}.mlp.fc2", hidden_size, inner)
         shapes |= weights(f"blocks.{i}.adaLN_modulation.1", 6 * hidden_size, hidden_size)
     shapes |= weights("final_layer.linear", patch_size**2 * out_channels, hidden_size)
     return shapes | weights("final_layer.adaLN_modulation.1", 2 * hidden_size, hidden_size)

@@ -1,6 +1,6 @@
 import json
 import logging
-from math import cos, pi
+from math import cos, log, pi
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def load_shapes(tmp_path):
     return load_shapes
 
 
-def official_activations(state, x, t, num_res_blocks, heads, new_order):
+def official_activations(state, x, t, num_res_blocks, heads, new_order, head_channels=None):
     """Every block's output from the official tensors, by the equations of Dhariwal & Nichol 2021 and Ho et al. 2020."""
     half = state["time_embed.0.weight"].shape[1] // 2
     angles = t * 10000 ** (-torch.arange(half)[None] / half)
@@ -78,7 +78,10 @@ def official_activations(state, x, t, num_res_blocks, heads, new_order):
     def attend(name, h):
         n, c, *size = h.shape
         qkv = apply(functional.conv1d, f"{name}.qkv", norm(f"{name}.norm", h).flatten(2))
-        qkv = qkv.unflatten(1, (3, heads, -1)) if new_order else qkv.unflatten(1, (heads, 3, -1)).transpose(1, 2)
+        num_heads = c // head_channels if head_channels else heads
+        qkv = (
+            qkv.unflatten(1, (3, num_heads, -1)) if new_order else qkv.unflatten(1, (num_heads, 3, -1)).transpose(1, 2)
+        )
         q, k, v = qkv.transpose(-1, -2).unbind(1)
         mixed = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1) @ v
         mixed = mixed.transpose(-1, -2).reshape(n, c, -1)
@@ -201,10 +204,73 @@ def test_the_up_path_can_have_its_own_number_of_heads(load):
     assert heads == {"down": 4, "up": 2, "mid": 4}
 
 
-def test_unpublished_networks_are_warned_about_heads_that_nothing_tells(load_shapes, caplog):
+def test_all_that_nothing_tells_is_named(load_shapes, load, caplog):
     with caplog.at_level(logging.WARNING, "ddae"):
         load_shapes(Settings(device="meta", image_size=16), num_channels=64, widths=(64, 64))
-    assert "64 channels each" in caplog.text
+    named = "num_head_channels=64, use_new_attention_order=False, diffusion_steps=1000, noise_schedule=linear"
+    assert f"nothing beside it says, {named}; taking these" in caplog.text
+    caplog.clear()
+    told = {"use_new_attention_order": False, "diffusion_steps": 1000, "noise_schedule": "linear"}
+    load(TINY | told)
+    assert not caplog.text
+    for name in told:
+        caplog.clear()
+        load(TINY | {other: told[other] for other in told if other != name})
+        assert f"nothing beside it says, {name}={told[name]}; taking" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [
+        (
+            {"num_channels": 128, "widths": (128, 256, 256, 256), "num_res_blocks": 3},
+            "image_size=32, num_heads=4, use_new_attention_order=False, diffusion_steps=4000, noise_schedule=cosine, "
+            "rescale_timesteps=True",
+        ),
+        (
+            {"num_channels": 192, "widths": (192, 384, 576, 768), "num_res_blocks": 3},
+            "image_size=64, num_heads=4, use_new_attention_order=False, diffusion_steps=4000, noise_schedule=cosine, "
+            "rescale_timesteps=False",
+        ),
+        (
+            {"num_channels": 128, "widths": (128, 128, 256, 256, 512, 512), "scale_shift": False, "num_res_blocks": 2},
+            "image_size=256, num_heads=1, use_new_attention_order=False, diffusion_steps=1000, noise_schedule=linear",
+        ),
+    ],
+    ids=["CIFAR-10", "ImageNet-64 with classes", "LSUN"],
+)
+def test_published_networks_of_improved_diffusion_are_run_as_its_flags_say(load_shapes, caplog, layout, expected):
+    backbone = load_shapes(resample="conv", attention=(len(layout["widths"]) - 2,), **layout)
+    assert f"nothing beside it says, {expected}; taking these" in caplog.text
+    steps, heads = (1000, 1) if "1000" in expected else (4000, 4)
+    assert len(backbone.schedule.timesteps) == steps and {each.heads for each in attentions(backbone)} == {heads}
+    time = 700 / 4 if "timesteps=True" in expected else 700
+    assert backbone.inputs(torch.zeros(1, 3, 8, 8), 700)["timestep"].item() == time
+
+
+@pytest.mark.parametrize("options", [{}, {"num_head_channels": 32, "sigma_max": 40.0}])
+@pytest.mark.parametrize("scale_shift", [True, False])
+def test_consistency_models_are_told_by_their_attention(tmp_path, options, scale_shift, caplog):
+    """And run with EDM's preconditioning, all queries before all keys, and ln(sigma) / 4 times a thousand as time."""
+    state = official.random_state(official.adm_shapes(attention=(1, 2), scale_shift=scale_shift, widths=(64, 64, 128)))
+    images = {name: each[..., None] if ".1.qkv." in name and each.ndim == 3 else each for name, each in state.items()}
+    images = {
+        name: each[..., None] if ".1.proj_out." in name and each.ndim == 3 else each for name, each in images.items()
+    }
+    torch.save(images, tmp_path / "cd.pt")
+    (tmp_path / "cd.json").write_text(json.dumps({"image_size": 16, **options}))
+    backbone = load_backbone(str(tmp_path / "cd.pt"))
+    x0, noise = torch.randn(2, 2, 3, 16, 16)
+    sigma = backbone.sigma(7)
+    low, high = 0.002 ** (1 / 7), options.get("sigma_max", 80) ** (1 / 7)
+    assert sigma == pytest.approx((low + 6 / 17 * (high - low)) ** 7)
+    x = (x0 + sigma * noise) / (sigma**2 + 0.25) ** 0.5
+    head_channels = options.get("num_head_channels", 64)
+    outputs = official_activations(state, x, 250 * log(sigma), 1, None, True, head_channels)
+    maps = backbone.activations(x0, noise, 7, [block.name for block in backbone.blocks])
+    for map, output in zip(maps.values(), outputs, strict=True):
+        torch.testing.assert_close(map, output, rtol=0, atol=1e-5 * output.abs().max().item())
+    assert "diffusion_steps" not in caplog.text and ("num_head_channels=64" in caplog.text) == (not options)
 
 
 def test_classes_are_left_out_with_a_warning(load, tmp_path, caplog):
@@ -227,6 +293,23 @@ def test_classes_are_left_out_with_a_warning(load, tmp_path, caplog):
         ({}, {"image_size": 18, "num_heads": 4}, "multiples of 4"),
         ({}, TINY | {"noise_schedule": "sqrt"}, "'linear' or 'cosine'"),
         ({}, TINY | {"num_channels": 64}, "says num_channels=64, but its tensors have 32"),
+        ({}, TINY | {"learn_sigma": False}, "says learn_sigma=False, but its tensors have True"),
+        ({}, TINY | {"class_cond": True}, "says class_cond=True, but its tensors have False"),
+        ({}, TINY | {"resblock_updown": False}, "says resblock_updown=False, but its tensors have True"),
+        ({}, TINY | {"attention_resolutions": "16"}, "says attention_resolutions=16, but its tensors have .8"),
+        ({}, TINY | {"channel_mult": "1,2"}, "says channel_mult=1,2, but its tensors have"),
+        ({}, TINY | {"use_new_attention_order": "False"}, "'False'; it must be true or false"),
+        ({}, TINY | {"use_new_attention_order": 0}, "=0; it must be true or false"),
+        ({}, TINY | {"diffusion_steps": "4000"}, "'4000'; it must be a whole number"),
+        ({}, TINY | {"diffusion_steps": 4000.0}, "4000.0; it must be a whole number"),
+        ({}, TINY | {"diffusion_steps": True}, "=True; it must be a whole number"),
+        ({}, TINY | {"diffusion_steps": [4000]}, r"\[4000\]; it must be a whole number"),
+        ({}, TINY | {"diffusion_steps": 0}, "diffusion_steps=0; give 1 or more"),
+        ({}, TINY | {"num_head_channels": 0}, "num_head_channels=0; give 1 or more"),
+        ({}, TINY | {"noise_shedule": "cosine"}, "'noise_shedule' is no option .* did you mean 'noise_schedule'"),
+        ({}, TINY | {"model_type": "EDM"}, "model_type='EDM'; it must be 'ADM' or 'consistency'"),
+        ({}, TINY | {"model_type": "consistency"}, "says model_type=consistency, but its tensors have ADM"),
+        ({}, TINY | {"diffusion_step": 4000}, "did you mean 'diffusion_steps'"),
         ({"other": {"input_blocks.0.0.weight": (32, 6, 3, 3)}}, TINY, "takes 6 channels"),
         ({"other": {"out.4.weight": (3,)}}, TINY, "out.4.weight"),
         ({"other": {"middle_block.0.skip_connection.weight": (64, 64, 3, 3)}}, TINY, "skip_connection|conv_shortcut"),
@@ -237,6 +320,17 @@ def test_what_cannot_be_loaded_exactly_is_refused_in_one_line(load_shapes, tmp_p
     with pytest.raises(ValueError, match=message) as refusal:
         load_shapes(**layout)
     assert "\n" not in str(refusal.value)
+
+
+def test_flags_that_agree_with_the_tensors_or_mean_nothing_are_taken(load, caplog):
+    flags = {"attention_resolutions": "8,2", "channel_mult": "1,2,2", "learn_sigma": True, "class_cond": False}
+    load(
+        TINY
+        | flags
+        | {"dropout": 0.1, "use_fp16": True, "channel_mult": [1, 2, 2], "my_note": "x", "num_classes": 1000}
+    )
+    load(TINY | flags | {"channel_mult": ""})
+    assert "my_note, num_classes mean nothing here" in caplog.text and "dropout" not in caplog.text
 
 
 def test_a_classifier_is_refused(tmp_path):

@@ -46,7 +46,9 @@ def sound_or_one_line(path):
     assert all(tensor.isfinite().all() for tensor in backbone.network.state_dict().values())
 
 
-@pytest.fixture(scope="module", params=["adm.pt", "ddae.pth", "edm.pkl", "dit.pt", "adm.safetensors"])
+@pytest.fixture(
+    scope="module", params=["adm.pt", "ddae.pth", "edm.pkl", "edm2.pkl", "dit.pt", "sit.pt", "adm.safetensors"]
+)
 def checkpoint(request, tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("damage")
     family, _, suffix = request.param.partition(".")

@@ -175,6 +175,43 @@ def test_a_diffusion_that_is_not_known_is_refused(load):
         load({"model_type": "VDM"})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network": {"image_shape": "32"}}, "image_shape='32'; it must be a list"),
+        ({"network": {"image_shape": [1, 16, 16]}}, r"image_shape=\[1, 16, 16\]; it must be \[3, height, width\]"),
+        (
+            {"network": {"attn_channels_per_head": "16"}},
+            "attn_channels_per_head='16'; it must be a whole number or None",
+        ),
+        ({"network": {"n_channels": 64}}, "says n_channels=64, but the tensors have 32"),
+        ({"network": {"ch_mults": [1, 2]}}, r"says ch_mults=\[1, 2\], but the tensors have \[1, 2, 2\]"),
+        ({"network": {"is_attn": [True, True, False]}}, r"says is_attn=\[True, True, False\], but the tensors have"),
+        ({"network": {"use_res_for_updown": True}}, "says use_res_for_updown=True, but the tensors have False"),
+        ({"network": {"use_res_for_updown": "no"}}, "use_res_for_updown='no'; it must be true or false"),
+        ({"network": {"atn_channels_per_head": 16}}, "did you mean 'attn_channels_per_head'"),
+        ({"network": [1]}, r"network=\[1\]; it must be a mapping"),
+        ({"diffusion": {"n_T": True}}, "n_T=True; it must be a whole number"),
+        ({"diffusion": {"n_T": 0}}, "n_T=0"),
+        ({"diffusion": {"betas": [0.02]}}, r"betas=\[0.02\]"),
+        ({"diffusion": {"betas": ["1e-4", 0.02]}}, "'1e-4'"),
+        ({"model_type": "EDM", "diffusion": {"sigma_data": "0.5"}}, "sigma_data='0.5'; it must be a number"),
+    ],
+)
+def test_options_of_wrong_types_or_against_the_tensors_are_refused(load, options, message):
+    with pytest.raises(ValueError, match=message):
+        load({"model_type": "DDPM", **options})
+
+
+def test_all_that_nothing_tells_is_named(load, caplog):
+    load({"model_type": "DDPM"})
+    assert "n_T=1000, betas=[0.0001, 0.02]" in caplog.text and "image_shape=[3, 32, 32]" in caplog.text
+    caplog.clear()
+    load(DDPM | {"network": {"image_shape": [3, 16, 16]}})
+    load(EDM | {"network": {"image_shape": [3, 16, 16]}})
+    assert not caplog.text
+
+
 def test_the_moving_average_of_a_training_checkpoint_is_read(tmp_path):
     state = official.random_state(official.ddae_shapes())
     averaged = {f"ema_model.nn_model.{name}": tensor for name, tensor in state.items()}

@@ -3,44 +3,14 @@ from argparse import Namespace
 
 import pytest
 import torch
-from torch.nn import functional
 
 from ddae.backbones import Settings, load_backbone
 from ddae.backbones.dit import from_state
 from tests.ddae.backbones import official, tiny
+from tests.ddae.backbones.formulae import dit
 
 NULL = 3
 """The last of dit_shapes's four labels."""
-
-
-def dit(state: dict, x, timestep: int, label: int, num_heads: int) -> dict:
-    """Peebles & Xie (2023), section 3.2, with adaLN-Zero, from the official tensors -> the map of every block."""
-
-    def linear(name, input):
-        return functional.linear(input, state[f"{name}.weight"], state[f"{name}.bias"])
-
-    def norm(input, shift, scale):
-        return functional.layer_norm(input, input.shape[-1:], eps=1e-6) * (1 + scale) + shift
-
-    patches, size = state["x_embedder.proj.weight"], state["x_embedder.proj.weight"].shape[-1]
-    map = functional.conv2d(x, patches, state["x_embedder.proj.bias"], stride=size)
-    tokens = map.flatten(2).transpose(1, 2) + state["pos_embed"]
-    angles = timestep * 10000 ** (-torch.arange(128) / 128)
-    time = linear("t_embedder.mlp.0", torch.cat([angles.cos(), angles.sin()]))
-    condition = linear("t_embedder.mlp.2", functional.silu(time)) + state["y_embedder.embedding_table.weight"][label]
-    maps = {}
-    for i in range(sum(name.endswith("attn.qkv.weight") for name in state)):
-        block = f"blocks.{i}"
-        modulation = linear(f"{block}.adaLN_modulation.1", functional.silu(condition))
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation.chunk(6)
-        qkv = linear(f"{block}.attn.qkv", norm(tokens, shift_1, scale_1))
-        q, k, v = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-        attention = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(3) @ v
-        tokens = tokens + gate_1 * linear(f"{block}.attn.proj", attention.transpose(1, 2).flatten(2))
-        hidden = functional.gelu(linear(f"{block}.mlp.fc1", norm(tokens, shift_2, scale_2)), approximate="tanh")
-        tokens = tokens + gate_2 * linear(f"{block}.mlp.fc2", hidden)
-        maps[f"block.{i}"] = tokens.transpose(1, 2).unflatten(2, map.shape[2:])
-    return maps
 
 
 @pytest.fixture
@@ -67,6 +37,7 @@ def maps_of(backbone, x_t, timestep=121) -> dict:
         ({}, 2),
         ({"patch_size": 4, "input_size": 16, "depth": 3}, 4),
         ({"patch_size": 8, "input_size": 32, "num_labels": 1001, "out_channels": 4}, 1),
+        ({"mlp_ratio": 2, "patch_size": 2, "in_channels": 4}, 2),
         ({"hidden_size": 384, "depth": 1}, 6),
         ({"hidden_size": 768, "depth": 1}, 12),
         ({"hidden_size": 1024, "depth": 1}, 16),
@@ -201,18 +172,47 @@ def test_the_moving_average_of_a_training_checkpoint_is_read(load):
 
 
 @pytest.mark.parametrize(
+    ("said", "options", "named"),
+    [
+        ({}, {}, True),
+        ({"model": "DiT-S/2"}, {}, False),
+        ({"model": "DiT-B/2"}, {}, True),
+        ({}, {"num_heads": 6}, False),
+    ],
+)
+def test_heads_that_nothing_tells_are_named(load, caplog, said, options, named):
+    state = official.random_state(official.dit_shapes(hidden_size=384, depth=1))
+    load({"ema": state, "args": Namespace(**said)}, options)
+    assert ("nothing beside it says, num_heads=6; taking" in caplog.text) == named
+
+
+@pytest.mark.parametrize(
     ("change", "options", "message"),
     [
         ({}, {}, r"dit.pt: hidden size 16 with num_heads=0 is not known; give the `num_heads` .* in .*dit.json"),
         ({}, {"num_heads": 3}, r"hidden size 16 with num_heads=3 is not known"),
+        ({}, {"num_heads": 0}, r"hidden size 16 with num_heads=0 is not known"),
+        ({}, {"num_heads": 2, "hidden_size": 32}, r"says hidden_size=32, but its tensors have 16"),
+        ({}, {"num_heads": 2, "depth": 28}, r"says depth=28, but its tensors have 2"),
+        ({}, {"num_heads": 2, "patch_size": 4}, r"says patch_size=4, but its tensors have 2"),
+        ({}, {"num_heads": 2, "input_size": 32}, r"says input_size=32, but its tensors have 8"),
+        ({}, {"num_heads": 2, "mlp_ratio": 2}, r"says mlp_ratio=2, but its tensors have 4.0"),
+        ({}, {"num_heads": 2, "num_classes": 4}, r"says num_classes=4, but its tensors have 3"),
+        ({}, {"num_heads": 2, "learn_sigma": False}, r"says learn_sigma=False, but its tensors have True"),
+        ({}, {"num_heads": "2"}, r"num_heads='2'; it must be a whole number"),
+        ({}, {"num_heads": [2]}, r"num_heads=\[2\]; it must be a whole number"),
+        ({}, {"num_heads": 2, "class_dropout_prob": "0"}, r"class_dropout_prob='0'; it must be a number"),
+        ({}, {"num_heads": 2, "vae": True}, r"vae=True; it must be a word"),
+        ({}, {"num_head": 2}, r"'num_head' is no option of this network; did you mean 'num_heads'"),
         ({}, {"num_heads": 2, "class_dropout_prob": 0}, r"no null class .* class_dropout_prob=0"),
-        ({"blocks.0.attn.q_norm.weight": (8,)}, {"num_heads": 2}, r"has q_norm.weight where only norm, proj are known"),
+        ({"blocks.0.attn.q_norm.weight": (8,)}, {"num_heads": 2}, r"\(qk_norm\), as blocks.0.attn.q_norm.weight shows"),
         ({"text_embedder.weight": (8,)}, {"num_heads": 2}, r"1 tensors that its network should not .*: text_embedder"),
         (
             {"blocks.1.mlp.fc1.bias": None},
             {"num_heads": 2},
             r"does not fit its network: .*transformer_blocks.1.ff.net.0",
         ),
+        ({"x_embedder.proj.weight": (16, 16)}, {"num_heads": 2}, r"is no DiT: .* but tokens, as FiT's does"),
         ({"pos_embed": None}, {"num_heads": 2}, r"is no DiT: it has x_embedder.proj.weight, but no pos_embed"),
         ({"y_embedder.embedding_table.weight": None}, {"num_heads": 2}, r"is no DiT: .* no y_embedder.embedding_table"),
     ],

@@ -31,7 +31,10 @@ def tiny_edm(tmp_path) -> str:
 
 
 def maps_by_formula(state, x, c_noise, num_blocks):
-    """Every block's map, by its official name."""
+    """Every block's map, by its official name: DDPM++, NCSN++ or ADM, as the tensors show."""
+    adm, image = "out_conv.weight" in state, x
+    smooth = any(name.endswith(".resample_filter") and each.shape[-1] == 4 for name, each in state.items())
+    scale = 1 if adm else math.sqrt(2)
 
     def convolve(name, x):
         weight = state[f"{name}.weight"]
@@ -41,28 +44,53 @@ def maps_by_formula(state, x, c_noise, num_blocks):
         return functional.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
 
     def norm(name, x):
-        groups = min(32, x.shape[1] // 4)
-        return functional.group_norm(x, groups, state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-6)
+        groups, eps = min(32, x.shape[1] // 4), 1e-5 if adm else 1e-6
+        return functional.group_norm(x, groups, state[f"{name}.weight"], state[f"{name}.bias"], eps=eps)
+
+    def halve(x, border=1):
+        if not smooth:
+            return functional.avg_pool2d(x, 2)
+        taps = torch.tensor([1.0, 3, 3, 1]) / 8
+        each = functional.pad(x, (border,) * 4).unfold(2, 4, 2).unfold(3, 4, 2)
+        return torch.einsum("nchwij,i,j->nchw", each, taps, taps)
+
+    def double(x):
+        if not smooth:
+            return functional.interpolate(x, scale_factor=2)
+        for dim in (2, 3):  # each new pixel is 3/4 of the nearest and 1/4 of the next
+            wide = functional.pad(x, (1, 1, 0, 0) if dim == 3 else (0, 0, 1, 1))
+            before, here, after = (wide.narrow(dim, k, x.shape[dim]) for k in range(3))
+            x = torch.stack([(before + 3 * here) / 4, (3 * here + after) / 4], dim + 1).flatten(dim, dim + 1)
+        return x
 
     def block(name, x, resample=lambda x: x):
         hidden = convolve(f"{name}.conv0", resample(functional.silu(norm(f"{name}.norm0", x))))
-        hidden = hidden + linear(f"{name}.affine", embedding)[:, :, None, None]
-        hidden = convolve(f"{name}.conv1", functional.silu(norm(f"{name}.norm1", hidden)))
+        told = linear(f"{name}.affine", embedding)[:, :, None, None]
+        if adm:
+            gain, shift = told.chunk(2, dim=1)
+            hidden = norm(f"{name}.norm1", hidden) * (1 + gain) + shift
+        else:
+            hidden = norm(f"{name}.norm1", hidden + told)
+        hidden = convolve(f"{name}.conv1", functional.silu(hidden))
         x = resample(x)
         x = convolve(f"{name}.skip", x) if f"{name}.skip.weight" in state else x
-        x = (x + hidden) / math.sqrt(2)
+        x = (x + hidden) / scale
         if f"{name}.qkv.weight" in state:
+            heads = x.shape[1] // 64 if adm else 1
             qkv = convolve(f"{name}.qkv", norm(f"{name}.norm2", x)).flatten(2)
-            query, key, value = qkv.unflatten(1, (-1, 3)).unbind(2)
-            attention = (query.transpose(1, 2) @ key / math.sqrt(x.shape[1])).softmax(dim=2)
-            x = (x + convolve(f"{name}.proj", (value @ attention.transpose(1, 2)).view_as(x))) / math.sqrt(2)
+            query, key, value = qkv.unflatten(1, (heads, -1, 3)).unbind(3)
+            attention = (query.transpose(2, 3) @ key / math.sqrt(query.shape[2])).softmax(dim=3)
+            mixed = (value @ attention.transpose(2, 3)).reshape(x.shape)
+            x = (x + convolve(f"{name}.proj", mixed)) / scale
         maps[name] = x
         return x
 
     half = state["map_layer0.weight"].shape[1] // 2
-    angles = c_noise * 10_000 ** (-torch.arange(half) / (half - 1))
-    embedding = torch.cat([angles.sin(), angles.cos()])[None]
-    if "map_label.weight" in state:
+    angles = c_noise * 10_000 ** (-torch.arange(half) / (half if adm else half - 1))
+    if "map_noise.freqs" in state:
+        angles = 2 * math.pi * c_noise * state["map_noise.freqs"]
+    embedding = torch.cat([angles.cos(), angles.sin()] if adm else [angles.sin(), angles.cos()])[None]
+    if "map_label.weight" in state and not adm:
         no_label = torch.zeros(1, state["map_label.weight"].shape[1])
         embedding = embedding + linear("map_label", no_label)
     for name in ("map_layer0", "map_layer1"):
@@ -75,19 +103,150 @@ def maps_by_formula(state, x, c_noise, num_blocks):
     sides = list(dict.fromkeys(name.split(".")[1].split("_")[0] for name in state if name.startswith("enc.")))
     for level, side in enumerate(sides):
         if level:
-            x = block(f"enc.{side}_down", x, lambda x: functional.avg_pool2d(x, 2))
+            x = block(f"enc.{side}_down", x, halve)
+            if f"enc.{side}_aux_residual.weight" in state:
+                weight = state[f"enc.{side}_aux_residual.weight"]
+                wide = halve(functional.conv2d(image, weight, padding=2), border=0)
+                x = image = (x + wide + state[f"enc.{side}_aux_residual.bias"][:, None, None]) / scale
             skips.append(x)
         for j in range(num_blocks):
             x = block(f"enc.{side}_block{j}", x)
             skips.append(x)
     for level, side in enumerate(reversed(sides)):
-        if level:
-            x = block(f"dec.{side}_up", x, lambda x: functional.interpolate(x, scale_factor=2))
-        else:
-            x = block(f"dec.{side}_in1", block(f"dec.{side}_in0", x))
+        x = block(f"dec.{side}_up", x, double) if level else block(f"dec.{side}_in1", block(f"dec.{side}_in0", x))
         for j in range(num_blocks + 1):
             x = block(f"dec.{side}_block{j}", torch.cat([x, skips.pop()], dim=1))
     return maps
+
+
+def assert_as_formulae(backbone, state, step, c_in, c_noise, num_blocks=1):
+    torch.manual_seed(0)
+    shape = (2, *backbone.encoder.shape)
+    x0, noise = torch.rand(shape) * 2 - 1, torch.randn(shape)
+    sigma = backbone.sigma(step)
+    maps = maps_by_formula(state, c_in(sigma) * (x0 + sigma * noise), c_noise(sigma), num_blocks)
+    expected = [map for name, map in maps.items() if not name.endswith(("_down", "_up", "_in0"))]
+    found = backbone.activations(x0, noise, step, [block.name for block in backbone.blocks])
+    for block, map in zip(backbone.blocks, expected, strict=True):
+        torch.testing.assert_close(found[block.name], map, rtol=1e-4, atol=1e-4)
+
+
+def edm_input(sigma):
+    return 1 / math.hypot(sigma, 0.5)
+
+
+def edm_noise(sigma):
+    return math.log(sigma) / 4
+
+
+NETWORKS = {
+    "NCSN++": {"ncsn": True},
+    "NCSN++ of three levels": {"ncsn": True, "size": 16, "widths": (8, 16, 16), "attention": (8,), "num_blocks": 2},
+    "NCSN++, conditional": {"ncsn": True, "num_labels": 5, "num_augments": 9},
+    "ADM": {},
+    "ADM of three levels": {"size": 16, "widths": (64, 128, 192), "attention": (8, 4), "num_blocks": 2},
+    "ADM, conditional": {"num_labels": 5, "num_augments": 9, "attention": ()},
+}
+
+
+def random_network(name):
+    layout = NETWORKS[name]
+    return (
+        official.song_unet_state(**layout)
+        if "NCSN" in name
+        else official.random_state(official.dhariwal_shapes(**layout))
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("step", [4, 14])
+@pytest.mark.parametrize("suffix", ["pkl", "pt"])
+def test_the_other_networks_of_the_code_are_as_the_formulae_have_them(name, step, suffix, tmp_path):
+    state, path = random_network(name), tmp_path / f"network.{suffix}"
+    if suffix == "pkl":
+        official.edm_snapshot(path, state, sigma_data=0.5)
+    else:
+        torch.save(state, path)
+    assert_as_formulae(load_backbone(str(path)), state, step, edm_input, edm_noise, NETWORKS[name].get("num_blocks", 1))
+
+
+def vp_time(sigma, slope=19.9, start=0.1):
+    """t of the VP process at this noise, from sigma^2 + 1 = exp(slope t^2 / 2 + start t)."""
+    return (math.sqrt(start**2 + 2 * slope * math.log(1 + sigma**2)) - start) / slope
+
+
+def iddpm_levels(c_1=0.001, c_2=0.008, m=1000):
+    """u_j of Karras et al. 2022, table 1."""
+    share = [math.sin(math.pi / 2 * j / m / (c_2 + 1)) ** 2 for j in range(m + 1)]
+    levels = [0.0]
+    for j in range(m, 0, -1):
+        levels.insert(0, math.sqrt((levels[0] ** 2 + 1) / max(share[j - 1] / share[j], c_1) - 1))
+    return levels
+
+
+def nearest(sigma):
+    levels = iddpm_levels()
+    return 999 - min(range(1000), key=lambda j: abs(levels[j] - sigma))
+
+
+BASELINES = {
+    "VPPrecond": (lambda sigma: 1 / math.hypot(sigma, 1), lambda sigma: 999 * vp_time(sigma)),
+    "VEPrecond": (lambda sigma: 1, lambda sigma: math.log(sigma / 2)),
+    "iDDPMPrecond": (lambda sigma: 1 / math.hypot(sigma, 1), nearest),
+}
+"""Class of the preconditioning -> (sigma -> c_in, sigma -> c_noise)."""
+
+
+@pytest.mark.parametrize("class_name", BASELINES)
+@pytest.mark.parametrize("step", [1, 4, 18])
+@pytest.mark.parametrize("suffix", ["pkl", "pt"])
+def test_baselines_get_the_inputs_that_they_were_trained_with(class_name, step, suffix, tmp_path):
+    if class_name == "iDDPMPrecond":
+        state = official.random_state(official.dhariwal_shapes(out_channels=6))
+    else:
+        state = official.song_unet_state(ncsn=class_name == "VEPrecond")
+    path = tmp_path / f"baseline.{suffix}"
+    if suffix == "pkl":
+        official.edm_snapshot(path, state, class_name)
+    else:
+        torch.save(state, path)
+        path.with_suffix(".json").write_text(json.dumps({"model_type": class_name}))
+    backbone = load_backbone(str(path))
+    assert_as_formulae(backbone, state, step, *BASELINES[class_name])
+    if class_name == "VPPrecond":  # trained down to t = 1e-5
+        assert backbone.sigma(1) == pytest.approx(0.002, rel=1e-3)
+    elif class_name == "VEPrecond":
+        assert [backbone.sigma(1), backbone.sigma(18)] == pytest.approx([0.02, 80])
+    else:
+        assert backbone.sigma(step) in [pytest.approx(level, rel=1e-3) for level in iddpm_levels()]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_type": "Precond"}, "model_type='Precond'; it must be 'EDMPrecond'"),
+        ({"model_type": "VPPrecond"}, "says model_type=VPPrecond, but it is EDMPrecond"),
+        ({"sigma_data": 1.0}, "says sigma_data=1.0, but the checkpoint 0.5"),
+        ({"sigma_data": "0.5"}, "sigma_data='0.5'; it must be a number"),
+        ({"sigma_maxx": 3}, "did you mean 'sigma_max'"),
+    ],
+)
+def test_what_a_sidecar_says_against_a_pickle_is_refused(options, message, tmp_path):
+    official.edm_snapshot(tmp_path / "network.pkl", official.song_unet_state(), sigma_data=0.5)
+    (tmp_path / "network.json").write_text(json.dumps(options))
+    with pytest.raises(ValueError, match=message):
+        load_backbone(str(tmp_path / "network.pkl"))
+
+
+def test_all_that_nothing_tells_is_named(tmp_path, caplog):
+    state = official.song_unet_state()
+    torch.save(state, tmp_path / "network.pt")
+    load_backbone(str(tmp_path / "network.pt"))
+    assert "nothing beside it says, model_type=EDMPrecond, sigma_data=0.5; taking" in caplog.text
+    caplog.clear()
+    official.edm_snapshot(tmp_path / "network.pkl", state, sigma_data=0.5)
+    load_backbone(str(tmp_path / "network.pkl"))
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -95,17 +254,7 @@ def maps_by_formula(state, x, c_noise, num_blocks):
 def test_every_block_is_as_the_formulae_have_it(layout, step, tmp_path):
     state = official.random_state(official.song_unet_shapes(**LAYOUTS[layout]))
     backbone = edm.from_state(state, tmp_path / "network.pt", "", Settings())
-    torch.manual_seed(0)
-    shape = (2, *backbone.encoder.shape)
-    x0, noise = torch.rand(shape) * 2 - 1, torch.randn(shape)
-    sigma = backbone.sigma(step)
-    x = (x0 + sigma * noise) / math.sqrt(sigma**2 + 0.5**2)
-
-    maps = maps_by_formula(state, x, math.log(sigma) / 4, LAYOUTS[layout].get("num_blocks", 1))
-    expected = [map for name, map in maps.items() if not name.endswith(("_down", "_up", "_in0"))]
-    found = backbone.activations(x0, noise, step, [block.name for block in backbone.blocks])
-    for block, map in zip(backbone.blocks, expected, strict=True):
-        torch.testing.assert_close(found[block.name], map, rtol=1e-4, atol=1e-4)
+    assert_as_formulae(backbone, state, step, edm_input, edm_noise, LAYOUTS[layout].get("num_blocks", 1))
 
 
 def test_a_snapshot_of_the_training_code_is_what_its_state_dict_is(tmp_path):
@@ -204,11 +353,10 @@ def test_sigma_data_comes_from_a_snapshot_or_a_sidecar(tmp_path):
         assert backbone.inputs(torch.ones(1, 3, 8, 8), 9)["sample"].max().item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", ["map_noise.freqs", "enc.4x4_aux_residual.weight", "out_conv.weight"])
+@pytest.mark.parametrize("name", ["enc.4x4_aux_skip.weight", "enc.4x4_aux_down.filter", "dec.4x4_aux_up.weight"])
 def test_other_networks_of_its_code_are_refused(name, tmp_path):
-    state = official.random_state(official.song_unet_shapes()) | {name: torch.zeros(4)}
-    torch.save(state, tmp_path / "network.pt")
-    with pytest.raises(ValueError, match=rf"network.pt is not DDPM\+\+, as {name} shows"):
+    torch.save(official.song_unet_state() | {name: torch.zeros(1, 1, 2, 2)}, tmp_path / "network.pt")
+    with pytest.raises(ValueError, match=rf"network.pt is not DDPM\+\+ or NCSN\+\+, as {name} shows"):
         load_backbone(str(tmp_path / "network.pt"))
 
 
@@ -227,9 +375,7 @@ def test_half_a_network_is_refused(missing, tmp_path):
         load_backbone(str(tmp_path / "network.pt"))
 
 
-@pytest.mark.parametrize("class_name", ["VPPrecond", "VEPrecond", "iDDPMPrecond"])
-def test_other_preconditioning_is_refused(class_name, tmp_path):
-    state = official.random_state(official.song_unet_shapes())
-    official.edm_snapshot(tmp_path / "baseline.pkl", state, class_name)
-    with pytest.raises(ValueError, match=f"{class_name}; .* only EDMPrecond"):
+def test_another_preconditioning_is_refused(tmp_path):
+    official.edm_snapshot(tmp_path / "baseline.pkl", official.song_unet_state(), "MyPrecond")
+    with pytest.raises(ValueError, match=r"holds MyPrecond; of NVlabs' networks EDMPrecond, .* are supported"):
         load_backbone(str(tmp_path / "baseline.pkl"))

@@ -96,6 +96,7 @@ def test_where_a_vae_is_found(tmp_path):
     assert scaling(checkpoint) == scaling(tmp_path / "transformer") == 1
     checkpoint.with_suffix(".yaml").write_text("vae: ema\nimage_size: 256\n")  # DiT's own options
     assert scaling(checkpoint) == 1
+    checkpoint.with_suffix(".yaml").unlink()
     checkpoint.with_suffix(".json").write_text(json.dumps({"vae": "others/mine"}))
     assert scaling(checkpoint) == 2
     assert scaling(tmp_path / "pipeline") == 3

@@ -12,7 +12,10 @@ from tests.ddae.backbones.official import (
     adm_shapes,
     ddae_shapes,
     dit_shapes,
+    edm2_shapes,
     edm_snapshot,
+    nvlabs_module,
+    nvlabs_save,
     random_state,
     song_unet_shapes,
 )
@@ -70,6 +73,13 @@ def ddae_edm_file(folder: Path, tiny_model: str) -> str:
     return str(path)
 
 
+def edm2_pickle(folder: Path, tiny_model: str) -> str:
+    """Without the attributes that its classes have."""
+    state = {f"unet.{name}": each for name, each in random_state(edm2_shapes()).items()}
+    nvlabs_save(folder / "edm2.pkl", {"ema": nvlabs_module(state, "Precond", sigma_data=0.5)})
+    return str(folder / "edm2.pkl")
+
+
 def make_vae(levels: int = 2, **options: Any) -> Any:
     """A random AutoencoderKL. Every level but one halves the side of an image."""
     from diffusers import AutoencoderKL
@@ -95,6 +105,13 @@ def dit_file(folder: Path, tiny_model: str) -> str:
     (folder / "0050000.json").write_text(json.dumps({"num_heads": 2}))
     make_vae().save_pretrained(folder / "vae")
     return str(folder / "0050000.pt")
+
+
+def sit_file(folder: Path, tiny_model: str) -> str:
+    make_vae().save_pretrained(folder / "vae")
+    torch.save(random_state(dit_shapes()), folder / "SiT-tiny.pt")
+    (folder / "SiT-tiny.json").write_text(json.dumps({"num_heads": 2}))
+    return str(folder / "SiT-tiny.pt")
 
 
 def dit_folder(folder: Path, tiny_model: str) -> str:
@@ -183,6 +200,8 @@ TINY: dict[str, Callable[[Path, str], str] | str] = {
     "ddae": ddae_file,
     "ddae-edm": ddae_edm_file,
     "stable-diffusion": "tiny_stable_diffusion",
+    "edm2": edm2_pickle,
+    "sit": sit_file,
     "dit": dit_file,
     "dit-folder": dit_folder,
     "generic-pixart": generic_folder("PixArtTransformer2DModel"),
