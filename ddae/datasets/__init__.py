@@ -1,5 +1,6 @@
 """Images by name: train, val and test, where val is always carved from the official train split."""
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,13 @@ import numpy as np
 from ddae.datasets.hugging_face import hugging_face
 from ddae.datasets.images import Images, class_folders, image_folder, splits_of, stratified
 from ddae.datasets.named import ASSETS, DATASETS
+from ddae.datasets.scan import Reading
 from ddae.nearest import did_you_mean
 
+log = logging.getLogger("ddae")
+
+OPENED = Reading()
+"""Every image is opened first."""
 HUGGING_FACE_FILES = ("dataset_dict.json", "state.json", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 """By which a folder is known as one for HF `datasets` even where it has sub-folders of images."""
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*(@.+)?"
@@ -34,18 +40,24 @@ class Dataset:
 
 
 def load_dataset(
-    name: str, image_size: int, data_root: str = "data", seed: int = 0, val_fraction: float = 0.2
+    name: str,
+    image_size: int,
+    data_root: str = "data",
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    reading: Reading = OPENED,
 ) -> Dataset:
     """A dataset by its name in DATASETS, any folder of images with one sub-folder a class, or any image dataset of
     Hugging Face: a folder that `datasets` reads, or a hub id `owner/name[@revision]`.
 
     image_size: side in pixels to which image files are resized and cropped; sets that are one array keep their own.
     data_root: where the named sets lie or are downloaded to.
+    reading: how the files are read. Where it says check, what a person should know of the set is logged as warnings.
     seed: decides which training images are val, and the order of every split.
     Raises ValueError for an unknown name, missing files, an empty folder, fewer than two classes, a class that is only
     in test, or an unreadable image.
     """
-    images = _images(name, image_size, str(Path(data_root).expanduser().absolute()))
+    images = _images(name, image_size, str(Path(data_root).expanduser().absolute()), reading)
     if len(images.classes) < 2:
         raise ValueError(
             f"dataset={name!r} has {len(images.classes)} class ({', '.join(images.classes)}); "
@@ -59,13 +71,17 @@ def load_dataset(
         )
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1, both excluded; the default is 0.2")
-    return Dataset(name, images, split_rows(images, seed, val_fraction))
+    dataset = Dataset(name, images, split_rows(images, seed, val_fraction))
+    for note in images.notes if reading.check else ():
+        log.warning(f"{name}: {note}")
+    return dataset
 
 
 def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.ndarray]:
     """Row numbers of train, val (the same fraction of every class of the official train split) and test."""
     rng = np.random.default_rng(seed)
-    train, val = stratified(images.labels[: images.num_train], val_fraction, rng)
+    groups = None if images.groups is None else images.groups[: images.num_train]
+    train, val = stratified(images.labels[: images.num_train], val_fraction, rng, groups)
     test = rng.permutation(np.arange(images.num_train, len(images.labels)))
     splits = {"train": train, "val": val, "test": test}
     for split, rows in splits.items():
@@ -76,10 +92,10 @@ def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.n
     return splits
 
 
-def _images(name: str, image_size: int, data_root: str) -> Images:
+def _images(name: str, image_size: int, data_root: str, reading: Reading) -> Images:
     if name in DATASETS:
         try:
-            return DATASETS[name](data_root, image_size)
+            return DATASETS[name](data_root, image_size, reading)
         except ValueError:
             raise
         except Exception as error:  # the disk, the network, torchvision and scipy raise a dozen classes
@@ -89,13 +105,13 @@ def _images(name: str, image_size: int, data_root: str) -> Images:
             ) from error
     if Path(name).is_dir():
         try:
-            return _folder(Path(name), image_size)
+            return _folder(Path(name), image_size, reading)
         except OSError as error:
             raise ValueError(
                 f"dataset={name!r}: {error.filename} cannot be read ({error.strerror}); mend it, or remove it"
             ) from error
     if re.fullmatch(HUB_ID, name):
-        return hugging_face(name, image_size)
+        return hugging_face(name, image_size, reading)
     raise ValueError(
         f"dataset={name!r} is neither a known name nor a folder; known: {', '.join(DATASETS)}; "
         "or give a folder with one sub-folder of images a class, or a Hugging Face dataset as owner/name[@revision]"
@@ -103,13 +119,13 @@ def _images(name: str, image_size: int, data_root: str) -> Images:
     )
 
 
-def _folder(root: Path, image_size: int) -> Images:
+def _folder(root: Path, image_size: int, reading: Reading) -> Images:
     """An image folder where it is one, else whatever HF `datasets` makes of its files."""
     train = root / splits_of(root)[0]
     marked = any((part / file).exists() for part in (root, train) for file in HUGGING_FACE_FILES)
     if marked or (not class_folders(train) and any(path.is_file() for path in root.rglob("*"))):
-        return hugging_face(str(root), image_size)
-    return image_folder(root, image_size)
+        return hugging_face(str(root), image_size, reading)
+    return image_folder(root, image_size, reading)
 
 
-__all__ = ["ASSETS", "DATASETS", "Dataset", "Images", "load_dataset", "split_rows", "stratified"]
+__all__ = ["ASSETS", "DATASETS", "Dataset", "Images", "Reading", "load_dataset", "split_rows", "stratified"]

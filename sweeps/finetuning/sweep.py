@@ -160,7 +160,10 @@ def with_sweep(config: Finetune) -> Finetune:
         raise ValueError(f"--sweep {folder} is a sweep of {task}; give one of layer_noise.py")
     cell = answer_cell(folder)
     theirs = cli.parse(LayerNoise, ["--config", str(folder / "config.yaml")], None)
-    decides = "backbone", "dataset", "data_seed", "data_root", "image_size", "num_steps", "text_embedding", "weights"
+    decides = (
+        "backbone", "dataset", "data_seed", "data_root", "label_column", "group_by", "white", "skip_unreadable",
+        "image_size", "num_steps", "text_embedding", "weights",
+    )  # fmt: skip
     given = {name: getattr(theirs, name) for name in decides}
     for name, value in given.items():
         if getattr(config, name) not in (value, getattr(Finetune, name)):

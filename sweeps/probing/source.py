@@ -1,13 +1,13 @@
 """Where features come from: one network on one dataset, as a worker opens it, and where the store keeps them."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from ddae.backbones import LIBRARIES, SHIPPED, Backbone, Block, Settings, load_backbone
-from ddae.datasets import DATASETS, Dataset, load_dataset
+from ddae.datasets import DATASETS, Dataset, Reading, load_dataset
 from ddae.features import FeatureKey
 from ddae.nearest import did_you_mean
 from storage.ledger import content_key
@@ -45,6 +45,10 @@ class FeatureSource:
     store: str
     """A folder's absolute path, or an address."""
     key: FeatureKey
+    reading: Reading = field(default_factory=Reading)
+    """How workers read the images, which need not open all of them again."""
+    images: str = ""
+    """Images.fingerprint, by which a worker knows the set; the key may hold the one that version 0.2 knew it by."""
 
     @property
     def ledger(self) -> str:
@@ -71,7 +75,7 @@ def open_source(config: ModelAndData, backbone: Backbone, pooling: int) -> tuple
     """Load the dataset that the flags name, at the network's size. pooling: the largest grid that is to be derived."""
     if is_address(config.store):
         Remote(config.store).check()
-    dataset = load_dataset(config.dataset, backbone.image_size, config.data_root, config.data_seed, VAL_FRACTION)
+    dataset = load_images(config, backbone.image_size)
     source = FeatureSource(
         name=Path(config.dataset).resolve().name or "images",
         backbone=absolute(config.backbone),
@@ -88,8 +92,33 @@ def open_source(config: ModelAndData, backbone: Backbone, pooling: int) -> tuple
             noise_seed=config.data_seed,
             pooling=pooling,
         ),
+        reading=replace(dataset.images.reading, check=False),
+        images=dataset.images.fingerprint,
     )
-    return source, dataset
+    return as_stored(source, dataset.images.old_fingerprint), dataset
+
+
+def load_images(config: ModelAndData, image_size: int) -> Dataset:
+    """The dataset that the flags name."""
+    check_numbers(config, white=(0, 1e30))
+    reading = Reading(
+        config.label_column, config.group_by, config.white, config.check_data, config.skip_unreadable
+    )  # fmt: skip
+    return load_dataset(config.dataset, image_size, config.data_root, config.data_seed, VAL_FRACTION, reading)
+
+
+def as_stored(source: FeatureSource, old_fingerprint: str) -> FeatureSource:
+    """The source under the name and the fingerprint that a local store knows it by: a copy of a folder may be called
+    otherwise, and version 0.2 told folders by the times of their files."""
+    if is_address(source.store):
+        return source
+    old = replace(source, key=replace(source.key, images=old_fingerprint))
+    for each in (source, old):
+        hashed = Path(each.folder()).name
+        if stored := sorted(Path(source.store).glob(f"*/{hashed}")):
+            names = [folder.parent.name for folder in stored]
+            return each if each.name in names else replace(each, name=names[0])
+    return source
 
 
 def load_model(config: ModelAndData) -> Backbone:
