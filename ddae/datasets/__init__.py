@@ -2,10 +2,11 @@
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from ddae.datasets.hugging_face import hugging_face
 from ddae.datasets.images import Images, class_folders, image_folder, splits_of, stratified
@@ -58,6 +59,11 @@ def load_dataset(
     in test, or an unreadable image.
     """
     images = _images(name, image_size, str(Path(data_root).expanduser().absolute()), reading)
+    if reading.group_by:
+        if images.groups is None:
+            raise ValueError(f"group_by={reading.group_by!r}: dataset={name!r} has no files or columns to group by")
+        hashed = xxhash.xxh3_128(images.fingerprint.encode() + images.groups.tobytes()).hexdigest()
+        images = replace(images, fingerprint=hashed, old_fingerprint="")
     if len(images.classes) < 2:
         raise ValueError(
             f"dataset={name!r} has {len(images.classes)} class ({', '.join(images.classes)}); "

@@ -116,7 +116,12 @@ def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Tab
         raise ValueError(f"dataset={name!r} has the splits {', '.join(splits)}; one must be called train: {REMEDY}")
     train = splits[first]
     image = _pick(name, train.features, "image", *_images(train.features))
-    label = reading.label_column or _pick(name, train.features, "label", *_label_columns(name, train.features))
+    if "label" in train.features and not (_is_plain(train.features["label"]) or reading.label_column):
+        raise ValueError(
+            f"dataset={name!r}: label is not one number or text an image; name the column that is with "
+            f"--label-column; columns: {_listed(train.features)}"
+        )
+    label = reading.label_column or _pick(name, train.features, "label", *_label_columns(train.features))
     for flag, column in (("label_column", reading.label_column), ("group_by", reading.group_by)):
         if column and not (column in train.features and _is_plain(train.features[column])):
             raise ValueError(
@@ -137,7 +142,7 @@ def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Tab
     used = {first, *([held_out] if len(parts) > 1 else [])}
     if unused := [s for s in splits if s not in used and not any(f" {s} (" in note for note in notes)]:
         notes.append(f"left out the splits {', '.join(unused)} (no split that is used)")
-    others = [column for column in _label_columns(name, train.features)[0] if column != label]
+    others = [column for column in _label_columns(train.features)[0] if column != label]
     if label != "label" or others:
         besides = f", not those of {', '.join(others)}; --label-column gives another" if others else ""
         notes.append(f"the classes are those of the column {label}{besides}")
@@ -178,15 +183,10 @@ def _images(features: Mapping[str, Any]) -> tuple[list[str], Sequence[str]]:
     return [column for column, feature in features.items() if _is_image(feature)], IMAGE_COLUMNS
 
 
-def _label_columns(name: str, features: Mapping[str, Any]) -> tuple[list[str], Sequence[str]]:
+def _label_columns(features: Mapping[str, Any]) -> tuple[list[str], Sequence[str]]:
     """The columns that may be the classes, by type and by name, and what they are called where they surely are."""
     from datasets import ClassLabel
 
-    if "label" in features and not _is_plain(features["label"]):
-        raise ValueError(
-            f"dataset={name!r}: label is not one number or text an image; name the column that is with "
-            f"--label-column; columns: {_listed(features)}"
-        )
     columns = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
     columns += [column for column in LABEL_COLUMNS if column not in columns and _is_plain(features.get(column))]
     return columns, ("label",)
