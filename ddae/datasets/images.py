@@ -83,11 +83,11 @@ def image_files(
     rests on all paths and labels, and on the sizes of at most 1,000 files where the set is a published one, whose names
     say what is in them (a resized copy differs); else on the bytes of all, of MANY or more on their sizes and times.
     """
-    found = _scanned(root, files, reading, published)
+    found = _scanned(root, files, classes, reading, published)
     files, reading = found.files, found.reading
     labels = np.array([label for _, label, _ in files], dtype=np.int64)
     is_train = np.array([train for _, _, train in files], dtype=bool)
-    groups = groups_of([path for path, _, _ in files], reading.group_by)
+    groups = groups_of([os.path.normpath(path) for path, _, _ in files], reading.group_by)
     order, num_train = np.argsort(~is_train, kind="stable"), int(is_train.sum())
     if is_train.all():
         order, num_train = fifth_as_test(labels, groups)
@@ -117,7 +117,7 @@ def image_files(
         read=read,
         fingerprint=stamp(found.contents[path].encode() for path in paths) if found.contents else old,
         reading=reading,
-        notes=found.notes,
+        notes=tuple(found.notes),
         digests=tuple(found.digests[path] for path in paths) if len(found.digests) >= len(paths) else (),
         groups=None if groups is None else groups[order],
         old_fingerprint="" if reading.shown else old,
@@ -128,30 +128,36 @@ class _Scanned(NamedTuple):
     files: Sequence[tuple[str, int, bool]]
     """Without those that are left out."""
     reading: Reading
-    notes: tuple[str, ...]
+    notes: list[str]
     contents: dict[str, str]
     """path -> hash of its bytes; empty where these do not make the fingerprint"""
     digests: dict[str, str]
     """path -> hash of its pixels, of those that were opened"""
 
 
-def _scanned(root: Path, files: Sequence[tuple[str, int, bool]], reading: Reading, published: bool) -> _Scanned:
+def _scanned(
+    root: Path, files: Sequence[tuple[str, int, bool]], classes: Sequence[str], reading: Reading, published: bool
+) -> _Scanned:
     out = set(reading.left_out)
     files = [file for file in files if file[0] not in out]
     for path, _, _ in files[:: 1 + len(files) // 1000] if published else ():
         os.stat(root / path)  # raises where the set is not whole
     by_content = not published and len(files) < MANY
     if not (reading.check or by_content):
-        return _Scanned(files, reading, (), {}, {})
+        return _Scanned(files, reading, [], {}, {})
     paths = [path for path, _, _ in files][:: 1 + (len(files) // SAMPLE if len(files) >= MANY else 0)]
     hashes, facts = scan_files(root, paths, reading.check)
     contents = dict(zip(paths, hashes, strict=True)) if by_content else {}
     if not reading.check:
-        return _Scanned(files, reading, (), contents, {})
+        return _Scanned(files, reading, [], contents, {})
     reading, notes = learn(reading, paths, facts, lambda path: str(root / path), len(files))
     out = set(reading.left_out)
     digests = {path: each.digest for path, each in zip(paths, facts, strict=True) if path not in out}
-    return _Scanned([file for file in files if file[0] not in out], reading, tuple(notes), contents, digests)
+    sound = [file for file in files if file[0] not in out]
+    if lost := {label for _, label, _ in files} - {label for _, label, _ in sound}:
+        names = ", ".join(classes[label] for label in sorted(lost))
+        notes.append(f"left out the classes {names} (no image of it can be read)")
+    return _Scanned(sound, reading, notes, contents, digests)
 
 
 def groups_of(paths: Sequence[str], pattern: str) -> np.ndarray | None:
@@ -289,9 +295,9 @@ def stratified(
 def _whole_groups(labels: np.ndarray, fraction: float, rng: np.random.Generator, groups: np.ndarray):
     from sklearn.model_selection import StratifiedGroupKFold
 
-    num_parts = max(2, round(1 / fraction))
-    if (num_groups := len(np.unique(groups))) < num_parts:
-        raise ValueError(f"group_by makes {num_groups} groups; {num_parts} are needed at least to split them")
+    if (num_groups := len(np.unique(groups))) < 2:
+        raise ValueError(f"group_by leaves {num_groups} group where two are needed to split it; give more of them")
+    num_parts = min(num_groups, max(2, round(1 / fraction)))
     folds = StratifiedGroupKFold(num_parts, shuffle=True, random_state=int(rng.integers(2**31)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class of few images
