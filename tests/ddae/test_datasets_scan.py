@@ -72,8 +72,6 @@ def test_other_bytes_of_the_same_size_and_time(folder):
     assert fingerprint(folder) != before
 
 
-@pytest.mark.parametrize(
-    "damage", ["{", '{"stamps": 3}', '{"stamps": {}, "facts": {"a": [1, 2, 3, 4, 5, 6, 7, 8]}}', None]
 DAMAGED = "{", '{"stamps": 3}', '{"stamps": {}, "facts": {"a": [1, 2, 3, 4, 5, 6, 7, 8]}}', ""
 
 
