@@ -2,12 +2,14 @@
 
 import logging
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
+from ddae.datasets.checks import find_twins, is_uneven, notes_of, summary
 from ddae.datasets.hugging_face import hugging_face
 from ddae.datasets.images import Images, class_folders, image_folder, splits_of, stratified
 from ddae.datasets.named import ASSETS, DATASETS
@@ -30,6 +32,11 @@ class Dataset:
     name: str
     images: Images
     splits: dict[str, np.ndarray]
+    notes: tuple[str, ...] = ()
+    """The classes and the sizes of the splits, then what is left out and what else is to be known; a line each."""
+    twins: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Which images of val and of test have the very pixels of one that comes before, bool [n]; empty where not all
+    images were opened."""
 
     @property
     def num_classes(self) -> int:
@@ -77,10 +84,13 @@ def load_dataset(
         )
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1, both excluded; the default is 0.2")
-    dataset = Dataset(name, images, split_rows(images, seed, val_fraction))
-    for note in images.notes if reading.check else ():
-        log.warning(f"{name}: {note}")
-    return dataset
+    splits = split_rows(images, seed, val_fraction)
+    notes, twins = (summary(images, splits), *images.notes), find_twins(images, splits)
+    if reading.check:
+        notes += tuple(notes_of(images, splits, twins))
+        for note in notes[1:]:
+            log.warning(f"{name}: {note}")
+    return Dataset(name, images, splits, notes, twins)
 
 
 def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.ndarray]:
@@ -134,4 +144,14 @@ def _folder(root: Path, image_size: int, reading: Reading) -> Images:
     return image_folder(root, image_size, reading)
 
 
-__all__ = ["ASSETS", "DATASETS", "Dataset", "Images", "Reading", "load_dataset", "split_rows", "stratified"]
+__all__ = [
+    "ASSETS",
+    "DATASETS",
+    "Dataset",
+    "Images",
+    "Reading",
+    "is_uneven",
+    "load_dataset",
+    "split_rows",
+    "stratified",
+]

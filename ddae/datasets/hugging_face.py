@@ -77,10 +77,13 @@ def hugging_face(name: str, image_size: int, reading: Reading) -> Images:
     stamp.update(_sizes(encoded, table.image)[place].tobytes())
     for source in sources(place[:: 1 + len(place) // 256]):
         stamp.update(source.getvalue() if isinstance(source, BytesIO) else Path(source).read_bytes())
+    old = stamp.hexdigest()
     stamp.update(f"{reading.shown} {reading.white:g}".encode() if reading.shown else b"")
     return Images(
         classes, labels, num_train, read, stamp.hexdigest(), reading, tuple(notes),
         tuple(digests[row] for row in order) if digests else (), None if groups is None else groups[order],
+        old_fingerprint=old,
+        has_own_test=len(table.parts) > 1,
     )  # fmt: skip
 
 

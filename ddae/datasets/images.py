@@ -45,7 +45,9 @@ class Images:
     groups: np.ndarray | None = None
     """int64 [N]: images of one number stay together."""
     old_fingerprint: str = ""
-    """Under which version 0.2 knew the same pixels, if it did."""
+    """Under which version 0.2 knew the same files; it may have shown them otherwise, which reading.shown says."""
+    has_own_test: bool = True
+    """Whether the test images are official, not a fifth of every class."""
 
     def __post_init__(self) -> None:
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
@@ -55,7 +57,9 @@ class Images:
             )
 
 
-def in_memory(pixels: Tensor, labels: np.ndarray, classes: tuple[str, ...], num_train: int) -> Images:
+def in_memory(
+    pixels: Tensor, labels: np.ndarray, classes: tuple[str, ...], num_train: int, has_own_test: bool = True
+) -> Images:
     """pixels: uint8 [N, 1 or 3, H, W]."""
     if len(pixels) != len(labels):
         raise ValueError(f"there are {len(pixels)} images and {len(labels)} labels; fetch the data again")
@@ -65,7 +69,7 @@ def in_memory(pixels: Tensor, labels: np.ndarray, classes: tuple[str, ...], num_
         return pixels[torch.from_numpy(np.asarray(rows))].expand(-1, 3, -1, -1)
 
     digests = tuple(xxhash.xxh3_128(image.tobytes()).hexdigest() for image in pixels.numpy())
-    return Images(classes, labels, num_train, read, fingerprint, digests=digests)
+    return Images(classes, labels, num_train, read, fingerprint, digests=digests, has_own_test=has_own_test)
 
 
 def image_files(
@@ -120,7 +124,8 @@ def image_files(
         notes=tuple(found.notes),
         digests=tuple(found.digests[path] for path in paths) if len(found.digests) >= len(paths) else (),
         groups=None if groups is None else groups[order],
-        old_fingerprint="" if reading.shown else old,
+        old_fingerprint=old,
+        has_own_test=not is_train.all(),
     )
 
 

@@ -48,7 +48,9 @@ def digits(data_root: str, image_size: int, reading: Reading) -> Images:
     data = load_digits()
     pixels = torch.from_numpy(np.round(data.images * (255 / 16)).astype(np.uint8))[:, None]
     rows, num_train = fifth_as_test(data.target)
-    return in_memory(pixels[rows], data.target[rows].astype(np.int64), tuple(map(str, range(10))), num_train)
+    return in_memory(
+        pixels[rows], data.target[rows].astype(np.int64), tuple(map(str, range(10))), num_train, has_own_test=False
+    )
 
 
 def cifar10(data_root: str, image_size: int, reading: Reading) -> Images:

@@ -196,6 +196,8 @@ def learn(
     ):
         if found := [name for name, each in sound if is_so(each)]:
             notes.append(f"{len(found):,} images {what}, such as {called(found[0])}")
+    if white == 2**16 - 1:  # as 0.2 took it
+        sound = [(name, replace(each, news="")) if each.kind else (name, each) for name, each in sound]
     shown = " ".join(sorted({word for _, each in sound for word in each.news.split()}))
     left_out = (*reading.left_out, *(name for name, _ in broken))
     return replace(reading, white=white, left_out=left_out, shown=shown), notes

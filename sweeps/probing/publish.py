@@ -17,6 +17,7 @@ from sweeps.probing.findings import Findings
 from sweeps.search.study import write_study
 from sweeps.search.task import Result, Trial
 
+NOTED = "answer", "images", "without copies", "balanced", "cost"
 FILES = "report.html", "report.txt", "trials.csv", "config.yaml"
 
 
@@ -31,12 +32,13 @@ def publish(found: Findings, drawn: Sequence[Section], config: ModelAndData, tra
     metrics = {
         **answer.result.metrics,
         "raw_pixels_val_accuracy": found.raw_pixels.metrics["val_accuracy"],
+        **found.more_metrics,
         "forward_passes": cost.passes,
         "share_of_grid": cost.passes / cost.grid_passes,
         "wall_seconds": cost.wall_seconds,
     }
     figures = sorted((folder / "figures").glob("*.png"))
-    note = "\n\n".join(f"{name} {fact}" for name, fact in text.facts(found).items() if name in ("answer", "cost"))
+    note = "\n\n".join(f"{name} {fact}" for name, fact in text.facts(found).items() if name in NOTED)
     tracker.finish(metrics, [*figures, *(folder / name for name in FILES)], note)
     write_results(folder, results(found, config))
 
@@ -69,6 +71,7 @@ def results(found: Findings, config: ModelAndData) -> dict[str, Any]:
         "tied": [as_json(trial) for trial in found.answer.tied],
         "raw_pixels": numbers(found.raw_pixels),
         "cost": asdict(found.cost),
+        "images": list(found.task.notes),
         "blocks": list(found.task.space.block_names),
         "ridge_accuracy": np.where(np.isnan(screened), np.array(None), screened).tolist(),
         "timesteps_at": {

@@ -101,6 +101,7 @@ def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
     labels = {**task.labels, **{split: dataset.labels(split) for split in splits}}
     task = replace(task, labels=labels, sites={cell.timestep: (cell.block,)})
     extractor = Extractor(task.source)
+    extractor.dataset = dataset  # with all that opening its images has shown
     for need in task.needs(cell, task.num_train):
         extractor.ensure(need)
     for split in splits:

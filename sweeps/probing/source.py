@@ -1,5 +1,6 @@
 """Where features come from: one network on one dataset, as a worker opens it, and where the store keeps them."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from sweeps.cluster.session import address
 from sweeps.flags import SEEDS, ModelAndData, check_numbers
 
 VAL_FRACTION = 0.2
+
+log = logging.getLogger("sweeps")
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ def open_source(config: ModelAndData, backbone: Backbone, pooling: int) -> tuple
         reading=replace(dataset.images.reading, check=False),
         images=dataset.images.fingerprint,
     )
+    for note in dataset.notes[: 1 if config.check_data else None]:
+        log.warning(f"{config.dataset}: {note}")
     return as_stored(source, dataset.images.old_fingerprint), dataset
 
 
@@ -114,9 +119,14 @@ def as_stored(source: FeatureSource, old_fingerprint: str) -> FeatureSource:
         return source
     old = replace(source, key=replace(source.key, images=old_fingerprint))
     for each in (source, old):
-        hashed = Path(each.folder()).name
-        if stored := sorted(Path(source.store).glob(f"*/{hashed}")):
-            names = [folder.parent.name for folder in stored]
+        stored = sorted(Path(source.store).glob(f"*/{Path(each.folder()).name}"))
+        names = [folder.parent.name for folder in stored]
+        if stored and each is old and source.reading.shown:
+            log.warning(
+                f"{source.store} holds features of {source.dataset} as version 0.2 saw it (now otherwise: "
+                f"{source.reading.shown}); they are extracted again"
+            )
+        elif stored:
             return each if each.name in names else replace(each, name=names[0])
     return source
 
