@@ -87,6 +87,7 @@ def image_files(
     rests on all paths and labels, and on the sizes of at most 1,000 files where the set is a published one, whose names
     say what is in them (a resized copy differs); else on the bytes of all, of MANY or more on their sizes and times.
     """
+    reading = replace(reading, profiles=not published)
     found = _scanned(root, files, classes, reading, published)
     files, reading = found.files, found.reading
     labels = np.array([label for _, label, _ in files], dtype=np.int64)
@@ -112,7 +113,7 @@ def image_files(
 
     def read(rows: np.ndarray) -> Tensor:
         names = [os.path.join(root, paths[row]) for row in rows]
-        return decode(zip(names, names, strict=True), image_size, reading.white)
+        return decode(zip(names, names, strict=True), image_size, reading.white, reading.profiles)
 
     return Images(
         classes=tuple(classes[label] for label in used),

@@ -79,26 +79,29 @@ class Opened:
         return Image.fromarray(np.broadcast_to(shades, (*shades.shape[:2], 3)).astype(np.uint8))
 
 
-def decode(sources: Iterable[tuple[str, "Source"]], size: int, white: float = 0) -> Tensor:
+def decode(sources: Iterable[tuple[str, "Source"]], size: int, white: float = 0, profiles: bool = True) -> Tensor:
     """(what an error calls it, path, bytes or PIL image) of each image -> uint8 [N, 3, size, size].
 
     white: the value of white in images of more than 8 bits a channel that do not say it; 0 refuses those.
+    profiles: show colours by the profile of the file, where it has one.
     """
     with ThreadPoolExecutor(DECODERS) as threads:
-        return torch.stack(list(threads.map(lambda source: _decode(source[0], source[1], size, white), sources)))
+        return torch.stack(
+            list(threads.map(lambda source: _decode(source[0], source[1], size, white, profiles), sources))
+        )
 
 
-def _decode(name: str, source: "Source", size: int, white: float) -> Tensor:
+def _decode(name: str, source: "Source", size: int, white: float, profiles: bool) -> Tensor:
     from PIL import Image, ImageOps
 
     try:
-        fitted = ImageOps.fit(open_image(source).as_seen(white), (size, size), Image.Resampling.BICUBIC)
+        fitted = ImageOps.fit(open_image(source, profiles).as_seen(white), (size, size), Image.Resampling.BICUBIC)
     except Exception as error:  # damaged files raise errors of every class
         raise ValueError(f"{name} cannot be read as an image ({error}); repair or remove the file") from error
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 
 
-def open_image(source: "Source") -> Opened:
+def open_image(source: "Source", profiles: bool = True) -> Opened:
     """Raises whatever PIL raises for a damaged file."""
     from PIL import Image, ImageOps
 
@@ -118,11 +121,11 @@ def open_image(source: "Source") -> Opened:
         upright: Image.Image = image
         with suppress(SyntaxError):  # damaged EXIF does not damage the pixels
             upright = ImageOps.exif_transpose(image)
-        rgb, news = _as_seen(upright)
+        rgb, news = _as_seen(upright, profiles)
         return Opened(rgb, None, None, False, num_frames, news)
 
 
-def _as_seen(image: "Image.Image") -> tuple["Image.Image", str]:
+def _as_seen(image: "Image.Image", profiles: bool) -> tuple["Image.Image", str]:
     """RGB, transparency on white and colours by the profile, and what of this there was."""
     from PIL import Image
 
@@ -139,7 +142,7 @@ def _as_seen(image: "Image.Image") -> tuple["Image.Image", str]:
         image = layer.convert("RGB")
     if image.mode not in ("L", "CMYK"):
         image = image.convert("RGB")
-    if profile and (transform := _to_srgb(profile, image.mode)):
+    if profiles and profile and (transform := _to_srgb(profile, image.mode)):
         return transform.apply(image), f"{news} profile"
     return image.convert("RGB"), news
 

@@ -42,6 +42,8 @@ class Reading:
     """Leave out the images that cannot be read."""
     left_out: tuple[str, ...] = ()
     """The names of those."""
+    profiles: bool = True
+    """Show colours by their profile; published sets are read without, as their papers read them."""
     shown: str = ""
     """What in the set 0.2 did not show as a person sees it (depth, transparency, profiles); fingerprints hold it."""
 
@@ -178,6 +180,8 @@ def learn(
             )
         notes.append(f"left out {len(broken):,} of {len(facts):,} images: {listed}{more}")
     sound = [(name, each) for name, each in zip(names, facts, strict=True) if not each.error]
+    if not reading.profiles:
+        sound = [(name, replace(each, news=each.news.replace("profile", ""))) for name, each in sound]
     white = reading.white or white_of(sound, called)
     if deep := [each for _, each in sound if each.kind]:
         if not reading.white and len(facts) < num_images:
@@ -199,6 +203,8 @@ def learn(
     if white == 2**16 - 1:  # as 0.2 took it
         sound = [(name, replace(each, news="")) if each.kind else (name, each) for name, each in sound]
     shown = " ".join(sorted({word for _, each in sound for word in each.news.split()}))
+    if len(facts) < num_images and reading.profiles:
+        shown = f"{shown} others".strip()
     left_out = (*reading.left_out, *(name for name, _ in broken))
     return replace(reading, white=white, left_out=left_out, shown=shown), notes
 
