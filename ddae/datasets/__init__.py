@@ -109,6 +109,11 @@ def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.n
 
 
 def _images(name: str, image_size: int, data_root: str, reading: Reading) -> Images:
+    if reading.label_column and (name in DATASETS or (Path(name).is_dir() and not _is_hugging_face(Path(name)))):
+        raise ValueError(
+            f"label_column={reading.label_column!r} is for Hugging Face sets, and dataset={name!r} is none; leave "
+            "--label-column out"
+        )
     if name in DATASETS:
         try:
             return DATASETS[name](data_root, image_size, reading)
@@ -137,11 +142,15 @@ def _images(name: str, image_size: int, data_root: str, reading: Reading) -> Ima
 
 def _folder(root: Path, image_size: int, reading: Reading) -> Images:
     """An image folder where it is one, else whatever HF `datasets` makes of its files."""
-    train = root / splits_of(root)[0]
-    marked = any((part / file).exists() for part in (root, train) for file in HUGGING_FACE_FILES)
-    if marked or (not class_folders(train) and any(path.is_file() for path in root.rglob("*"))):
+    if _is_hugging_face(root):
         return hugging_face(str(root), image_size, reading)
     return image_folder(root, image_size, reading)
+
+
+def _is_hugging_face(root: Path) -> bool:
+    train = root / splits_of(root)[0]
+    marked = any((part / file).exists() for part in (root, train) for file in HUGGING_FACE_FILES)
+    return marked or (not class_folders(train) and any(path.is_file() for path in root.rglob("*")))
 
 
 __all__ = [

@@ -36,7 +36,16 @@ def find_twins(images: Images, splits: Mapping[str, np.ndarray]) -> dict[str, np
 
 
 def notes_of(images: Images, splits: Mapping[str, np.ndarray], twins: Mapping[str, np.ndarray]) -> list[str]:
+    """What a person should know of the images in the splits, a line each."""
     notes = [*_twin_notes(images, twins), *_alike_notes(images, splits)]
+    for split in ("val", "test"):
+        if lost := np.setdiff1d(images.labels, images.labels[splits[split]]).tolist():
+            names = ", ".join(images.classes[label] for label in lost[:MAX_NAMES])
+            notes.append(f"{split} has no image of {len(lost):,} classes ({names}{', ...' * (len(lost) > MAX_NAMES)})")
+    if images.groups is not None and images.has_own_test:
+        seen, held_out = images.groups[: images.num_train], images.groups[images.num_train :]
+        if shared := len(np.intersect1d(seen, held_out)):
+            notes.append(f"{shared:,} groups are in train and in test, as the set itself splits them")
     counts = np.bincount(images.labels)
     if is_uneven(images.labels):
         notes.append(

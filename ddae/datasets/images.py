@@ -16,7 +16,10 @@ from torch import Tensor
 from ddae.datasets.pixels import decode
 from ddae.datasets.scan import MANY, SAMPLE, Reading, learn, scan_files
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga",
+    ".tif", ".tiff", ".webp",
+)  # fmt: skip
 TRAIN = ("train", "training")
 HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
 """Names of splits in any case, the first choice first."""
@@ -188,8 +191,14 @@ def image_folder(root: Path, image_size: int, reading: Reading) -> Images:
     may be called). What is left out is noted in one line."""
     train, others = splits_of(root)
     held_out = next((name for name in others if class_folders(root / name)), None)
-    images = class_images(root, image_size, train, held_out if train != "." else None, reading)
-    left = left_out(root, [train, held_out] if held_out and train != "." else [train])
+    if train == ".":
+        classes = [name for name in class_folders(root) if name not in others]
+        taken = classes if len(classes) > 1 else None  # of two folders one may well be called test
+        images = class_images(root, image_size, train, None, reading, taken)
+        left = left_out(root, [train], others if taken else ())
+    else:
+        images = class_images(root, image_size, train, held_out, reading)
+        left = left_out(root, [train, held_out] if held_out else [train])
     return replace(images, notes=(*(f"left out {'; '.join(left)}" for _ in left[:1]), *images.notes))
 
 
@@ -201,13 +210,19 @@ def splits_of(root: Path) -> tuple[str, list[str]]:
     return next(found, "."), held_out
 
 
-def left_out(root: Path, used: Sequence[str]) -> list[str]:
-    """What of a folder is no part of the dataset, and why. used: the sub-folders that hold a split, or "."."""
-    left = [] if "." in used else [f"{n} (no split that is used)" for n in visible(root) if n not in used]
+def left_out(root: Path, used: Sequence[str], no_classes: Sequence[str] = ()) -> list[str]:
+    """What of a folder is no part of the dataset, and why. used: the sub-folders that hold a split, or ".". no_classes:
+    folders among those of classes that are called as splits are."""
+    left = [f"{name} (called like a split, and there is no train; rename it if it is a class)" for name in no_classes]
+    if "." not in used:
+        left += [f"{name} ({_why_unused(root / name)})" for name in visible(root) if name not in used]
     for split in used:
-        folders = class_folders(root / split)
-        empty = [n for n in visible(root / split) if n not in folders and (root / split / n).is_dir()]
+        folders = {name: files for name, files in class_folders(root / split).items() if name not in no_classes}
+        empty = [n for n in visible(root / split) if n not in (*folders, *no_classes) and (root / split / n).is_dir()]
         left += [f"{os.path.join(split, name)} (no images in it)" for name in empty]
+        beside = [name for name in visible(root / split) if (root / split / name).is_file()]
+        if beside:
+            left.append(f"{len(beside):,} files beside the class folders, such as {os.path.join(split, beside[0])}")
         others = [
             os.path.join(split, name, file)
             for name, images in folders.items()
@@ -216,6 +231,12 @@ def left_out(root: Path, used: Sequence[str]) -> list[str]:
         if others:
             left.append(f"{len(others):,} files that by their names are no images, such as {min(others)}")
     return left
+
+
+def _why_unused(path: Path) -> str:
+    if path.name.lower() in HELD_OUT and path.is_dir() and not class_folders(path):
+        return "its images lie in no class folders"
+    return "no split that is used"
 
 
 def visible(folder: Path) -> list[str]:

@@ -193,6 +193,8 @@ def learn(
             f"{len(deep):,} images have more than 8 bits a channel and reach from {reach}; in all of them {white:g} is "
             "white" + (", as given" if reading.white else "; --white gives another value")
         )
+    elif reading.white:
+        notes.append(f"no image has more than 8 bits a channel, so white={reading.white:g} is not used")
     for what, is_so in (
         ("are transparent in places, and are seen on white", lambda each: "alpha" in each.news),
         ("have a colour profile, by which they are seen", lambda each: "profile" in each.news),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae.datasets import load_dataset
+from ddae.datasets import Reading, load_dataset
 
 
 def draw(folder, pictures, suffix="png"):
@@ -101,6 +101,51 @@ def test_uneven_classes_are_said(tmp_path):
     name = draw(tmp_path / "set", {"cat": noise(90, 0), "dog": noise(10, 1)})
     [note] = [each for each in notes_of(name) if "uneven" in each]
     assert "of 10 to 90 images: always saying cat is right on 90.0%" in note
+
+
+def test_classes_that_a_split_lacks_are_said(tmp_path):
+    name = draw(tmp_path / "set", {"cat": noise(20, 0), "dog": noise(20, 1), "eel": noise(1, 2)})
+    assert {"val has no image of 1 classes (eel)", "test has no image of 1 classes (eel)"} < set(notes_of(name))
+
+
+def test_official_test_images_are_no_class_and_never_trained_on(tmp_path, caplog):
+    """Whether they are sorted or not."""
+    draw(tmp_path, {"cat": noise(20, 0), "dog": noise(20, 1), "Test": noise(10, 2)})
+    assert load_dataset(str(tmp_path), 8).images.classes == ("cat", "dog")
+    assert "left out Test (called like a split, and there is no train; rename it if it is a class)" in caplog.text
+    (tmp_path / "train").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / name).rename(tmp_path / "train" / name)
+    assert load_dataset(str(tmp_path), 8).images.num_train == 32
+    assert "left out Test (its images lie in no class folders)" in caplog.text
+
+
+def test_two_folders_are_classes_whatever_they_are_called(tmp_path):
+    name = draw(tmp_path / "set", {"dev": noise(20, 0), "ops": noise(20, 1)})
+    assert load_dataset(name, 8).images.classes == ("dev", "ops")
+
+
+def test_files_beside_the_classes_are_said(tmp_path, caplog):
+    name = draw(tmp_path / "set", {"cat": noise(20, 0), "dog": noise(20, 1)})
+    (tmp_path / "set" / "labels.csv").touch()
+    load_dataset(name, 8)
+    assert "left out 1 files beside the class folders, such as ./labels.csv" in caplog.text
+
+
+def test_groups_that_the_official_splits_share_are_said(tmp_path):
+    draw(tmp_path / "train", {"cat": noise(20, 0), "dog": noise(20, 1)})
+    draw(tmp_path / "test", {"cat": noise(5, 2), "dog": noise(5, 3)})
+    notes = load_dataset(str(tmp_path), 8, reading=Reading(group_by="0([0-9]+).png")).notes
+    assert "5 groups are in train and in test, as the set itself splits them" in notes
+
+
+def test_flags_that_do_not_suit_the_set(tmp_path):
+    name = draw(tmp_path / "set", {"cat": noise(20, 0), "dog": noise(20, 1)})
+    for each in (name, "digits"):
+        with pytest.raises(ValueError, match="label_column='x' is for Hugging Face sets"):
+            load_dataset(each, 8, reading=Reading(label_column="x"))
+    notes = load_dataset(name, 8, reading=Reading(white=4095)).notes
+    assert "no image has more than 8 bits a channel, so white=4095 is not used" in notes
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist-8k", "digits"])
