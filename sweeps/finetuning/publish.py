@@ -93,6 +93,7 @@ def facts(found: Findings) -> dict[str, str]:
         ),
         "read": f"pooled to {task.pooling} x {task.pooling}, under {task.head}, images "
         f"{'noised at the timestep' if task.noised else 'without noise'}; trained on with augment={task.augment}",
+        "images": "; ".join(found.notes),
         "trials": found.tracked,
         "time": f"{found.wall_seconds:.0f} s",
     }

@@ -262,6 +262,7 @@ class FinetuneSweep:
             folder=setup.folder,
             tracked=self.tracker.where,
             wall_seconds=time.time() - self.started_seconds,
+            notes=setup.dataset.notes,
         )
         publish(found, setup.config, self.tracker)
         return found
