@@ -12,6 +12,8 @@ ALIKE, FEW_SHADES = 2.0, 32
 """Grey values, of 255, below which images hardly differ, and between which they hardly show anything."""
 UNEVEN = 2
 """Classes are uneven where the largest has so many times the images of the smallest."""
+MAX_NUMBERS = 2**24
+"""Pixels and channels of all of them, so that large images fit in memory."""
 MAX_NAMES = 12
 """More classes are not listed."""
 
@@ -82,7 +84,8 @@ def _twin_notes(images: Images, twins: Mapping[str, np.ndarray]) -> list[str]:
 
 def _alike_notes(images: Images, splits: Mapping[str, np.ndarray]) -> list[str]:
     """They look at what the network sees, at its size."""
-    seen = images.read(splits["train"][:NUM_SEEN]).float()
+    numbers = images.read(splits["train"][:1]).numel()
+    seen = images.read(splits["train"][: max(8, min(NUM_SEEN, MAX_NUMBERS // numbers))]).float()
     low, high = (float(np.quantile(seen.numpy(), share)) for share in (0.001, 0.999))
     apart = float(seen.std(0, correction=0).mean())
     if apart < ALIKE:

@@ -69,7 +69,9 @@ class Opened:
             assert self.rgb is not None
             return self.rgb
         if not white:
-            raise ValueError("it has more than 8 bits a channel and does not say which value is white; give white")
+            raise ValueError(
+                "it has more than 8 bits a channel and does not say which value is white; give it with --white"
+            )
         # of 16 bits, whose white is 65,535, the upper 8 are taken
         shades = self.deep / white * 255 + 0.5 if self.deep.dtype.kind == "f" else self.deep * (256 / (white + 1))
         shades = shades.clip(0, 255)
@@ -135,6 +137,8 @@ def _as_seen(image: "Image.Image", profiles: bool) -> tuple["Image.Image", str]:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "LAB":
         return _lab_to_srgb().apply(image), "LAB"
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         if np.asarray(layer.getchannel("A")).min() < 255:

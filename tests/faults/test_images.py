@@ -239,24 +239,30 @@ def test_lab():
     assert (pixels[:, 0, 0].int() - torch.tensor([120, 130, 110])).abs().max() <= 3
 
 
-@pytest.mark.parametrize("mode", ["YCbCr", "HSV", "CMYK", "LA", "PA", "RGBX", "RGBa"])
-def test_images_in_memory(mode):
+IN_MEMORY = (
+    ("YCbCr",),
+    ("HSV",),
+    ("CMYK",),
+    ("LA",),
+    ("P", "PA"),
+    ("RGBX",),
+    ("RGBA", "RGBa"),
+    ("LA", "La"),
+    ("1",),
+    ("I",),
+)
+
+
+@pytest.mark.parametrize("modes", IN_MEMORY, ids="-".join)
+def test_images_in_memory(modes):
     """As a notebook hands them to a model."""
     image = Image.new("RGB", (6, 6), (200, 100, 50))
-    image = (
-        image.convert("RGBA").convert(mode)
-        if mode == "RGBa"
-        else image.convert("P").convert(mode)
-        if mode == "PA"
-        else image.convert(mode)
-    )
-    [pixels] = decode([(mode, image)], 6)
-    expected = torch.tensor(
-        image.convert("RGBA").convert("RGB").getpixel((0, 0))
-        if mode == "RGBa"
-        else image.convert("RGB").getpixel((0, 0))
-    )
-    assert torch.equal(pixels[:, 0, 0], expected.byte())
+    expected = {"LA": [124] * 3, "La": [124] * 3, "1": [0] * 3, "I": [124 // 2] * 3}.get(modes[-1], [200, 100, 50])
+    for mode in modes:
+        image = image.convert("L").convert(mode) if mode in ("LA", "1", "I") else image.convert(mode)
+    image = image.point(lambda shade: 0) if modes == ("1",) else image
+    [pixels] = decode([(modes[-1], image)], 6, white=511)
+    assert (pixels[:, 0, 0].int() - torch.tensor(expected)).abs().max() <= 4
 
 
 def test_what_is_seen_otherwise_is_noted(tmp_path, caplog):
