@@ -150,6 +150,8 @@ def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Tab
         besides = f", not those of {', '.join(others)}; --label-column gives another" if others else ""
         notes.append(f"the classes are those of the column {label}{besides}")
     groups = None
+    if any(reading.group_by not in part.features for part in parts if reading.group_by):
+        raise ValueError(f"group_by={reading.group_by!r}: {held_out} of dataset={name!r} lacks the column: {REMEDY}")
     if reading.group_by:
         named = [str(each) for part in parts for each in part.select_columns(reading.group_by)[:][reading.group_by]]
         groups = np.unique(named, return_inverse=True)[1]
@@ -170,7 +172,7 @@ def _load(name: str) -> "Mapping[str, Dataset]":
         found = datasets.load_from_disk(folder) if saved else datasets.load_dataset(folder)
     except Exception as error:  # two libraries raise dozens of classes; each means that there is no such dataset
         cause: BaseException = error
-        while cause.__cause__ or cause.__context__:
+        for _ in range(20):
             cause = cause.__cause__ or cause.__context__ or cause
         reason = " ".join(f"{error}{'' if cause is error else f' Its cause: {cause}'}".split())[:400]
         remedy = _remedy_for(Path(name)) or f"check the name and the network, or {REMEDY}"

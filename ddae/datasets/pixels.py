@@ -54,7 +54,7 @@ class Opened:
     """Whether 0 is white in deep, as in some TIFFs."""
     num_frames: int
     news: str
-    """What of it version 0.2 did not show as a person sees it: depth, transparency, profile; or nothing."""
+    """What of it version 0.2 did not show as a person sees it, a word each: depth, inverted, alpha, profile, LAB."""
 
     def digest(self) -> str:
         """Hash of the pixels at their own size; the same pixels in another format have the same."""
@@ -119,7 +119,8 @@ def open_image(source: "Source", profiles: bool = True) -> Opened:
                 deep, opacity = numbers[..., :-1], numbers[..., -1:] / SIXTEEN_BITS
                 alpha = opacity if opacity.min() < 1 else None
             is_inverted = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
-            return Opened(None, deep, alpha, is_inverted, num_frames, "depth")
+            news = f"depth{' inverted' * is_inverted}{' alpha' * (alpha is not None)}"
+            return Opened(None, deep, alpha, is_inverted, num_frames, news)
         upright: Image.Image = image
         with suppress(SyntaxError):  # damaged EXIF does not damage the pixels
             upright = ImageOps.exif_transpose(image)

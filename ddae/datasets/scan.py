@@ -203,7 +203,7 @@ def learn(
         if found := [name for name, each in sound if is_so(each)]:
             notes.append(f"{len(found):,} images {what}, such as {called(found[0])}")
     if white == 2**16 - 1:  # as 0.2 took it
-        sound = [(name, replace(each, news="")) if each.kind else (name, each) for name, each in sound]
+        sound = [(name, replace(each, news=each.news.replace("depth", ""))) for name, each in sound]
     shown = " ".join(sorted({word for _, each in sound for word in each.news.split()}))
     if len(facts) < num_images and reading.profiles:
         shown = f"{shown} others".strip()

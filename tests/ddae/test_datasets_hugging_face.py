@@ -315,3 +315,10 @@ def test_the_hub_out_of_reach():
     ) as error:
         load_dataset("nobody/nothing", 16)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_groups_of_a_column_that_test_lacks(tmp_path):
+    rows = make(30).add_column("patient", [i // 6 for i in range(30)])
+    name = save(tmp_path / "set", train=rows, test=make(9))
+    with pytest.raises(ValueError, match=r"group_by='patient': test of dataset=.* lacks the column"):
+        load_dataset(name, 16, reading=Reading(group_by="patient"))

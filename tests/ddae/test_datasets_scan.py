@@ -186,3 +186,12 @@ def test_groups_that_cannot_be(folder, pattern, message):
 def test_groups_of_what_has_no_files():
     with pytest.raises(ValueError, match="has no files or columns to group by"):
         load_dataset("digits", 8, reading=Reading(group_by="(a)"))
+
+
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_what_0_2_saw_alike_keeps_its_features(folder, white_is_zero):
+    """Of 16 bits that are used it took the upper 8; where 0 is white it did not see that."""
+    tags = {262: 0} if white_is_zero else {}
+    for i, file in enumerate(sorted(folder.rglob("*.png"))):
+        Image.fromarray(np.full((8, 8), 3000 * i, np.uint16)).save(file, "TIFF", tiffinfo=tags)
+    assert load_dataset(str(folder), 8).images.reading.shown == ("inverted" if white_is_zero else "")
