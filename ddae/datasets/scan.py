@@ -1,6 +1,7 @@
 """Opens the images of a set before anything is made of them, and remembers what it saw of each."""
 
 import json
+import logging
 import os
 import re
 import stat
@@ -17,8 +18,12 @@ import xxhash
 
 from ddae.datasets.pixels import DECODERS, open_image
 
+log = logging.getLogger("ddae")
+
 MANY, SAMPLE = 100_000, 1_000
 """Sets of so many images are not opened as a whole, but so many of their images."""
+LONG = 5_000
+"""Opening more images than these takes so long that a person is told."""
 RACY_SECONDS = 2
 """A file that changed so lately may change again without another time."""
 VERSION = 1
@@ -83,6 +88,8 @@ def scan_files(root: Path, paths: Sequence[str], look: bool) -> tuple[list[str],
     """The hash of the bytes of each file and, where look, what opening it shows. Files of a known size and times are
     not read again. Raises OSError where a file cannot be read, unless look."""
     memory, now = Memory(str(root.absolute())), time.time_ns()
+    if look and (num_new := len(set(paths).difference(memory.stamps))) > LONG:
+        log.warning(f"{root}: {num_new:,} images are opened, this once; --no-check-data leaves that out")
 
     def scan(path: str) -> tuple[list, Facts | None]:
         full = os.path.join(root, path)

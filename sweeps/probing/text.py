@@ -31,10 +31,11 @@ def report(found: Findings) -> str:
 def sure(found: Findings, newline: bool = False) -> str:
     """How sure the answer is."""
     answer = found.answer
+    by = ", by balanced accuracy" * (found.task.metric == "balanced_accuracy")
     return (
         f"{len(answer.tied)} of the {answer.num_full} cells that were fitted on all images are statistically tied with "
-        f"the best (^)\non val ({found.task.num_val:,} images, paired bootstrap, 95 %); the cheapest of them is the "
-        "answer (*)"
+        f"the best (^)\non val ({found.task.num_val:,} images, paired bootstrap, 95 %{by}); the cheapest of them is "
+        "the answer (*)"
     ).replace("\n", "\n" if newline else " ")
 
 

@@ -113,6 +113,15 @@ def test_a_bad_file_is_one_line_and_can_be_left_out_or_repaired(folder, tmp_path
     assert fingerprint(folder) == whole == fingerprint(folder, SKIP)
 
 
+def test_a_long_look_is_said(folder, monkeypatch, caplog):
+    monkeypatch.setattr("ddae.datasets.scan.LONG", 19)
+    fingerprint(folder)
+    assert "20 images are opened, this once; --no-check-data leaves that out" in caplog.text
+    caplog.clear()
+    fingerprint(folder)
+    assert "are opened" not in caplog.text
+
+
 def test_many_bad_files_are_one_line(folder):
     for file in folder.rglob("p[0-3]*.png"):
         file.write_bytes(b"")
