@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from ddae.backbones import Backbone
-from ddae.datasets import Dataset
+from ddae.datasets import Dataset, is_uneven
 from ddae.finetune import RECIPES, Recipe
 from ddae.heads import expand, find_head
 from ddae.noise import Clean
@@ -142,7 +142,12 @@ def for_counts(
         trained = task.inits != ("frozen",)
         if trained:
             check_shares(task.batch_size(count), config.num_workers)
-        tasks[count] = replace(task, num_labels=(count,), num_steps=num_steps if trained else 0)
+        tasks[count] = replace(
+            task,
+            num_labels=(count,),
+            num_steps=num_steps if trained else 0,
+            is_uneven=is_uneven(dataset.images.labels),
+        )
     return [tasks[count] for count in sorted(tasks)]
 
 
