@@ -113,22 +113,29 @@ def load_images(config: ModelAndData, image_size: int) -> Dataset:
 
 
 def as_stored(source: FeatureSource, old_fingerprint: str) -> FeatureSource:
-    """The source under the name and the fingerprint that a local store knows it by: a copy of a folder may be called
+    """The source under the name and the fingerprint that the store knows it by: a copy of a folder may be called
     otherwise, and version 0.2 told folders by the times of their files."""
-    if is_address(source.store):
-        return source
     old = replace(source, key=replace(source.key, images=old_fingerprint))
-    for each in (source, old):
-        stored = sorted(Path(source.store).glob(f"*/{Path(each.folder()).name}"))
-        names = [folder.parent.name for folder in stored]
-        if stored and each is old and source.reading.shown:
+    is_new = old_fingerprint not in ("", source.key.images)
+    if is_address(source.store) and not is_new:
+        return source
+    for each in (source, old) if is_new else (source,):
+        names = stored_names(each)
+        if names and each is old and source.reading.shown:
             log.warning(
                 f"{source.store} holds features of {source.dataset} as version 0.2 saw it (now otherwise: "
                 f"{source.reading.shown}); they are extracted again"
             )
-        elif stored:
+        elif names:
             return each if each.name in names else replace(each, name=names[0])
     return source
+
+
+def stored_names(source: FeatureSource) -> list[str]:
+    """What the store calls the datasets with such features; at an address only the source's own name is looked for."""
+    if is_address(source.store):
+        return [source.name] if "_key.json" in Remote(source.store).names(source.folder()) else []
+    return sorted(path.parent.name for path in Path(source.store).glob(f"*/{Path(source.folder()).name}"))
 
 
 def load_model(config: ModelAndData) -> Backbone:

@@ -28,8 +28,8 @@ def pets(tmp_path):
 def source_of(tiny_model, tmp_path):
     backbone = load_model(LayerNoise(tiny_model))
 
-    def source_of(folder, **flags):
-        return open_source(LayerNoise(tiny_model, str(folder), store=str(tmp_path / "store"), **flags), backbone, 4)[0]
+    def source_of(folder, store=str(tmp_path / "store"), **flags):
+        return open_source(LayerNoise(tiny_model, str(folder), store=store, **flags), backbone, 4)[0]
 
     return source_of
 
@@ -58,6 +58,15 @@ def test_what_0_2_stored_is_read(source_of, pets):
     assert again.folder() == old.folder() and again.key == old.key
     extractor = Extractor(again)  # a worker knows the images by their bytes
     assert extractor.extract(Need(5, "train", 4, ("mid",)), 0).passes > 0
+
+
+def test_what_0_2_stored_at_an_address_is_read(source_of, pets, tmp_path):
+    address = f"file://{tmp_path / 'address'}"
+    old = as_of_0_2(source_of(pets, address), pets)
+    (tmp_path / "address" / old.folder()).mkdir(parents=True)
+    assert source_of(pets, address).folder() != old.folder()
+    (tmp_path / "address" / old.folder() / "_key.json").write_text("{}")
+    assert source_of(pets, address).folder() == old.folder()
 
 
 def test_what_0_2_saw_otherwise_is_extracted_again(source_of, pets, caplog):
