@@ -23,17 +23,23 @@ class Fitted:
 
 
 def fit_probe(
-    name: str, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], num_classes: int, seed: int
+    name: str,
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    num_classes: int,
+    seed: int,
+    weights: np.ndarray | None = None,
 ) -> Fitted:
     """Fit every setting of a head on train and choose the one that is best on val.
 
-    name: as find_head takes it. train, val: (features float32 [N, C, g, g], labels int64 [N]).
+    name: as find_head takes it. train, val: (features float32 [N, C, g, g], labels int64 [N]). weights: [num_val], how
+    much each val image counts; all alike if None.
     """
     family, sizes = find_head(name)
     head = family.fit(*train, num_classes, seed, *sizes)
     scores = head(val[0])
     correct = (scores.argmax(-1) == val[1]).cpu().numpy()
-    best = int(correct.mean(1).argmax())
+    best = int((correct if weights is None else correct * weights).mean(1).argmax())
     return Fitted(head, head.settings[best], correct[best], scores[best])
 
 
@@ -42,14 +48,35 @@ def standard_error(accuracy: float, num_images: int) -> float:
     return (accuracy * (1 - accuracy) / num_images) ** 0.5
 
 
-def tied_with_best(correct: np.ndarray, level: float = 0.95, num_resamples: int = 2000, seed: int = 0) -> np.ndarray:
+def class_weights(labels: np.ndarray) -> np.ndarray:
+    """float [N]: what makes the mean over images the mean over classes, so that accuracy is balanced accuracy."""
+    _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return len(labels) / len(counts) / counts[index]
+
+
+def balanced_accuracy(correct: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """The mean of the accuracies of the classes, and its standard error. correct: bool [N]."""
+    accuracies = [correct[labels == label] for label in np.unique(labels)]
+    errors = [standard_error(float(each.mean()), len(each)) for each in accuracies]
+    return float(np.mean([each.mean() for each in accuracies])), float(np.linalg.norm(errors) / len(errors))
+
+
+def tied_with_best(
+    correct: np.ndarray,
+    level: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
     """Which of M probes are statistically tied with the best of them on the same val images: bool [M].
 
-    correct: bool [M, N]. Paired bootstrap over the images (Efron & Tibshirani 1993, chapter 8): a probe is tied
-    where the `level` quantile interval of (best - probe) reaches down to 0.
+    correct: bool [M, N]. weights: [N], how much each image counts; all alike if None. Paired bootstrap over the images
+    (Efron & Tibshirani 1993, chapter 8): a probe is tied where the `level` quantile interval of (best - probe) reaches
+    down to 0.
     """
-    best = correct[correct.mean(1).argmax()]
-    deficit = best.astype(np.float32) - correct.astype(np.float32)
+    counted = correct if weights is None else correct * weights
+    best = counted[counted.mean(1).argmax()]
+    deficit = best.astype(np.float32) - counted.astype(np.float32)
     num_images = correct.shape[1]
     rng, equal = np.random.default_rng(seed), np.full(num_images, 1 / num_images)
     at_once = max(1, 2**23 // num_images)

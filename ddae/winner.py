@@ -24,7 +24,8 @@ from torch import Tensor
 from ddae.backbones import SHIPPED, Backbone, Block, Settings, load_backbone
 from ddae.backbones.checkpoints import sidecars
 from ddae.backbones.files import local_path, model_files
-from ddae.datasets.images import decode, stratified
+from ddae.datasets.images import stratified
+from ddae.datasets.pixels import decode
 from ddae.features import check_timestep, fitting_batch, pass_once
 from ddae.heads import StackedHead, find_head, restore
 from ddae.noise import image_noise
@@ -55,6 +56,7 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
     An image is noised as in a sweep, unless noised is False, but keyed by a hash of its pixels where a sweep has its
     row number: the same image
     has the same feature wherever it stands, and no two share a noise. That costs no accuracy (docs/log.md).
+    white is the value of white in images of more than 8 bits a channel that do not say it, as the sweep had it.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
         noise_seed: int = 0,
         noised: bool = True,
         settings: Settings | None = None,
+        white: float = 0,
     ):
         self.backbone = backbone
         self.block = block
@@ -80,6 +83,7 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
         self.noise_seed = noise_seed
         self.noised = noised
         self.settings = settings
+        self.white = white
 
     def transform(self, images: Images, indices: np.ndarray | None = None) -> np.ndarray:
         """float32 [N, C * p * p]. indices: numbers to noise the images by, such as a sweep's rows, instead of the
@@ -155,7 +159,7 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
         found, views = listed(images), list[np.ndarray]()
         batch = fitting_batch(network)
         for start in range(0, len(found), batch):
-            pixels = read_images(found[start : start + batch], network.image_size, start)
+            pixels = read_images(found[start : start + batch], network.image_size, start, self.white)
             numbers = hashes(pixels) if indices is None else indices[start : start + batch]
             shape = network.encoder.shape
             noise = image_noise(numbers, shape, self.timestep, self.noise_seed) if self.noised else None
@@ -289,13 +293,13 @@ def listed(images: Images) -> np.ndarray | list:
     return images
 
 
-def read_images(images: np.ndarray | list, size: int, first: int) -> Tensor:
+def read_images(images: np.ndarray | list, size: int, first: int, white: float = 0) -> Tensor:
     """uint8 [N, 3, H, W] of a batch of listed() images, the first of which has this number."""
     if isinstance(images, np.ndarray):
         return torch.tensor(images).expand(-1, 3, -1, -1).contiguous()
     sources = [BytesIO(image) if isinstance(image, bytes) else image for image in images]
     named = [str(s) if isinstance(s, str | Path) else f"image {first + i}" for i, s in enumerate(sources)]
-    return decode(zip(named, sources, strict=True), size)
+    return decode(zip(named, sources, strict=True), size, white)
 
 
 def hashes(pixels: Tensor) -> np.ndarray:

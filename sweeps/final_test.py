@@ -39,6 +39,7 @@ def main(config: FinalTest) -> None:
         f"{tested.cell} ({tested.setting}), {tested.num_train:,} training images\n"
         f"test accuracy  {100 * tested.test_accuracy:.1f} +- {100 * tested.test_stderr:.1f} % "
         f"on {tested.num_test:,} images, measured once on {tested.date}\n"
+        f"{tested.notes}{chr(10) * bool(tested.notes)}"
         f"val accuracy   {100 * tested.val_accuracy:.1f} % when it was chosen"
     )
     cli.check_complete(testing.incomplete(folder))

@@ -38,6 +38,17 @@ class ModelAndData:
     """Folder in which the sweep's own folder is made."""
     data_root: str = "data"
     """Where the named datasets lie, or torchvision downloads them to."""
+    label_column: str = ""
+    """The column of the classes in a Hugging Face set, where it has several and none is called label."""
+    group_by: str = ""
+    """What must not be split between train and val (nor test, where there is no official one): a column of a Hugging
+    Face set, or a regular expression with one group for the paths of images, such as '(patient[0-9]+)'."""
+    white: float = 0
+    """The value of white in images of more than 8 bits a channel; 0 is found from the bits that all of them use."""
+    check_data: bool = True
+    """Open every image before anything is extracted; of 100,000 images or more only 1,000."""
+    skip_unreadable: bool = False
+    """Leave out images that cannot be read, and name them."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
     gpus_per_extractor: float = 1.0

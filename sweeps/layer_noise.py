@@ -49,6 +49,8 @@ class LayerNoise(ModelAndData):
     start: Literal["ridge", "label-free"] = "ridge"
     """What makes the first cut of the timesteps: ridge on the labels of a few images, or the label-free ranking, which
     leaves out the first round of screening."""
+    metric: Literal["accuracy", "balanced_accuracy"] = "accuracy"
+    """What chooses; balanced accuracy, the mean of the classes' own, is measured beside accuracy of uneven classes."""
     views: int = 1
     """Views of every training image that heads are fitted on: 1 is the image as it is, more are flipped and cropped."""
     seed: int = 0

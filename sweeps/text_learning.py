@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from ddae.backbones import Backbone, Block
 from ddae.backbones.stable_diffusion import text_inputs
-from ddae.datasets import Dataset, load_dataset
+from ddae.datasets import Dataset
 from ddae.features import check_timestep
 from ddae.probe import standard_error
 from ddae.text_embedding import Encoded, TextProbe, TextRecipe, TextTraining, encode_split
@@ -27,7 +27,7 @@ from sweeps.cluster.session import address
 from sweeps.cluster.train import FileCheckpoint, run_loop, training_bar
 from sweeps.findings.folder import answered
 from sweeps.flags import as_args, as_flags, check_numbers
-from sweeps.probing.source import VAL_FRACTION, choose_blocks, load_model
+from sweeps.probing.source import choose_blocks, load_images, load_model
 from sweeps.progress import bars
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def set_up(config: "LearnText") -> Setup:
     check_timestep(backbone, config.timestep)
     if not 1 <= config.pooling <= block.size:
         raise ValueError(f"pooling={config.pooling} does not suit block={block.name!r}; allowed: 1 to {block.size}")
-    dataset = load_dataset(config.dataset, backbone.image_size, config.data_root, config.data_seed, VAL_FRACTION)
+    dataset = load_images(config, backbone.image_size)
     recipe = TextRecipe(
         config.epochs, config.batch_size, config.learning_rate, config.text_learning_rate, config.data_seed
     )

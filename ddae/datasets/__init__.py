@@ -1,16 +1,25 @@
 """Images by name: train, val and test, where val is always carved from the official train split."""
 
+import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
+from ddae.datasets.checks import find_twins, is_uneven, notes_of, summary
 from ddae.datasets.hugging_face import hugging_face
 from ddae.datasets.images import Images, class_folders, image_folder, splits_of, stratified
 from ddae.datasets.named import ASSETS, DATASETS
+from ddae.datasets.scan import Reading
 from ddae.nearest import did_you_mean
 
+log = logging.getLogger("ddae")
+
+OPENED = Reading()
+"""Every image is opened first."""
 HUGGING_FACE_FILES = ("dataset_dict.json", "state.json", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 """By which a folder is known as one for HF `datasets` even where it has sub-folders of images."""
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*(@.+)?"
@@ -23,6 +32,11 @@ class Dataset:
     name: str
     images: Images
     splits: dict[str, np.ndarray]
+    notes: tuple[str, ...] = ()
+    """The classes and the sizes of the splits, then what is left out and what else is to be known; a line each."""
+    twins: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Which images of val and of test have the very pixels of one that comes before, bool [n]; empty where not all
+    images were opened."""
 
     @property
     def num_classes(self) -> int:
@@ -34,18 +48,29 @@ class Dataset:
 
 
 def load_dataset(
-    name: str, image_size: int, data_root: str = "data", seed: int = 0, val_fraction: float = 0.2
+    name: str,
+    image_size: int,
+    data_root: str = "data",
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    reading: Reading = OPENED,
 ) -> Dataset:
     """A dataset by its name in DATASETS, any folder of images with one sub-folder a class, or any image dataset of
     Hugging Face: a folder that `datasets` reads, or a hub id `owner/name[@revision]`.
 
     image_size: side in pixels to which image files are resized and cropped; sets that are one array keep their own.
     data_root: where the named sets lie or are downloaded to.
+    reading: how the files are read. Where it says check, what a person should know of the set is logged as warnings.
     seed: decides which training images are val, and the order of every split.
     Raises ValueError for an unknown name, missing files, an empty folder, fewer than two classes, a class that is only
     in test, or an unreadable image.
     """
-    images = _images(name, image_size, str(Path(data_root).expanduser().absolute()))
+    images = _images(name, image_size, str(Path(data_root).expanduser().absolute()), reading)
+    if reading.group_by:
+        if images.groups is None:
+            raise ValueError(f"group_by={reading.group_by!r}: dataset={name!r} has no files or columns to group by")
+        hashed = xxhash.xxh3_128(images.fingerprint.encode() + images.groups.tobytes()).hexdigest()
+        images = replace(images, fingerprint=hashed, old_fingerprint="")
     if len(images.classes) < 2:
         raise ValueError(
             f"dataset={name!r} has {len(images.classes)} class ({', '.join(images.classes)}); "
@@ -59,13 +84,20 @@ def load_dataset(
         )
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1, both excluded; the default is 0.2")
-    return Dataset(name, images, split_rows(images, seed, val_fraction))
+    splits = split_rows(images, seed, val_fraction)
+    notes, twins = (summary(images, splits), *images.notes), find_twins(images, splits)
+    if reading.check:
+        notes += tuple(notes_of(images, splits, twins))
+        for note in notes[1:]:
+            log.warning(f"{name}: {note}")
+    return Dataset(name, images, splits, notes, twins)
 
 
 def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.ndarray]:
     """Row numbers of train, val (the same fraction of every class of the official train split) and test."""
     rng = np.random.default_rng(seed)
-    train, val = stratified(images.labels[: images.num_train], val_fraction, rng)
+    groups = None if images.groups is None else images.groups[: images.num_train]
+    train, val = stratified(images.labels[: images.num_train], val_fraction, rng, groups)
     test = rng.permutation(np.arange(images.num_train, len(images.labels)))
     splits = {"train": train, "val": val, "test": test}
     for split, rows in splits.items():
@@ -76,10 +108,15 @@ def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.n
     return splits
 
 
-def _images(name: str, image_size: int, data_root: str) -> Images:
+def _images(name: str, image_size: int, data_root: str, reading: Reading) -> Images:
+    if reading.label_column and (name in DATASETS or (Path(name).is_dir() and not _is_hugging_face(Path(name)))):
+        raise ValueError(
+            f"label_column={reading.label_column!r} is for Hugging Face sets, and dataset={name!r} is none; leave "
+            "--label-column out"
+        )
     if name in DATASETS:
         try:
-            return DATASETS[name](data_root, image_size)
+            return DATASETS[name](data_root, image_size, reading)
         except ValueError:
             raise
         except Exception as error:  # the disk, the network, torchvision and scipy raise a dozen classes
@@ -89,13 +126,13 @@ def _images(name: str, image_size: int, data_root: str) -> Images:
             ) from error
     if Path(name).is_dir():
         try:
-            return _folder(Path(name), image_size)
+            return _folder(Path(name), image_size, reading)
         except OSError as error:
             raise ValueError(
                 f"dataset={name!r}: {error.filename} cannot be read ({error.strerror}); mend it, or remove it"
             ) from error
     if re.fullmatch(HUB_ID, name):
-        return hugging_face(name, image_size)
+        return hugging_face(name, image_size, reading)
     raise ValueError(
         f"dataset={name!r} is neither a known name nor a folder; known: {', '.join(DATASETS)}; "
         "or give a folder with one sub-folder of images a class, or a Hugging Face dataset as owner/name[@revision]"
@@ -103,13 +140,27 @@ def _images(name: str, image_size: int, data_root: str) -> Images:
     )
 
 
-def _folder(root: Path, image_size: int) -> Images:
+def _folder(root: Path, image_size: int, reading: Reading) -> Images:
     """An image folder where it is one, else whatever HF `datasets` makes of its files."""
+    if _is_hugging_face(root):
+        return hugging_face(str(root), image_size, reading)
+    return image_folder(root, image_size, reading)
+
+
+def _is_hugging_face(root: Path) -> bool:
     train = root / splits_of(root)[0]
     marked = any((part / file).exists() for part in (root, train) for file in HUGGING_FACE_FILES)
-    if marked or (not class_folders(train) and any(path.is_file() for path in root.rglob("*"))):
-        return hugging_face(str(root), image_size)
-    return image_folder(root, image_size)
+    return marked or (not class_folders(train) and any(path.is_file() for path in root.rglob("*")))
 
 
-__all__ = ["ASSETS", "DATASETS", "Dataset", "Images", "load_dataset", "split_rows", "stratified"]
+__all__ = [
+    "ASSETS",
+    "DATASETS",
+    "Dataset",
+    "Images",
+    "Reading",
+    "is_uneven",
+    "load_dataset",
+    "split_rows",
+    "stratified",
+]

@@ -2,7 +2,9 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +13,21 @@ import numpy as np
 import xxhash
 from torch import Tensor
 
-from ddae.datasets.images import HELD_OUT, Images, decode, fifth_as_test
+from ddae.datasets.images import HELD_OUT, TRAIN, Images, fifth_as_test
+from ddae.datasets.pixels import decode
+from ddae.datasets.scan import MANY, SAMPLE, Reading, learn, scan_sources
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
+LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label", "coarse_label")
+"""Plain columns that are taken for the classes."""
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 REMEDY = "mend it with datasets, save_to_disk it and name that folder"
 
 
-def hugging_face(name: str, image_size: int) -> Images:
+def hugging_face(name: str, image_size: int, reading: Reading) -> Images:
     """name: a hub id `owner/name[@revision]`, a folder of save_to_disk, or one that datasets.load_dataset reads.
 
     Test is the first of the splits in HELD_OUT that has labels, else a fixed fifth of every class.
@@ -31,40 +37,125 @@ def hugging_face(name: str, image_size: int) -> Images:
     import datasets
 
     splits = _load(name)
-    if "train" not in splits:
-        raise ValueError(f"dataset={name!r} has the splits {', '.join(splits)}; one must be called train: {REMEDY}")
-    train = splits["train"]
-    image, label = _columns(name, train.features)
-    parts, values = [train], _labels(name, train, "train", label)
-    for held_out in (split for split in HELD_OUT if split in splits):
-        test = splits[held_out]
-        if any(test.features.get(column) != train.features[column] for column in (image, label)):
-            raise ValueError(
-                f"dataset={name!r}: {image} or {label} differs in type between train and {held_out}: {REMEDY}"
-            )
-        if found := _labels(name, test, held_out, label):
-            parts, values = [train, test], values + found
-            break
-    used, labels = np.unique(values, return_inverse=True)
-    order, num_train = (np.arange(len(values)), len(train)) if len(parts) > 1 else fifth_as_test(labels)
-    to_name = getattr(train.features[label], "int2str", str)
-    classes, labels = tuple(to_name(value) for value in used.tolist()), labels[order]
-    encoded = datasets.concatenate_datasets([part.select_columns(image) for part in parts])
-    encoded = encoded.cast_column(image, datasets.Image(decode=False))
+    table = _joined(name, splits, reading)
+    notes = table.notes
+    encoded = datasets.concatenate_datasets([part.select_columns(table.image) for part in table.parts])
+    encoded = encoded.cast_column(table.image, datasets.Image(decode=False))
 
-    def sources(rows: np.ndarray) -> list[tuple[str, str | BytesIO]]:
-        images = encoded[order[rows].tolist()][image]
-        return [(f"image {order[row]} of {name}", _source(each)) for row, each in zip(rows, images, strict=True)]
+    def sources(rows: np.ndarray) -> list[str | BytesIO]:
+        return [_source(each) for each in encoded[rows.tolist()][table.image]]
 
-    def read(rows: np.ndarray) -> Tensor:
-        return decode(sources(rows), image_size)
+    def called(row: int | str) -> str:
+        source = _source(encoded[int(row)][table.image])
+        return f"image {row} of {name}" if isinstance(source, BytesIO) else source
+
+    rows = np.setdiff1d(np.arange(len(encoded)), np.array(reading.left_out, dtype=int))
+    digests: list[str] = []
+    if reading.check:
+        opened = rows[:: 1 + (len(rows) // SAMPLE if len(rows) >= MANY else 0)]
+        facts = scan_sources(name, (sources(some) for some in np.array_split(opened, 1 + len(opened) // 256)))
+        reading, more = learn(reading, list(map(str, opened)), facts, called, len(rows))
+        notes += more
+        rows = np.setdiff1d(rows, np.array(reading.left_out, dtype=int))
+        digests = [each.digest for each in facts if not each.error] if len(opened) >= len(rows) else []
+    used, labels = np.unique([table.labels[row] for row in rows], return_inverse=True)
+    groups = None if table.groups is None else table.groups[rows]
+    num_train = int((rows < len(table.parts[0])).sum())
+    order = np.arange(len(rows))
+    if len(table.parts) == 1:
+        order, num_train = fifth_as_test(labels, groups)
+    classes, labels, place = tuple(table.to_name(value) for value in used.tolist()), labels[order], rows[order]
+
+    def read(wanted: np.ndarray) -> Tensor:
+        found = place[wanted]
+        return decode(
+            zip((f"image {row} of {name}" for row in found), sources(found), strict=True), image_size, reading.white
+        )
 
     stamp = xxhash.xxh3_128(repr((image_size, num_train, classes)).encode())
     stamp.update(labels.tobytes())
-    stamp.update(_sizes(encoded, image)[order].tobytes())
-    for _, source in sources(np.arange(len(order))[:: 1 + len(order) // 256]):
+    stamp.update(_sizes(encoded, table.image)[place].tobytes())
+    for source in sources(place[:: 1 + len(place) // 256]):
         stamp.update(source.getvalue() if isinstance(source, BytesIO) else Path(source).read_bytes())
-    return Images(classes, labels, num_train, read, stamp.hexdigest())
+    old = stamp.hexdigest()
+    stamp.update(f"{reading.shown} {reading.white:g}".encode() if reading.shown else b"")
+    return Images(
+        classes, labels, num_train, read, stamp.hexdigest(), reading, tuple(notes),
+        tuple(digests[row] for row in order) if digests else (), None if groups is None else groups[order],
+        old_fingerprint=old,
+        has_own_test=len(table.parts) > 1,
+    )  # fmt: skip
+
+
+def _remedy_for(folder: Path) -> str:
+    """What to do about files of a local folder that `datasets` stumbles over."""
+    import pyarrow.parquet as pq
+
+    for path in sorted(folder.rglob("*")):
+        if path.name.lower().endswith(ARCHIVES):
+            return f"unpack {path}, and remove it"
+        with suppress(OSError, ValueError):  # damaged, which the reason says
+            if path.suffix == ".parquet" and not pq.read_metadata(path).num_rows:
+                return f"remove {path}, which has no rows"
+    return ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of train, then those of test where there is one."""
+
+    parts: "list[Dataset]"
+    image: str
+    labels: list
+    groups: np.ndarray | None
+    to_name: Callable[[Any], str]
+    notes: list[str]
+
+
+def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Table:
+    found = {split.lower(): split for split in splits}
+    first = next((found[split] for split in TRAIN if split in found), None)
+    if first is None:
+        raise ValueError(f"dataset={name!r} has the splits {', '.join(splits)}; one must be called train: {REMEDY}")
+    train = splits[first]
+    image = _pick(name, train.features, "image", *_images(train.features))
+    if "label" in train.features and not (_is_plain(train.features["label"]) or reading.label_column):
+        raise ValueError(
+            f"dataset={name!r}: label is not one number or text an image; name the column that is with "
+            f"--label-column; columns: {_listed(train.features)}"
+        )
+    label = reading.label_column or _pick(name, train.features, "label", *_label_columns(train.features))
+    for flag, column in (("label_column", reading.label_column), ("group_by", reading.group_by)):
+        if column and not (column in train.features and _is_plain(train.features[column])):
+            raise ValueError(
+                f"{flag}={column!r} is no column of dataset={name!r} with one number or text an image; columns: "
+                f"{_listed(train.features)}"
+            )
+    notes, parts, values = [], [train], _labels(name, train, first, label)
+    for held_out in (found[split] for split in HELD_OUT if split in found):
+        test = splits[held_out]
+        if any(test.features.get(column) != train.features[column] for column in (image, label)) and len(test):
+            raise ValueError(
+                f"dataset={name!r}: {image} or {label} differs in type between {first} and {held_out}: {REMEDY}"
+            )
+        if len(test) and (of_test := _labels(name, test, held_out, label)):
+            parts, values = [train, test], values + of_test
+            break
+        notes.append(f"left out the split {held_out} ({'no image has a label' if len(test) else 'it is empty'})")
+    used = {first, *([held_out] if len(parts) > 1 else [])}
+    if unused := [s for s in splits if s not in used and not any(f" {s} (" in note for note in notes)]:
+        notes.append(f"left out the splits {', '.join(unused)} (no split that is used)")
+    others = [column for column in _label_columns(train.features)[0] if column != label]
+    if label != "label" or others:
+        besides = f", not those of {', '.join(others)}; --label-column gives another" if others else ""
+        notes.append(f"the classes are those of the column {label}{besides}")
+    groups = None
+    if any(reading.group_by not in part.features for part in parts if reading.group_by):
+        raise ValueError(f"group_by={reading.group_by!r}: {held_out} of dataset={name!r} lacks the column: {REMEDY}")
+    if reading.group_by:
+        named = [str(each) for part in parts for each in part.select_columns(reading.group_by)[:][reading.group_by]]
+        groups = np.unique(named, return_inverse=True)[1]
+    return Table(parts, image, values, groups, getattr(train.features[label], "int2str", str), notes)
 
 
 def _load(name: str) -> "Mapping[str, Dataset]":
@@ -80,22 +171,30 @@ def _load(name: str) -> "Mapping[str, Dataset]":
         saved = any(Path(folder, file).exists() for file in ("dataset_dict.json", "state.json"))
         found = datasets.load_from_disk(folder) if saved else datasets.load_dataset(folder)
     except Exception as error:  # two libraries raise dozens of classes; each means that there is no such dataset
-        reason = " ".join(str(error).split())[:300]
+        cause: BaseException = error
+        for _ in range(20):
+            cause = cause.__cause__ or cause.__context__ or cause
+        reason = " ".join(f"{error}{'' if cause is error else f' Its cause: {cause}'}".split())[:400]
+        remedy = _remedy_for(Path(name)) or f"check the name and the network, or {REMEDY}"
         raise ValueError(
             f"dataset={name!r} is neither a known name nor a folder of images, and Hugging Face does not load it "
-            f"({type(error).__name__}: {reason}); check the name and the network, or {REMEDY}"
+            f"({type(error).__name__}: {reason}); {remedy}"
         ) from error
     return found if isinstance(found, dict) else {"train": found}
 
 
-def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
-    """The columns of the images and of the labels: by type, and by name where several may be meant."""
+def _images(features: Mapping[str, Any]) -> tuple[list[str], Sequence[str]]:
+    """The columns of images, and what they are usually called."""
+    return [column for column, feature in features.items() if _is_image(feature)], IMAGE_COLUMNS
+
+
+def _label_columns(features: Mapping[str, Any]) -> tuple[list[str], Sequence[str]]:
+    """The columns that may be the classes, by type and by name, and what they are called where they surely are."""
     from datasets import ClassLabel
 
-    images = [column for column, feature in features.items() if _is_image(feature)]
-    labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    labels += [column for column in LABEL_COLUMNS if column not in labels and _is_plain(features.get(column))]
-    return _pick(name, features, "image", images, IMAGE_COLUMNS), _pick(name, features, "label", labels, LABEL_COLUMNS)
+    columns = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
+    columns += [column for column in LABEL_COLUMNS if column not in columns and _is_plain(features.get(column))]
+    return columns, ("label",)
 
 
 def _pick(name: str, features: Mapping[str, Any], what: str, found: Sequence[str], usual: Sequence[str]) -> str:
@@ -104,11 +203,16 @@ def _pick(name: str, features: Mapping[str, Any], what: str, found: Sequence[str
     for column in usual:
         if column in found:
             return column
-    columns = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items())
+    remedy = "name it with --label-column" if what == "label" else REMEDY
+    which = f" ({', '.join(found)})" if found else ""
     raise ValueError(
-        f"dataset={name!r} has {len(found) or 'no'} {what} columns among {columns}, and none called "
-        f"{' or '.join(usual)}: {REMEDY}"
+        f"dataset={name!r} has {len(found) or 'no'} {what} columns{which} among {_listed(features)}, and none called "
+        f"{' or '.join(usual)}: {remedy}"
     )
+
+
+def _listed(features: Mapping[str, Any]) -> str:
+    return ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items())
 
 
 def _is_image(feature: Any) -> bool:

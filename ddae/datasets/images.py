@@ -1,34 +1,30 @@
 """Images in one row order, from memory or from files that are decoded when they are read."""
 
-import logging
 import os
-import stat
+import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from io import BytesIO
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import xxhash
 from torch import Tensor
 
-log = logging.getLogger("ddae")
+from ddae.datasets.pixels import decode
+from ddae.datasets.scan import MANY, SAMPLE, Reading, learn, scan_files
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+    ".tif", ".tiff", ".webp",
+)  # fmt: skip
 TRAIN = ("train", "training")
 HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
 """Names of splits in any case, the first choice first."""
 NO_CLASSES = ("__MACOSX",)
 """Folders that unpacking leaves behind."""
-DECODERS = min(8, os.cpu_count() or 1)
-"""Threads; PIL lets go of the interpreter while it decodes, and two take half the time of one."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,18 @@ class Images:
     """row numbers [n] -> uint8 [n, 3, H, W]."""
     fingerprint: str
     """Hash of what decides the pixels, and of the labels where they lie apart from these."""
+    reading: Reading = field(default_factory=Reading)
+    """How they are read, with all that opening them has shown: a worker that is given it need not open them again."""
+    notes: tuple[str, ...] = ()
+    """What is left out of the set, and what a person should know of the rest; a line each."""
+    digests: tuple[str, ...] = ()
+    """A hash of each image's pixels; empty where not all were opened."""
+    groups: np.ndarray | None = None
+    """int64 [N]: images of one number stay together."""
+    old_fingerprint: str = ""
+    """Under which version 0.2 knew the same files; it may have shown them otherwise, which reading.shown says."""
+    has_own_test: bool = True
+    """Whether the test images are official, not a fifth of every class."""
 
     def __post_init__(self) -> None:
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
@@ -52,7 +60,9 @@ class Images:
             )
 
 
-def in_memory(pixels: Tensor, labels: np.ndarray, classes: tuple[str, ...], num_train: int) -> Images:
+def in_memory(
+    pixels: Tensor, labels: np.ndarray, classes: tuple[str, ...], num_train: int, has_own_test: bool = True
+) -> Images:
     """pixels: uint8 [N, 1 or 3, H, W]."""
     if len(pixels) != len(labels):
         raise ValueError(f"there are {len(pixels)} images and {len(labels)} labels; fetch the data again")
@@ -61,51 +71,135 @@ def in_memory(pixels: Tensor, labels: np.ndarray, classes: tuple[str, ...], num_
     def read(rows: np.ndarray) -> Tensor:
         return pixels[torch.from_numpy(np.asarray(rows))].expand(-1, 3, -1, -1)
 
-    return Images(classes, labels, num_train, read, fingerprint)
+    digests = tuple(xxhash.xxh3_128(image.tobytes()).hexdigest() for image in pixels.numpy())
+    return Images(classes, labels, num_train, read, fingerprint, digests=digests, has_own_test=has_own_test)
 
 
 def image_files(
-    root: Path, files: Sequence[tuple[str, int, bool]], classes: Sequence[str], image_size: int, published: bool = True
+    root: Path,
+    files: Sequence[tuple[str, int, bool]],
+    classes: Sequence[str],
+    image_size: int,
+    reading: Reading,
+    published: bool = True,
 ) -> Images:
     """files: path below root, index into classes, whether it is a training image. Without a test image a fixed fifth of
     every class is the test split; classes without an image are left out.
 
-    Files are turned to RGB, resized (shorter side) and centre-cropped to image_size. The fingerprint rests on all
-    paths and labels, and on the sizes of at most 1,000 files where the set is a published one, whose names say what is
-    in them (a resized copy differs); else on the sizes and times of all.
+    Files are shown as a person sees them, resized (shorter side) and centre-cropped to image_size. The fingerprint
+    rests on all paths and labels, and on the sizes of at most 1,000 files where the set is a published one, whose names
+    say what is in them (a resized copy differs); else on the bytes of all, of MANY or more on their sizes and times.
     """
+    reading = replace(reading, profiles=not published)
+    found = _scanned(root, files, classes, reading, published)
+    files, reading = found.files, found.reading
     labels = np.array([label for _, label, _ in files], dtype=np.int64)
     is_train = np.array([train for _, _, train in files], dtype=bool)
+    groups = groups_of([os.path.normpath(path) for path, _, _ in files], reading.group_by)
     order, num_train = np.argsort(~is_train, kind="stable"), int(is_train.sum())
     if is_train.all():
-        order, num_train = fifth_as_test(labels)
+        order, num_train = fifth_as_test(labels, groups)
     paths = [files[row][0] for row in order]
     used, labels = np.unique(labels[order], return_inverse=True)
-    stamp = xxhash.xxh3_128(f"{image_size} {num_train}".encode())
-    stamp.update(os.fsencode("\n".join(paths)))
-    stamp.update(labels.tobytes())
-    for path in paths[:: 1 + len(paths) // 1000 if published else 1]:
-        status = os.stat(os.path.join(root, path))
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{root / path} is named like an image and is no file; rename or remove it")
-        stamp.update(b"%d %d " % (status.st_size, 0 if published else status.st_mtime_ns))
+
+    def stamp(contents: Iterable[bytes]) -> str:
+        hashed = xxhash.xxh3_128(f"{image_size} {num_train}".encode())
+        hashed.update(os.fsencode("\n".join(paths)))
+        hashed.update(labels.tobytes())
+        for content in contents:
+            hashed.update(content)
+        hashed.update(f"{reading.shown} {reading.white:g}".encode() if reading.shown else b"")
+        return hashed.hexdigest()
+
+    status = [os.stat(os.path.join(root, path)) for path in paths[:: 1 + len(paths) // 1000 if published else 1]]
+    old = stamp(b"%d %d " % (each.st_size, 0 if published else each.st_mtime_ns) for each in status)
 
     def read(rows: np.ndarray) -> Tensor:
-        found = [os.path.join(root, paths[row]) for row in rows]
-        return decode(zip(found, found, strict=True), image_size)
+        names = [os.path.join(root, paths[row]) for row in rows]
+        return decode(zip(names, names, strict=True), image_size, reading.white, reading.profiles)
 
-    return Images(tuple(classes[label] for label in used), labels, num_train, read, stamp.hexdigest())
+    return Images(
+        classes=tuple(classes[label] for label in used),
+        labels=labels,
+        num_train=num_train,
+        read=read,
+        fingerprint=stamp(found.contents[path].encode() for path in paths) if found.contents else old,
+        reading=reading,
+        notes=tuple(found.notes),
+        digests=tuple(found.digests[path] for path in paths) if len(found.digests) >= len(paths) else (),
+        groups=None if groups is None else groups[order],
+        old_fingerprint=old,
+        has_own_test=not is_train.all(),
+    )
 
 
-def image_folder(root: Path, image_size: int) -> Images:
+class _Scanned(NamedTuple):
+    files: Sequence[tuple[str, int, bool]]
+    """Without those that are left out."""
+    reading: Reading
+    notes: list[str]
+    contents: dict[str, str]
+    """path -> hash of its bytes; empty where these do not make the fingerprint"""
+    digests: dict[str, str]
+    """path -> hash of its pixels, of those that were opened"""
+
+
+def _scanned(
+    root: Path, files: Sequence[tuple[str, int, bool]], classes: Sequence[str], reading: Reading, published: bool
+) -> _Scanned:
+    out = set(reading.left_out)
+    files = [file for file in files if file[0] not in out]
+    for path, _, _ in files[:: 1 + len(files) // 1000] if published else ():
+        os.stat(root / path)  # raises where the set is not whole
+    by_content = not published and len(files) < MANY
+    if not (reading.check or by_content):
+        return _Scanned(files, reading, [], {}, {})
+    paths = [path for path, _, _ in files][:: 1 + (len(files) // SAMPLE if len(files) >= MANY else 0)]
+    hashes, facts = scan_files(root, paths, reading.check)
+    contents = dict(zip(paths, hashes, strict=True)) if by_content else {}
+    if not reading.check:
+        return _Scanned(files, reading, [], contents, {})
+    reading, notes = learn(reading, paths, facts, lambda path: str(root / path), len(files))
+    out = set(reading.left_out)
+    digests = {path: each.digest for path, each in zip(paths, facts, strict=True) if path not in out}
+    sound = [file for file in files if file[0] not in out]
+    if lost := {label for _, label, _ in files} - {label for _, label, _ in sound}:
+        names = ", ".join(classes[label] for label in sorted(lost))
+        notes.append(f"left out the classes {names} (no image of it can be read)")
+    return _Scanned(sound, reading, notes, contents, digests)
+
+
+def groups_of(paths: Sequence[str], pattern: str) -> np.ndarray | None:
+    """int64 [N], one number for all paths in which the pattern's group is the same; None without a pattern."""
+    if not pattern:
+        return None
+    try:
+        found = [re.search(pattern, path) for path in paths]
+        names = [match.group(1) if match else None for match in found]
+    except (re.error, IndexError) as error:
+        raise ValueError(
+            f"group_by={pattern!r} must be a regular expression with one group in brackets ({error}), such as "
+            "'(patient[0-9]+)'; it is searched in paths below the set's folder"
+        ) from error
+    if None in names:
+        raise ValueError(f"group_by={pattern!r} is not found in {paths[names.index(None)]}; give what all paths hold")
+    return np.unique(list(map(str, names)), return_inverse=True)[1]
+
+
+def image_folder(root: Path, image_size: int, reading: Reading) -> Images:
     """Images in root/<class>/, or in root/train/<class>/ with root/test/<class>/ beside it (HELD_OUT has what else that
-    may be called). What is left out is named in one line."""
+    may be called). What is left out is noted in one line."""
     train, others = splits_of(root)
     held_out = next((name for name in others if class_folders(root / name)), None)
-    images = class_images(root, image_size, train, held_out if train != "." else None)
-    if left := left_out(root, [train, held_out] if held_out and train != "." else [train]):
-        log.warning(f"{root}: left out {'; '.join(left)}")
-    return images
+    if train == ".":
+        classes = [name for name in class_folders(root) if name not in others]
+        taken = classes if len(classes) > 1 else None  # of two folders one may well be called test
+        images = class_images(root, image_size, train, None, reading, taken)
+        left = left_out(root, [train], others if taken else ())
+    else:
+        images = class_images(root, image_size, train, held_out, reading)
+        left = left_out(root, [train, held_out] if held_out else [train])
+    return replace(images, notes=(*(f"left out {'; '.join(left)}" for _ in left[:1]), *images.notes))
 
 
 def splits_of(root: Path) -> tuple[str, list[str]]:
@@ -116,13 +210,19 @@ def splits_of(root: Path) -> tuple[str, list[str]]:
     return next(found, "."), held_out
 
 
-def left_out(root: Path, used: Sequence[str]) -> list[str]:
-    """What of a folder is no part of the dataset, and why. used: the sub-folders that hold a split, or "."."""
-    left = [] if "." in used else [f"{n} (no split that is used)" for n in visible(root) if n not in used]
+def left_out(root: Path, used: Sequence[str], no_classes: Sequence[str] = ()) -> list[str]:
+    """What of a folder is no part of the dataset, and why. used: the sub-folders that hold a split, or ".". no_classes:
+    folders among those of classes that are called as splits are."""
+    left = [f"{name} (called like a split, and there is no train; rename it if it is a class)" for name in no_classes]
+    if "." not in used:
+        left += [f"{name} ({_why_unused(root / name)})" for name in visible(root) if name not in used]
     for split in used:
-        folders = class_folders(root / split)
-        empty = [n for n in visible(root / split) if n not in folders and (root / split / n).is_dir()]
+        folders = {name: files for name, files in class_folders(root / split).items() if name not in no_classes}
+        empty = [n for n in visible(root / split) if n not in (*folders, *no_classes) and (root / split / n).is_dir()]
         left += [f"{os.path.join(split, name)} (no images in it)" for name in empty]
+        beside = [name for name in visible(root / split) if (root / split / name).is_file()]
+        if beside:
+            left.append(f"{len(beside):,} files beside the class folders, such as {os.path.join(split, beside[0])}")
         others = [
             os.path.join(split, name, file)
             for name, images in folders.items()
@@ -131,6 +231,12 @@ def left_out(root: Path, used: Sequence[str]) -> list[str]:
         if others:
             left.append(f"{len(others):,} files that by their names are no images, such as {min(others)}")
     return left
+
+
+def _why_unused(path: Path) -> str:
+    if path.name.lower() in HELD_OUT and path.is_dir() and not class_folders(path):
+        return "its images lie in no class folders"
+    return "no split that is used"
 
 
 def visible(folder: Path) -> list[str]:
@@ -142,6 +248,7 @@ def class_images(
     image_size: int,
     train: str,
     test: str | None,
+    reading: Reading,
     only: Iterable[str] | None = None,
     published: bool = False,
 ) -> Images:
@@ -166,7 +273,7 @@ def class_images(
         for name, names in found.items()
         for file in names
     ]
-    return image_files(root, files, list(folders), image_size, published)
+    return image_files(root, files, list(folders), image_size, reading, published)
 
 
 def class_folders(root: Path, only: Iterable[str] | None = None) -> dict[str, list[str]]:
@@ -188,39 +295,19 @@ def class_folders(root: Path, only: Iterable[str] | None = None) -> dict[str, li
     return found
 
 
-def decode(sources: Iterable[tuple[str, "str | BytesIO | Image.Image"]], size: int) -> Tensor:
-    """(what an error calls it, path, bytes or PIL image) of each image -> uint8 [N, 3, size, size]."""
-    with ThreadPoolExecutor(DECODERS) as threads:
-        return torch.stack(list(threads.map(lambda source: _decode(source[0], source[1], size), sources)))
-
-
-def _decode(name: str, source: "str | BytesIO | Image.Image", size: int) -> Tensor:
-    from PIL import Image, ImageOps
-
-    try:
-        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as image:
-            upright: Image.Image = image
-            with suppress(SyntaxError):  # damaged EXIF does not damage the pixels
-                upright = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))  # convert() cuts it off at 255
-            elif image.mode[0] in "IF":
-                raise ValueError("its white is not known; 8 and 16 bits a channel are read, 32 are not")
-            fitted = ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    except Exception as error:  # damaged files raise errors of every class
-        raise ValueError(f"{name} cannot be read as an image ({error}); repair or remove the file") from error
-    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
-
-
-def fifth_as_test(labels: np.ndarray) -> tuple[np.ndarray, int]:
+def fifth_as_test(labels: np.ndarray, groups: np.ndarray | None = None) -> tuple[np.ndarray, int]:
     """An order of the rows in which a fixed fifth of every class comes last, and where this begins."""
-    train, test = stratified(labels, 0.2, np.random.default_rng(0))
+    train, test = stratified(labels, 0.2, np.random.default_rng(0), groups)
     return np.concatenate([train, test]), len(train)
 
 
-def stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def stratified(
+    labels: np.ndarray, fraction: float, rng: np.random.Generator, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Two shuffled, disjoint lists of row numbers, the second with `fraction` of every class (at least one row
-    where the class has two or more)."""
+    where the class has two or more); of groups, which stay together, with about as much of it as they allow."""
+    if groups is not None:
+        return _whole_groups(labels, fraction, rng, groups)
     order = rng.permutation(len(labels))
     second = np.zeros(len(labels), dtype=bool)
     _, counts = np.unique(labels, return_counts=True)
@@ -230,3 +317,21 @@ def stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) ->
     # Shuffled anew: the second list has taken the first rows of every class, so what is left begins with the classes
     # that filled their share first.
     return rng.permutation(np.flatnonzero(~second)), rng.permutation(np.flatnonzero(second))
+
+
+def _whole_groups(labels: np.ndarray, fraction: float, rng: np.random.Generator, groups: np.ndarray):
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if (num_groups := len(np.unique(groups))) < 2:
+        raise ValueError(f"group_by leaves {num_groups} group where two are needed to split it; give more of them")
+    num_parts = min(num_groups, max(2, round(1 / fraction)))
+    folds = StratifiedGroupKFold(num_parts, shuffle=True, random_state=int(rng.integers(2**31)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class of few images
+        first, second = next(iter(folds.split(labels, labels, groups)))
+    if lost := np.setdiff1d(labels, labels[first]).tolist():
+        raise ValueError(
+            f"group_by leaves {len(lost)} classes without a training image, because all of their images are of one "
+            "group; give them more groups, or leave --group-by out"
+        )
+    return rng.permutation(first), rng.permutation(second)

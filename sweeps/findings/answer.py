@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ddae.probe import tied_with_best
+from ddae.probe import standard_error, tied_with_best
 from sweeps.search.task import Cell, Result, Task, Trial, Value
 
 
@@ -30,11 +30,16 @@ class Answer:
         return self.winner.last
 
 
-def choose(task: Task, trials: Sequence[Trial], cost: Callable[[Cell], Any] = lambda cell: 0) -> Answer:
+def choose(
+    task: Task,
+    trials: Sequence[Trial],
+    cost: Callable[[Cell], Any] = lambda cell: 0,
+    weights: np.ndarray | None = None,
+) -> Answer:
     """The answer among the trials that reached the last rung: a tie with the best, by a paired bootstrap over the val
     images, goes to the cheapest. Trials that do not end in a classifier are never tied.
 
-    Raises ValueError where no trial reached the last rung.
+    weights: how much each val image counts; all alike if None. Raises ValueError where no trial reached the last rung.
     """
     full = [trial for trial in trials if trial.state == "finished"]
     if not full:
@@ -42,7 +47,7 @@ def choose(task: Task, trials: Sequence[Trial], cost: Callable[[Cell], Any] = la
     best = max(full, key=lambda trial: task.objectives[0].merit(trial.last))
     if not all(trial.last.right for trial in full):
         return Answer(best, best, (best,), len(full))
-    ties = tied_with_best(np.stack([trial.last.correct for trial in full]))
+    ties = tied_with_best(np.stack([trial.last.correct for trial in full]), weights=weights)
     tied = sorted((trial for trial, tie in zip(full, ties, strict=True) if tie), key=lambda trial: cost(trial.cell))
     best = max(tied, key=lambda trial: task.objectives[0].merit(trial.last))
     return Answer(tied[0], best, tuple(tied), len(full))
@@ -60,3 +65,15 @@ def table(task: Task, trials: Sequence[Trial]) -> list[dict[str, Value]]:
     objective = task.objectives[0]
     ranked = sorted(trials, key=lambda trial: (-trial.rung, -objective.merit(trial.last)))
     return [row(task, trial) for trial in ranked]
+
+
+def without_text(correct: np.ndarray, twins: np.ndarray, split: str, others: str) -> str:
+    """The accuracy on the images of a split that are not among the others, too. correct, twins: bool [n]."""
+    rest = correct[~twins]
+    if not len(rest):
+        return f"all {len(twins):,} {split} images are in {others}, too: it says nothing of others"
+    accuracy = float(rest.mean())
+    return (
+        f"{100 * accuracy:.1f} +- {100 * standard_error(accuracy, len(rest)):.1f} % on the {len(rest):,} {split} "
+        f"images that are not in {others} too; {int(twins.sum()):,} are"
+    )

@@ -115,6 +115,8 @@ class Tested:
     test_stderr: float
     val_accuracy: float
     date: str
+    notes: str = ""
+    """What else the test images say: balanced accuracy, and what those that are in train do to the number."""
 
 
 def read_test(folder: Path) -> Tested | None:
@@ -144,5 +146,5 @@ def test_text(tested: Tested | None, folder: Path, cell: str) -> str:
     other = "" if tested.cell == cell else f", of {tested.cell}, which was the answer then"
     return (
         f"On test {100 * tested.test_accuracy:.1f} +- {100 * tested.test_stderr:.1f} % "
-        f"({tested.num_test:,} images), measured once, on {tested.date}{other}."
+        f"({tested.num_test:,} images), measured once, on {tested.date}{other}.{' ' * bool(tested.notes)}{tested.notes}"
     )

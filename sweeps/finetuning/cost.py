@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,6 +76,7 @@ def estimate(setup: "Setup") -> str:
         lines.append(f"latents   {sum(need.num_images for need in needs):,} images are encoded once, and kept")
     return "\n".join(
         [
+            *(f"{name:<10}{note}" for name, note in zip_longest(["images"], setup.dataset.notes, fillvalue="")),
             *lines,
             f"in all    at most {most_seconds / 60:.3g} minutes on one {device}, divided by their number; most trials "
             "are stopped early",

@@ -56,6 +56,8 @@ class Findings:
     tracked: str
     """How a person sees the trials in MLflow."""
     wall_seconds: float
+    notes: tuple[str, ...] = ()
+    """Dataset.notes"""
 
     @property
     def task(self) -> FinetuneTask:

@@ -108,9 +108,20 @@ def facts(found: Findings) -> dict[str, str]:
         ),
         "read": f"pooled to {task.pooling} x {task.pooling}, under {task.head}, images "
         f"{'noised at the timestep' if task.noised else 'without noise'}; trained on with augment={task.augment}",
+        "images": "; ".join(found.notes),
+        **balanced_fact(found),
         "trials": found.tracked,
         "time": f"{found.wall_seconds:.0f} s",
     }
+
+
+def balanced_fact(found: Findings) -> dict[str, str]:
+    """Balanced accuracy of the answer, where classes are uneven."""
+    metrics = found.answer.result.metrics
+    if "val_balanced_accuracy" not in metrics:
+        return {}
+    accuracy, stderr = (100 * metrics[f"val_balanced_{name}"] for name in ("accuracy", "stderr"))
+    return {"balanced": f"{accuracy:.1f} +- {stderr:.1f} % is the mean of the classes' accuracies"}
 
 
 def page_of(found: Findings, config: Finetune, drawn: list[Section]) -> Page:

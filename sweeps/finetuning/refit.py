@@ -75,6 +75,7 @@ class Tuned:
         winner = Winner(
             source.backbone, cell.cut, cell.timestep, task.pooling, task.head, setting="", seed=cell.seed,
             noise_seed=cell.seed, noised=task.noised, settings=settings,
+            white=self.dataset.images.reading.white,
         )  # fmt: skip
         classes = self.dataset.images.classes
         head: StackedHead = self.model.head.eval().requires_grad_(False)

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from ddae.backbones import Backbone
-from ddae.datasets import Dataset
+from ddae.datasets import Dataset, is_uneven
 from ddae.finetune import RECIPES, Recipe
 from ddae.heads import expand, find_head
 from ddae.noise import Clean
@@ -149,7 +149,12 @@ def for_counts(
         trained = task.inits != ("frozen",)
         if trained:
             check_shares(task.batch_size(count), config.num_workers)
-        tasks[count] = replace(task, num_labels=(count,), num_steps=num_steps if trained else 0)
+        tasks[count] = replace(
+            task,
+            num_labels=(count,),
+            num_steps=num_steps if trained else 0,
+            is_uneven=is_uneven(dataset.images.labels),
+        )
     return [tasks[count] for count in sorted(tasks)]
 
 
@@ -168,7 +173,10 @@ def with_sweep(config: Finetune) -> Finetune:
     cell = answer_cell(folder)
     theirs, whole = recorded_flags(folder, LayerNoise), with_whole_paths(config)
     default = with_whole_paths(Finetune())
-    decides = "backbone", "dataset", "data_seed", "data_root", "image_size", "num_steps", "text_embedding", "weights"
+    decides = (
+        "backbone", "dataset", "data_seed", "data_root", "label_column", "group_by", "white", "skip_unreadable",
+        "image_size", "num_steps", "text_embedding", "weights",
+    )  # fmt: skip
     given = {name: getattr(theirs, name) for name in decides}
     for name, value in given.items():
         if getattr(whole, name) not in (value, getattr(default, name)):
@@ -270,6 +278,7 @@ class FinetuneSweep:
             folder=setup.folder,
             tracked=self.tracker.where,
             wall_seconds=time.time() - self.started_seconds,
+            notes=setup.dataset.notes,
         )
         by_task = zip(setup.tasks, searched, repeated, strict=True)
         trials = [(task, trial) for task, first, again in by_task for trial in (*first, *again)]

@@ -23,7 +23,7 @@ from ddae.finetune import (
     trainable,
 )
 from ddae.heads import find_head
-from ddae.probe import Fitted, fit_probe, standard_error
+from ddae.probe import Fitted, balanced_accuracy, fit_probe, standard_error
 from storage.ledger import content_key
 from sweeps.cluster.loop import Diverged, run_loop
 from sweeps.cluster.train import train
@@ -82,6 +82,8 @@ class FinetuneTask:
     """The network's name, where it is none of the model that is fine-tuned."""
     last_rung_alone: bool = False
     """Whether trials are never stopped early."""
+    is_uneven: bool = False
+    """Whether balanced accuracy is measured beside accuracy, because the classes are uneven."""
     name: str = "finetune"
     objectives: tuple[Objective, ...] = (Objective("val_accuracy"),)
     resource: str = "steps"
@@ -146,7 +148,17 @@ class FinetuneTask:
             steps=(rung, self.num_steps, self.warmup_epochs),
             num_workers=self.num_workers,
             versions=(VERSION, find_head(self.head)[0].version),
+            **({"metrics": "balanced_accuracy"} if self.is_uneven else {}),
         )
+
+    def result(self, correct: np.ndarray, setting: str, started_seconds: float) -> Result:
+        """correct: which val images are classified correctly, bool [N]."""
+        accuracy = float(correct.mean())
+        metrics = {"val_accuracy": accuracy, "val_stderr": standard_error(accuracy, len(correct))}
+        if self.is_uneven:
+            balanced, stderr = balanced_accuracy(correct, opened(self.source).dataset.labels("val"))
+            metrics |= {"val_balanced_accuracy": balanced, "val_balanced_stderr": stderr}
+        return Result(metrics, {"setting": setting}, started_seconds, time.time(), pack(correct))
 
     def reads(self, cell: Cell, rung: int) -> Cell:
         """Every training is a trial of its own."""
@@ -160,7 +172,7 @@ class FinetuneTask:
             started = time.time()
             if cell.init == "frozen":
                 _, fitted, _ = self.probe(cell)
-                yield result(fitted.correct, fitted.setting, started)
+                yield self.result(fitted.correct, fitted.setting, started)
             else:
                 yield self.train(cell, rung, checkpoint, started)
 
@@ -172,8 +184,8 @@ class FinetuneTask:
         except Diverged as error:
             log.warning(f"{self.label(cell)}: {error}")
             num_val = len(opened(self.source).dataset.splits["val"])
-            return result(np.zeros(num_val, dtype=bool), f"{setting} diverged", started_seconds)
-        return result(unpack(training.right[str(rung)]), setting, started_seconds)
+            return self.result(np.zeros(num_val, dtype=bool), f"{setting} diverged", started_seconds)
+        return self.result(unpack(training.right[str(rung)]), setting, started_seconds)
 
     def trained(self, cell: Cell, checkpoint: Checkpoint, rung: int) -> CellTraining:
         """The training after so many steps, or after more where its checkpoint has them; in this process."""
@@ -266,10 +278,3 @@ class FinetuneTask:
 def first_labelled(seed: int, num_labels: int, num_train: int) -> int:
     """Where in the train split the labelled images of a seed begin."""
     return seed * num_labels % (num_train - num_labels + 1)
-
-
-def result(correct: np.ndarray, setting: str, started_seconds: float) -> Result:
-    """correct: which val images are classified correctly, bool [N]."""
-    accuracy = float(correct.mean())
-    metrics = {"val_accuracy": accuracy, "val_stderr": standard_error(accuracy, len(correct))}
-    return Result(metrics, {"setting": setting}, started_seconds, time.time(), pack(correct))

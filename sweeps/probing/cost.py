@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ def estimate(task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float
         )
     lines = [
         f"space           {cells}",
-        f"images          {task.num_train:,} train, {task.num_val:,} val, {task.num_classes} classes",
+        *(f"{name:<16}{note}" for name, note in zip_longest(["images"], dataset.notes, fillvalue="")),
         f"forward passes  {least:,.0f} to {most:,.0f}; the grid would be {task.grid_passes:,.0f}",
         f"one pass        {backbone.flops / 1e9:.3g} GFLOP an image, {1000 * seconds:.3g} ms on "
         f"{source.settings.device}",

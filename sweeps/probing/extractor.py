@@ -45,9 +45,14 @@ class Extractor:
         self.backbone = load_backbone(source.backbone, source.settings)
         key = source.key
         self.dataset = load_dataset(
-            source.dataset, self.backbone.image_size, source.data_root, key.split_seed, key.val_fraction
+            source.dataset,
+            self.backbone.image_size,
+            source.data_root,
+            key.split_seed,
+            key.val_fraction,
+            source.reading,
         )
-        if (self.backbone.fingerprint, self.dataset.images.fingerprint) != (key.backbone, key.images):
+        if (self.backbone.fingerprint, self.dataset.images.fingerprint) != (key.backbone, source.images):
             raise ValueError(
                 f"{source.backbone} or {source.dataset} on {socket.gethostname()} is not the one the sweep was "
                 "started with"

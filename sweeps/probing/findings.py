@@ -63,6 +63,20 @@ class Findings:
         """The trials that were fitted on all training images."""
         return [trial for trial in self.tried if trial.state == "finished"]
 
+    @property
+    def more_metrics(self) -> dict[str, float]:
+        """The share of the largest class in val, where classes are uneven; the share of val images that are in train
+        too, where there are some, and the answer's accuracy without them."""
+        labels, metrics = self.task.labels["val"], dict[str, float]()
+        if self.task.is_balanced:
+            metrics["val_majority_share"] = float(np.bincount(labels).max() / len(labels))
+        twins = self.task.twins.get("val", np.zeros(0, dtype=bool))
+        if twins.any():
+            metrics["val_copies_share"] = float(twins.mean())
+        if twins.any() and not twins.all():
+            metrics["val_accuracy_without_copies"] = float(self.answer.result.correct[~twins].mean())
+        return metrics
+
     def first_choice(self, merit: np.ndarray) -> FirstChoice:
         """The first choice of a score, of which higher is better, [blocks, timesteps]."""
         block, timestep = self.task.space.ranked(merit)[0]
@@ -84,7 +98,7 @@ class Findings:
 
 def answer_of(task: ProbeTask, trials: tuple[Trial, ...]) -> Answer:
     """A tie goes to the cell that is cheapest to use."""
-    return choose(task, trials, task.space.cost)
+    return choose(task, trials, task.space.cost, task.weights)
 
 
 def warm_start(task: ProbeTask, screening: Screening) -> list[Cell]:

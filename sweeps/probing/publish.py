@@ -20,6 +20,7 @@ from sweeps.probing.source import with_whole_paths
 from sweeps.search.study import write_study
 from sweeps.search.task import Result, Trial
 
+NOTED = "answer", "images", "without copies", "balanced", "cost"
 FILES = "report.html", "report.txt", "trials.csv", "config.yaml"
 
 
@@ -32,12 +33,13 @@ def publish(
     metrics = {
         **answer.result.metrics,
         **({"raw_pixels_val_accuracy": found.raw_pixels.metrics["val_accuracy"]} if found.raw_pixels else {}),
+        **found.more_metrics,
         "forward_passes": cost.passes,
         "share_of_grid": cost.passes / cost.grid_passes,
         "wall_seconds": cost.wall_seconds,
     }
     figures = sorted((folder / "figures").glob("*.png"))
-    note = "\n\n".join(f"{name} {fact}" for name, fact in text.facts(found).items() if name in ("answer", "cost"))
+    note = "\n\n".join(f"{name} {fact}" for name, fact in text.facts(found).items() if name in NOTED)
     with answered(report):
         (folder / "report.txt").write_text(report, **ANY_LETTER)
         failed = write_page(folder / "report.html", lambda whole: render(page(found, drawn if whole else [], config)))
@@ -77,6 +79,7 @@ def results(found: Findings, config: ModelAndData) -> dict[str, Any]:
         "tied": [as_json(trial) for trial in found.answer.tied],
         "raw_pixels": numbers(found.raw_pixels) if found.raw_pixels else None,
         "cost": asdict(found.cost),
+        "images": list(found.task.notes),
         "blocks": list(found.task.space.block_names),
         "ridge_accuracy": np.where(np.isnan(screened), np.array(None), screened).tolist(),
         "timesteps_at": {

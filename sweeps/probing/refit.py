@@ -59,7 +59,14 @@ class Refit:
         source, setting = self.task.source, str(self.result.params["setting"])
         seeds: dict[str, Any] = {"seed": self.task.seed, "noise_seed": source.key.noise_seed}
         settings = replace(source.settings, compile=False)
-        winner = Winner(source.backbone, **asdict(self.cell), setting=setting, settings=settings, **seeds)
+        winner = Winner(
+            source.backbone,
+            **asdict(self.cell),
+            setting=setting,
+            settings=settings,
+            **seeds,
+            white=self.dataset.images.reading.white,
+        )
         classes = self.dataset.images.classes
         return winner.take(self.head, self.num_train, range(len(classes)), classes)
 
@@ -94,6 +101,7 @@ def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
     labels = {**task.labels, **{split: dataset.labels(split) for split in splits}}
     task = replace(task, labels=labels, sites={cell.timestep: (cell.block,)})
     extractor = Extractor(task.source)
+    extractor.dataset = dataset  # with all that opening its images has shown
     for need in task.needs(cell, task.num_train):
         extractor.ensure(need)
     for split in splits:

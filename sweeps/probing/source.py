@@ -3,14 +3,14 @@
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from ddae.backbones import LIBRARIES, SHIPPED, Backbone, Block, Settings, load_backbone
-from ddae.datasets import DATASETS, Dataset, load_dataset
+from ddae.datasets import DATASETS, Dataset, Reading, load_dataset
 from ddae.features import FeatureKey
 from ddae.nearest import did_you_mean
 from storage.ledger import content_key
@@ -54,6 +54,10 @@ class FeatureSource:
     store: str
     """A folder's absolute path, or an address."""
     key: FeatureKey
+    reading: Reading = field(default_factory=Reading)
+    """How workers read the images, which need not open all of them again."""
+    images: str = ""
+    """Images.fingerprint, by which a worker knows the set; the key may hold the one that version 0.2 knew it by."""
 
     @property
     def ledger(self) -> str:
@@ -80,7 +84,7 @@ def open_source(config: ModelAndData, backbone: Backbone, pooling: int) -> tuple
     """Load the dataset that the flags name, at the network's size. pooling: the largest grid that is to be derived."""
     if is_address(config.store):
         Remote(config.store).check()
-    dataset = load_dataset(config.dataset, backbone.image_size, config.data_root, config.data_seed, VAL_FRACTION)
+    dataset = load_images(config, backbone.image_size)
     source = FeatureSource(
         name=Path(config.dataset).resolve().name or "images",
         backbone=absolute(config.backbone),
@@ -97,8 +101,47 @@ def open_source(config: ModelAndData, backbone: Backbone, pooling: int) -> tuple
             noise_seed=config.data_seed,
             pooling=pooling,
         ),
+        reading=replace(dataset.images.reading, check=False),
+        images=dataset.images.fingerprint,
     )
-    return source, dataset
+    for note in dataset.notes[: 1 if config.check_data else None]:
+        log.warning(f"{config.dataset}: {note}")
+    return as_stored(source, dataset.images.old_fingerprint), dataset
+
+
+def load_images(config: ModelAndData, image_size: int) -> Dataset:
+    """The dataset that the flags name."""
+    check_numbers(config, white=(0, 1e30))
+    reading = Reading(
+        config.label_column, config.group_by, config.white, config.check_data, config.skip_unreadable
+    )  # fmt: skip
+    return load_dataset(config.dataset, image_size, config.data_root, config.data_seed, VAL_FRACTION, reading)
+
+
+def as_stored(source: FeatureSource, old_fingerprint: str) -> FeatureSource:
+    """The source under the name and the fingerprint that the store knows it by: a copy of a folder may be called
+    otherwise, and version 0.2 told folders by the times of their files."""
+    old = replace(source, key=replace(source.key, images=old_fingerprint))
+    is_new = old_fingerprint not in ("", source.key.images)
+    if is_address(source.store) and not is_new:
+        return source
+    for each in (source, old) if is_new else (source,):
+        names = stored_names(each)
+        if names and each is old and source.reading.shown:
+            log.warning(
+                f"{source.store} holds features of {source.dataset} as version 0.2 saw it (now otherwise: "
+                f"{source.reading.shown}); they are extracted again"
+            )
+        elif names:
+            return each if each.name in names else replace(each, name=names[0])
+    return source
+
+
+def stored_names(source: FeatureSource) -> list[str]:
+    """What the store calls the datasets with such features; at an address only the source's own name is looked for."""
+    if is_address(source.store):
+        return [source.name] if "_key.json" in Remote(source.store).names(source.folder()) else []
+    return sorted(path.parent.name for path in Path(source.store).glob(f"*/{Path(source.folder()).name}"))
 
 
 def load_model(config: ModelAndData) -> Backbone:

@@ -56,6 +56,7 @@ def set_up(
     exhaustive: bool = False,
     seed: int = 0,
     views: int = 1,
+    metric: str = "accuracy",
 ) -> Setup:
     """Load the network and the dataset that the flags name, and check every name and number against them.
 
@@ -68,7 +69,19 @@ def set_up(
     source, dataset = open_source(config, backbone, stored_pooling(poolings))
     labels = {split: dataset.labels(split) for split in ("train", "val")}
     rungs = choose_rungs(len(labels["train"]), dataset.num_classes)[-1 if exhaustive else -2 :]
-    task = ProbeTask(source, space, space.sites, labels, dataset.num_classes, rungs, seed, views)
+    task = ProbeTask(
+        source,
+        space,
+        space.sites,
+        labels,
+        dataset.num_classes,
+        rungs,
+        seed,
+        views,
+        dataset.notes,
+        dataset.twins,
+        metric,
+    )
     return Setup(task, backbone, dataset)
 
 
@@ -76,7 +89,7 @@ def set_up_search(config: LayerNoise) -> Setup:
     rules_of(config, (1,))  # wrong rules are found before anything is loaded
     check_search(config.search, config.num_trials, config.round_size)
     exhaustive = config.search == "grid"
-    return set_up(config, config.poolings, config.heads, exhaustive, config.seed, config.views)
+    return set_up(config, config.poolings, config.heads, exhaustive, config.seed, config.views, config.metric)
 
 
 def rules_of(config: LayerNoise, rungs: tuple[int, ...]) -> ScreeningRules:
@@ -166,7 +179,8 @@ class ProbeSweep:
             needs = [Need(t, "train", num_images, blocks) for t, blocks in screening.sites.items()]
             self._begin(f"screen on {num_images:,} images", needs, sum(len(need.blocks) for need in needs))
             with self.progress:
-                screening = screening.after(self.pool.run(self.filling.screen(needs, poolings)).result())
+                answers = self.pool.run(self.filling.screen(needs, poolings)).result()
+                screening = screening.after({need: self.task.counted(right) for need, right in answers.items()})
         return screening
 
     def _begin(self, title: str, needs: list[Need], num_steps: int) -> None:

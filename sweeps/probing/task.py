@@ -3,14 +3,16 @@
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ddae.datasets import is_uneven
 from ddae.heads import find_head
 from ddae.pooling import pool
-from ddae.probe import Fitted, fit_probe, standard_error, to_maps
+from ddae.probe import Fitted, balanced_accuracy, class_weights, fit_probe, standard_error, to_maps
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
 from sweeps.flags import SEEDS
@@ -37,8 +39,13 @@ class ProbeTask:
     seed: int = 0
     views: int = 1
     """How many views of every training image heads are fitted on: the image as it is, then flipped and cropped ones."""
+    notes: tuple[str, ...] = ()
+    """Dataset.notes"""
+    twins: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Dataset.twins"""
+    metric: str = "accuracy"
+    """What chooses: accuracy, or balanced_accuracy."""
     name: str = "layer-noise"
-    objectives: tuple[Objective, ...] = (Objective("val_accuracy"),)
     resource: str = "num_images"
     cells: tuple[Cell, ...] = field(init=False)
     axes: Mapping[str, Axis] = field(init=False)
@@ -61,6 +68,28 @@ class ProbeTask:
     def num_val(self) -> int:
         return len(self.labels["val"])
 
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        return (Objective(f"val_{self.metric}"),)
+
+    @cached_property
+    def is_balanced(self) -> bool:
+        """Whether balanced accuracy is measured beside accuracy: it chooses, or the classes are uneven."""
+        return self.metric == "balanced_accuracy" or is_uneven(
+            np.concatenate([self.labels["train"], self.labels["val"]])
+        )
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """How much each val image counts in the choice, [num_val]; None where all count alike."""
+        return class_weights(self.labels["val"]) if self.metric == "balanced_accuracy" else None
+
+    def counted(self, correct: np.ndarray) -> np.ndarray:
+        """Which of the first training images are right, as they count in the choice: their mean is its metric."""
+        if self.metric == "accuracy":
+            return correct
+        return correct * class_weights(self.labels["train"][: len(correct)])
+
     def resources(self, cell: Cell, rung: int) -> Resources:
         return Resources(num_cpus=1)
 
@@ -73,6 +102,7 @@ class ProbeTask:
             views=self.views,
             seed=self.seed,
             version=find_head(cell.head)[0].version,
+            **({"metrics": ["balanced_accuracy", self.metric]} if self.is_balanced else {}),
         )
 
     def reads(self, cell: Cell, rung: int) -> Hashable:
@@ -98,11 +128,14 @@ class ProbeTask:
 
     def fit(self, cell: Cell, train: "Pooled", val: "Pooled") -> Fitted:
         seen, held_out = ((pooled[cell.pooling], labels) for pooled, labels in (train, val))
-        return fit_probe(cell.head, seen, held_out, self.num_classes, self.seed)
+        return fit_probe(cell.head, seen, held_out, self.num_classes, self.seed, self.weights)
 
     def result(self, fitted: Fitted, started_seconds: float) -> Result:
         accuracy = float(fitted.correct.mean())
         metrics = {"val_accuracy": accuracy, "val_stderr": standard_error(accuracy, len(fitted.correct))}
+        if self.is_balanced:
+            balanced, stderr = balanced_accuracy(fitted.correct, self.labels["val"])
+            metrics |= {"val_balanced_accuracy": balanced, "val_balanced_stderr": stderr}
         return Result(metrics, {"setting": fitted.setting}, started_seconds, time.time(), pack(fitted.correct))
 
     def read(self, cell: Cell, split: str, num_images: int, poolings: set[int] | None = None) -> "Pooled":

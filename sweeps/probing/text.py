@@ -2,8 +2,11 @@
 
 from shlex import quote
 
+import numpy as np
+
 from ddae.label_free import Trust
 from sweeps.cli import aligned
+from sweeps.findings.answer import without_text
 from sweeps.probing.findings import Findings, FirstChoice
 from sweeps.search.task import Result
 
@@ -30,18 +33,20 @@ def report(found: Findings) -> str:
 def sure(found: Findings, newline: bool = False) -> str:
     """How sure the answer is."""
     answer = found.answer
+    by = ", by balanced accuracy" * (found.task.metric == "balanced_accuracy")
     return (
         f"{len(answer.tied)} of the {answer.num_full} cells that were fitted on all images are statistically tied with "
-        f"the best (^)\non val ({found.task.num_val:,} images, paired bootstrap, 95 %); the cheapest of them is the "
-        "answer (*)"
+        f"the best (^)\non val ({found.task.num_val:,} images, paired bootstrap, 95 %{by}); the cheapest of them is "
+        "the answer (*)"
     ).replace("\n", "\n" if newline else " ")
 
 
 def tied_rows(found: Findings) -> list[tuple[str, ...]]:
     """A header, and the cells that are tied with the best, cheapest first; ten, and the best."""
     answer, space = found.answer, found.task.space
+    balanced = ("balanced",) if found.task.is_balanced else ()
     rows: list[tuple[str, ...]] = []
-    rows.append(("", "block", "t", "sigma", "pooling", "head", "val accuracy", "forward", "features"))
+    rows.append(("", "block", "t", "sigma", "pooling", "head", "val accuracy", *balanced, "forward", "features"))
     for trial in [trial for number, trial in enumerate(answer.tied) if number < 10 or trial is answer.best]:
         cell = trial.cell
         rows.append(
@@ -53,6 +58,7 @@ def tied_rows(found: Findings) -> list[tuple[str, ...]]:
                 f"{cell.pooling}x{cell.pooling}",
                 cell.head,
                 accuracy_text(trial.last),
+                *(accuracy_text(trial.last, "balanced_") for _ in balanced),
                 f"{space.block(cell.block).flops_share:.2f}",
                 f"{space.num_features(cell):,}",
             )
@@ -69,6 +75,7 @@ def facts(found: Findings) -> dict[str, str]:
     return {
         "answer": f"{answer.cell.name} ({answer.result.params['setting']}): {accuracy_text(answer.result)} % on val",
         "raw pixels": raw_pixels_text(found),
+        **images_facts(found),
         "without labels": without_labels(found),
         "cells": f"{len(space.cells):,}; screening left {len(space.cells_at(found.screening.sites))}, at t = "
         f"{timesteps}; {len(found.tried)} tried, {stopped} stopped early",
@@ -85,6 +92,22 @@ def raw_pixels_text(found: Findings) -> str:
     beaten = found.answer.result.metrics["val_accuracy"] > found.raw_pixels.metrics["val_accuracy"]
     more = "" if beaten else "; the answer does not beat them"
     return f"{accuracy_text(found.raw_pixels)} % under the same head{more}"
+
+
+def images_facts(found: Findings) -> dict[str, str]:
+    """The dataset, what is left out of it and why, and what val images that are in train do to the answer's number."""
+    summary, *others = found.task.notes or ("",)
+    twins = found.task.twins.get("val", np.zeros(0, dtype=bool))
+    facts = {"images": summary, "to know": "; ".join(others)}
+    if twins.any():
+        facts["without copies"] = without_text(found.answer.result.correct, twins, "val", "train")
+    if found.task.is_balanced:
+        labels = found.task.labels["val"]
+        facts["balanced"] = (
+            f"{accuracy_text(found.answer.result, 'balanced_')} % is the mean of the classes' accuracies; always "
+            f"saying the largest class is right on {100 * np.bincount(labels).max() / len(labels):.1f} % of val"
+        )
+    return {name: fact for name, fact in facts.items() if fact}
 
 
 def without_labels(found: Findings) -> str:
@@ -108,6 +131,7 @@ def lost_text(choice: FirstChoice, found: Findings) -> str:
     return f"{points:.1f} +- {stderr:.1f} points lost under ridge on {found.screening.rules.rounds[0]:,} images"
 
 
-def accuracy_text(result: Result) -> str:
-    """Val accuracy in percent, with its standard error."""
-    return f"{100 * result.metrics['val_accuracy']:.1f} +- {100 * result.metrics['val_stderr']:.1f}"
+def accuracy_text(result: Result, balanced: str = "") -> str:
+    """Val accuracy in percent, with its standard error. balanced: "balanced_" for balanced accuracy."""
+    accuracy, stderr = (result.metrics[f"val_{balanced}{name}"] for name in ("accuracy", "stderr"))
+    return f"{100 * accuracy:.1f} +- {100 * stderr:.1f}"

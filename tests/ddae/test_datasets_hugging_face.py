@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import datasets
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ddae.datasets import load_dataset
+from ddae.datasets import Reading, load_dataset
 
 NAMES = ["cat", "dog", "eel"]
 
@@ -51,9 +52,9 @@ def parquet(folder, **splits):
     return str(folder)
 
 
-def check(name, num_train, num_test, classes=NAMES):
+def check(name, num_train, num_test, classes=NAMES, reading=Reading()):  # noqa: B008
     """Every image has its own label, and the test images are those of the test split if there is one."""
-    images = load_dataset(name, 16).images
+    images = load_dataset(name, 16, reading=reading).images
     assert images.classes == tuple(classes)
     assert (images.num_train, len(images.labels)) == (num_train, num_train + num_test)
     pixels = images.read(np.arange(len(images.labels)))
@@ -130,12 +131,14 @@ def test_several_columns_of_a_type(tmp_path):
     rows = make(30, name="fine_label", image="img")
     more = make(30, name="coarse_label", image="mask").select_columns(["coarse_label", "mask"])
     rows = datasets.concatenate_datasets([rows, more], axis=1)
-    check(save(tmp_path / "set", train=rows), 24, 6)
-    other = rows.rename_column("fine_label", "species")
+    name = save(tmp_path / "set", train=rows)
+    check(name, 24, 6, reading=Reading(label_column="fine_label"))
     with pytest.raises(
-        ValueError, match=r"has 2 label columns among id \(Value\), img \(Image\), species \(ClassLabel\)"
+        ValueError, match=r"has 2 label columns \(fine_label, coarse_label\) among id \(Value\), .* with --label-column"
     ):
-        load_dataset(save(tmp_path / "other", train=other), 16)
+        load_dataset(name, 16)
+    with pytest.raises(ValueError, match=r"label_column='img' is no column .* columns: id \(Value\), img \(Image\)"):
+        load_dataset(name, 16, reading=Reading(label_column="img"))
 
 
 @pytest.mark.parametrize(("column", "what"), [("image", "image"), ("label", "label")])
@@ -165,9 +168,14 @@ def test_a_class_that_is_only_in_test(tmp_path):
 def test_broken_image_is_named(tmp_path, damage):
     rows = make(30).cast_column("image", datasets.Image(decode=False))
     rows = rows.map(lambda row: {"image": damage} if row["id"] == 7 else row)
-    images = load_dataset(save(tmp_path / "set", train=rows.cast_column("image", datasets.Image())), 16).images
+    name = save(tmp_path / "set", train=rows.cast_column("image", datasets.Image()))
+    with pytest.raises(ValueError, match=r"image 7 of .*set cannot be read as an image.*--skip-unreadable"):
+        load_dataset(name, 16)
+    images = load_dataset(name, 16, reading=Reading(skip_unreadable=True)).images
+    assert images.reading.left_out == ("7",) and len(images.labels) == 29
+    assert (images.read(np.arange(29))[:, 0, 8, 8] // 50).tolist() == images.labels.tolist()
     with pytest.raises(ValueError, match=r"image 7 of .*set cannot be read as an image"):
-        images.read(np.arange(30))
+        load_dataset(name, 16, reading=Reading(check=False)).images.read(np.arange(30))
 
 
 def write_metadata(folder):
@@ -191,6 +199,50 @@ def test_images_without_labels(tmp_path):
     picture(0, False).save(tmp_path / "0.png")
     with pytest.raises(ValueError, match=r"has no label columns among image \(Image\)"):
         load_dataset(str(tmp_path), 16)
+
+
+def test_an_archive(tmp_path):
+    write_metadata(tmp_path / "whole")
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set" / "pictures.zip", "w") as archive:
+        for path in (tmp_path / "whole" / "train").glob("*.png"):
+            archive.write(path, f"{NAMES[int(path.stem) % 3]}/{path.name}")
+    with pytest.raises(ValueError, match=r"Its cause: .*; unpack .*pictures.zip, and remove it"):
+        load_dataset(str(tmp_path / "set"), 16)
+
+
+def test_a_split_without_rows(tmp_path):
+    name = parquet(tmp_path / "set", train=make(30), test=make(9))
+    file = tmp_path / "set" / "data" / "test-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+    with pytest.raises(ValueError, match=r"Its cause: .*; remove .*test-00000-of-00001.parquet, which has no rows"):
+        load_dataset(name, 16)
+
+
+def test_which_columns_and_splits_are_used_is_said(tmp_path, caplog):
+    rows = make(30).rename_column("label", "source").add_column("label", [i % 3 for i in range(30)])
+    name = save(tmp_path / "set", train=rows, validation=rows, test=rows.select(range(9)), extra=rows)
+    load_dataset(name, 16)
+    assert "the classes are those of the column label, not those of source" in caplog.text
+    assert "left out the splits validation, extra (no split that is used)" in caplog.text
+
+
+def test_a_label_of_several_numbers(tmp_path):
+    rows = make(30).rename_column("label", "source").add_column("label", [[1, 0]] * 30)
+    with pytest.raises(ValueError, match=r"label is not one number or text an image; .* --label-column"):
+        load_dataset(save(tmp_path / "set", train=rows), 16)
+    check(str(tmp_path / "set"), 24, 6, reading=Reading(label_column="source"))
+
+
+def test_groups_of_a_column_stay_together(tmp_path):
+    rows = make(90).add_column("patient", [i // 6 for i in range(90)])
+    name = save(tmp_path / "set", train=rows)
+    dataset = load_dataset(name, 16, reading=Reading(group_by="patient"))
+    apart = [set(dataset.images.groups[each]) for each in dataset.splits.values()]
+    assert sum(map(len, apart)) == 15 == len(set.union(*apart))
+    assert dataset.images.fingerprint != load_dataset(name, 16).images.fingerprint
+    with pytest.raises(ValueError, match=r"group_by='doctor' is no column of .*; columns: id \(Value\)"):
+        load_dataset(name, 16, reading=Reading(group_by="doctor"))
 
 
 def test_what_is_no_dataset(tmp_path):
@@ -263,3 +315,10 @@ def test_the_hub_out_of_reach():
     ) as error:
         load_dataset("nobody/nothing", 16)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_groups_of_a_column_that_test_lacks(tmp_path):
+    rows = make(30).add_column("patient", [i // 6 for i in range(30)])
+    name = save(tmp_path / "set", train=rows, test=make(9))
+    with pytest.raises(ValueError, match=r"group_by='patient': test of dataset=.* lacks the column"):
+        load_dataset(name, 16, reading=Reading(group_by="patient"))

@@ -57,12 +57,15 @@ DATA = {
     "empty images": (write("*/*.png", b""), "repair or remove the file"),
     "cut images": (write("*/*.png", lambda path: path.read_bytes()[:60]), ".png cannot be read as an image"),
     "32-bit images": (
-        write("*/*.png", lambda path: encoded(np.ones((9, 9), np.float32), "TIFF")),
-        "its white is not known; 8 and 16 bits a channel are read, 32 are not",
+        write("*/*.png", lambda path: encoded(np.full((9, 9), 7, np.float32), "TIFF")),
+        "reach from 7 to 7); give the value of white with --white",
     ),
-    "a link to nothing": (link("cat/x.png", "/nowhere"), "cat/x.png cannot be read (No such file"),
-    "a link to itself": (link("cat/x.png", "x.png"), "cannot be read (Too many levels of symbolic links)"),
-    "a pipe": (lambda f: os.mkfifo(f / "cat" / "x.png"), "cat/x.png is named like an image and is no file; rename or"),
+    "a link to nothing": (link("cat/x.png", "/nowhere"), "cat/x.png cannot be read as an image (No such file"),
+    "a link to itself": (link("cat/x.png", "x.png"), "cannot be read as an image (Too many levels of symbolic links)"),
+    "a pipe": (
+        lambda f: os.mkfifo(f / "cat" / "x.png"),
+        "cat/x.png cannot be read as an image (it is no file); repair or remove",
+    ),
     "folders in a class": (lambda f: (f / "bird" / "photos").mkdir(parents=True), "bird has folders instead of images"),
     "a saved dataset that is none": (write("state.json", b"{"), "Hugging Face does not load it"),
     "unlabelled metadata": (
@@ -71,7 +74,7 @@ DATA = {
     ),
     "metadata of files that are not there": (
         write("metadata.csv", b"file_name,label\ncat/0.png,1\nnope.png,2\n"),
-        "nope.png cannot be read (No such file or directory); mend it, or remove it",
+        "nope.png cannot be read as an image (No such file or directory); repair or remove the file",
     ),
 }
 
@@ -214,7 +217,7 @@ def test_what_an_extractor_meets(tmp_path, tiny_model, images, change_images, ch
         if change:
             change(folder)
     store = tmp_path / "store"
-    config = layer_noise.LayerNoise(str(model), str(images), timesteps=(5,), store=str(store))
+    config = layer_noise.LayerNoise(str(model), str(images), timesteps=(5,), store=str(store), check_data=False)
     task = set_up_search(config).task
     need = Need(5, "train", 4, task.space.block_names)
     with pytest.raises(ValueError, match=expected):

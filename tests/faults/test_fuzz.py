@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ddae.backbones import load_backbone
-from ddae.datasets.images import decode
+from ddae.datasets.pixels import decode
 from sweeps import cli
 from sweeps.flags import ModelAndData
 from sweeps.layer_noise import LayerNoise, main

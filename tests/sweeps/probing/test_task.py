@@ -6,11 +6,13 @@ import pytest
 from ddae.backbones import Block, Settings
 from ddae.features import FeatureKey
 from ddae.heads import HEADS
+from ddae.probe import Fitted
 from sweeps.probing.source import FeatureSource, Need
 from sweeps.probing.space import Cell, Space
 from sweeps.probing.task import ProbeTask
 
 BLOCK = Block("mid", 1, "mid", channels=8, size=4, flops_share=0.25)
+CELL = Cell("mid", 0, 1, "linear")
 KEY = FeatureKey("weights", "images", split_seed=0, val_fraction=0.2, noise_seed=0, pooling=4)
 SOURCE = FeatureSource("digits", "model", "digits", "data", Settings(), "", "store", KEY)
 LABELS = {"train": np.zeros(800, dtype=np.int64), "val": np.zeros(200, dtype=np.int64)}
@@ -94,3 +96,32 @@ def test_mlflow_is_told_a_cell_and_what_follows_from_it():
 def test_a_number_beyond_its_range_is_one_line(name, value, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         task_of(**{name: value})
+
+
+UNEVEN = {"train": np.arange(800) % 8 // 7, "val": np.arange(200) % 8 // 7}
+
+
+def fitted(correct):
+    return Fitted(None, "penalty=1", correct, None)
+
+
+def test_even_classes_keep_their_keys_and_columns():
+    task, cell = replace(task_of(), labels={"train": np.arange(800) % 2, "val": np.arange(200) % 2}), CELL
+    assert task.key(cell, 800) == task_of().key(cell, 800)
+    assert list(task.result(fitted(np.ones(200, bool)), 0).metrics) == ["val_accuracy", "val_stderr"]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
+def test_uneven_classes_are_measured_by_balanced_accuracy_too(metric):
+    task = replace(task_of(metric=metric), labels=UNEVEN)
+    assert task.key(CELL, 800) != task_of().key(CELL, 800)
+    result = task.result(fitted(UNEVEN["val"] == 0), 0)
+    assert result.metrics["val_accuracy"] == 0.875 and result.metrics["val_balanced_accuracy"] == 0.5
+    assert task.objectives[0].merit(result) == (0.875 if metric == "accuracy" else 0.5)
+    right = task.counted(UNEVEN["train"] == 0)
+    assert right.mean() == pytest.approx(0.875 if metric == "accuracy" else 0.5)
+
+
+def test_what_chooses_is_part_of_the_key():
+    tasks = [replace(task_of(metric=metric), labels=UNEVEN) for metric in ("accuracy", "balanced_accuracy")]
+    assert len({task.key(CELL, 800) for task in tasks}) == 2

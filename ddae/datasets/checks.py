@@ -1,0 +1,104 @@
+"""What a person should know of a dataset before anything is computed of it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ddae.datasets.images import Images
+
+NUM_SEEN = 256
+"""How many training images tell whether they are all alike."""
+ALIKE, FEW_SHADES = 2.0, 32
+"""Grey values, of 255, below which images hardly differ, and between which they hardly show anything."""
+UNEVEN = 2
+"""Classes are uneven where the largest has so many times the images of the smallest."""
+MAX_NUMBERS = 2**24
+"""Pixels and channels of all of them, so that large images fit in memory."""
+MAX_NAMES = 12
+"""More classes are not listed."""
+
+
+def summary(images: Images, splits: Mapping[str, np.ndarray]) -> str:
+    """The classes, and the number of images in each split."""
+    names = images.classes[:MAX_NAMES]
+    more = f" and {len(images.classes) - MAX_NAMES:,} more" * (len(images.classes) > MAX_NAMES)
+    train, val, test = (f"{len(splits[split]):,} {split}" for split in ("train", "val", "test"))
+    official = "" if images.has_own_test else "; there are no official test images, so a fifth of every class is test"
+    return f"{len(images.classes):,} classes ({', '.join(names)}{more}); {train}, {val} and {test} images{official}"
+
+
+def find_twins(images: Images, splits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Which val images have the very pixels of a training image, and which test images those of a training or val
+    image, bool [n]; empty where the images were not all opened."""
+    if not images.digests:
+        return {}
+    digests = {split: np.array(images.digests)[rows] for split, rows in splits.items()}
+    known = np.concatenate([digests["train"], digests["val"]])
+    return {"val": np.isin(digests["val"], digests["train"]), "test": np.isin(digests["test"], known)}
+
+
+def notes_of(images: Images, splits: Mapping[str, np.ndarray], twins: Mapping[str, np.ndarray]) -> list[str]:
+    """What a person should know of the images in the splits, a line each."""
+    notes = [*_twin_notes(images, twins), *_alike_notes(images, splits)]
+    for split in ("val", "test"):
+        if lost := np.setdiff1d(images.labels, images.labels[splits[split]]).tolist():
+            names = ", ".join(images.classes[label] for label in lost[:MAX_NAMES])
+            notes.append(f"{split} has no image of {len(lost):,} classes ({names}{', ...' * (len(lost) > MAX_NAMES)})")
+    if images.groups is not None and images.has_own_test:
+        seen, held_out = images.groups[: images.num_train], images.groups[images.num_train :]
+        if shared := len(np.intersect1d(seen, held_out)):
+            notes.append(f"{shared:,} groups are in train and in test, as the set itself splits them")
+    counts = np.bincount(images.labels)
+    if is_uneven(images.labels):
+        notes.append(
+            f"the classes are uneven, of {counts.min():,} to {counts.max():,} images: always saying "
+            f"{images.classes[counts.argmax()]} is right on {counts.max() / counts.sum():.1%}, so balanced accuracy is "
+            "given beside accuracy; --metric balanced_accuracy chooses by it"
+        )
+    return notes
+
+
+def is_uneven(labels: np.ndarray) -> bool:
+    _, counts = np.unique(labels, return_counts=True)
+    return bool(counts.max() >= UNEVEN * counts.min())
+
+
+def _twin_notes(images: Images, twins: Mapping[str, np.ndarray]) -> list[str]:
+    found = [
+        f"{twins[split].sum():,} of {len(twins[split]):,} {split} images are in {others} too"
+        for split, others in (("val", "train"), ("test", "train or val"))
+        if split in twins and twins[split].any()
+    ]
+    if not found:
+        return []
+    first: dict[str, int] = {}
+    contradicted = {
+        d for d, label in zip(images.digests, images.labels, strict=True) if first.setdefault(d, label) != label
+    }
+    more = f"; {len(contradicted):,} of the pictures have several labels" if contradicted else ""
+    return [
+        f"{' and '.join(found)}, pixel by pixel, which rewards memory: accuracies are given without them as well"
+        f"{more}; remove the copies"
+    ]
+
+
+def _alike_notes(images: Images, splits: Mapping[str, np.ndarray]) -> list[str]:
+    """They look at what the network sees, at its size."""
+    numbers = images.read(splits["train"][:1]).numel()
+    seen = images.read(splits["train"][: max(8, min(NUM_SEEN, MAX_NUMBERS // numbers))]).float()
+    low, high = (float(np.quantile(seen.numpy(), share)) for share in (0.001, 0.999))
+    apart = float(seen.std(0, correction=0).mean())
+    if apart < ALIKE:
+        return [
+            f"the images are all alike to the network: {len(seen)} of them differ by {apart:.1f} of 255 grey values at "
+            f"{seen.shape[-1]} x {seen.shape[-1]} pixels; look at them, or give --white"
+        ]
+    if high - low < FEW_SHADES:
+        return [
+            f"the images are nearly constant to the network: {len(seen)} of them lie between {low:.0f} and {high:.0f} "
+            "of 255; look at them, or give --white"
+        ]
+    flat = int((seen.flatten(2).std(2, correction=0).amax(1) < ALIKE).sum())
+    if flat > 0.9 * len(seen):
+        return [f"{flat} of {len(seen)} training images that were looked at have one colour all over; look at them"]
+    return []
