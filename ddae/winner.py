@@ -202,15 +202,11 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
         """Checked, as are the timestep and the pooling."""
         network = self._network()
         check_timestep(network, self.timestep)
-        for block in network.blocks:
-            if self.block in (block.name, block.alias):
-                if not 1 <= self.pooling <= block.size:
-                    raise ValueError(
-                        f"pooling={self.pooling} must be 1 or more, and {block.size} at most in {block.name}"
-                    )
-                return block
-        names = ", ".join(block.name for block in network.blocks)
-        raise ValueError(f"block={self.block!r} is not in this backbone; it has: {names}")
+        names = {block.alias: block.name for block in network.blocks if block.alias}
+        block = network.block(names.get(self.block, self.block))
+        if not 1 <= self.pooling <= block.size:
+            raise ValueError(f"pooling={self.pooling} must be 1 or more, and {block.size} at most in {block.name}")
+        return block
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

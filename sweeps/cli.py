@@ -31,7 +31,6 @@ REMEDIES = {
     errno.EMFILE: "raise the number of files that a process may open (ulimit -n 4096)",
     errno.ENFILE: "the machine has too many files open",
     errno.ENAMETOOLONG: "give a shorter path with --out or --store",
-    errno.ENOENT: "give a folder that is there",
 }
 """What to do about an error of the machine."""
 
@@ -58,7 +57,8 @@ def _run(main: Callable[[Config], None], config_class: type[Config], description
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             fail(f"{error.filename or 'the sweep'}: its disk is full; make room, and the same command goes on")
         remedy = REMEDIES.get(error.errno or 0, "allow it, or name other folders with --out and --store")
-        fail(f"{error.filename}: {str(error.strerror).lower()}; {remedy}" if error.filename else f"{error}; {remedy}")
+        what = f"{error.filename}: {str(error.strerror).lower()}" if error.filename else str(error)
+        fail(f"{what}; {remedy}" if error.errno else what)  # errors of buckets say themselves what to do
     except Incomplete as error:
         fail(str(error), 3)
     except ValueError as error:

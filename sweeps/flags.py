@@ -26,7 +26,8 @@ class ModelAndData:
     """A name (fashion-mnist-8k ships with the package; README lists the others), a folder with one sub-folder of images
     a class, a folder that Hugging Face datasets reads, or a hub id `owner/name[@revision]`."""
     blocks: tuple[str, ...] = ()
-    """Names of blocks, for example `mid up.1.0`, or the papers', `out_7` or `b24`; all of them if not given."""
+    """Names of blocks, for example `mid up.1.0`, or the papers', `out_7` or `b24`; all of them if not given. Or
+    modules by paths and patterns, as `*.attn1.to_q`: queries, keys and hidden units are often better than blocks."""
     timesteps: tuple[int, ...] = ()
     """Noise levels in the model's own counting: 0 to 999 for most, 1 to 18 for EDM. By default up to nine of them."""
     data_seed: int = 0

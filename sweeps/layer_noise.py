@@ -57,6 +57,8 @@ class LayerNoise(ModelAndData):
     """Decides what is tried, and how heads begin."""
     list_blocks: bool = False
     """Print the model's blocks, and stop."""
+    all: bool = False
+    """With --list-blocks: every module that returns a map of the image, by the path that --blocks takes."""
     sync: tuple[Path, ...] | None = None
     """Log finished sweeps to MLFLOW_TRACKING_URI, and stop: the folders that are named here, or all in --out."""
 
@@ -87,7 +89,7 @@ def main(config: LayerNoise) -> None:
     from sweeps.probing import sweep as probing
 
     if config.list_blocks:
-        print(probing.list_blocks(config))
+        print(probing.list_blocks(config, config.all))
         return
     setup = probing.set_up_search(config)
     if config.dry_run:

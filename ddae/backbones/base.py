@@ -175,9 +175,29 @@ class Backbone:
         memory_format = torch.channels_last if self.settings.channels_last else torch.preserve_format
         self.network.to(device=self.settings.device, memory_format=memory_format)  # type: ignore[call-overload]
         self.network.eval().requires_grad_(False)
+        self.strict = {spec.name for spec in self.specs}
+        self._find_blocks()
+
+    def _find_blocks(self) -> None:
         self.modules = {spec.name: self.network.get_submodule(spec.module) for spec in self.specs}
         self.blocks, self.flops = self._trace()
         self.modules = {block.name: self.modules[block.name] for block in self.blocks}
+
+    def add_modules(self, paths: Iterable[str]) -> None:
+        """Makes modules blocks under their paths in the network, as far as they return a map of the image."""
+        known = {spec.name for spec in self.specs}
+        there = {path for path, _ in self.network.named_modules() if path}
+        new = [path for path in dict.fromkeys(paths) if path in there - known]
+        if new:
+            self.specs += tuple(BlockSpec(path, 0, path) for path in new)
+            self._find_blocks()
+
+    def block(self, name: str) -> Block:
+        """A block by its name, or any module by its path. Raises ValueError if there is none, or no map of it."""
+        self.add_modules([name])
+        if name not in self.modules:
+            raise ValueError(f"block={name!r} is not in this backbone; it has: {', '.join(self.modules)}")
+        return next(block for block in self.blocks if block.name == name)
 
     @property
     def image_size(self) -> int:
@@ -207,9 +227,8 @@ class Backbone:
         noise: None for images as they are. reduce is applied as soon as a map exists, so that full maps need not be
         held together.
         """
-        missing = [name for name in blocks if name not in self.modules]
-        if missing:
-            raise ValueError(f"block={missing[0]!r} is not in this backbone; it has: {', '.join(self.modules)}")
+        for name in blocks:
+            self.block(name)
         x_t = x0 if noise is None else self.noised(x0, noise, timestep)
         return self.capture(x_t, timestep, blocks, reduce)
 
@@ -235,7 +254,7 @@ class Backbone:
         captured: dict[str, Tensor] = {}
 
         def keep(name: str, output: object) -> None:
-            captured[name] = reduce(self.to_map(output))
+            captured[name] = reduce(self._map(output))
             if name == wanted[-1]:
                 raise _DeepestReached
 
@@ -252,7 +271,7 @@ class Backbone:
 
         def run(wanted: tuple[str, ...], inputs: dict[str, Any], reduce: Reduce) -> dict[str, Tensor]:
             self.network(**inputs)
-            return {name: reduce(self.to_map(aside[name])) for name in wanted}
+            return {name: reduce(self._map(aside[name])) for name in wanted}
 
         compiled = torch.compile(run)
 
@@ -281,6 +300,15 @@ class Backbone:
             for handle in hooks:
                 handle.remove()
 
+    def _map(self, output: Any) -> Tensor:
+        """The map [N, C, S, S] in what a module returns. Raises TypeError if there is none."""
+        map = self.to_map(output)
+        if map.ndim == 3 and math.isqrt(map.shape[1]) ** 2 == map.shape[1]:
+            map = token_grid(map)
+        if map.ndim != 4 or map.shape[-1] != map.shape[-2]:
+            raise TypeError(f"{list(map.shape)} is no map of an image")
+        return map
+
     @torch.no_grad()
     def _trace(self) -> tuple[tuple[Block, ...], int]:
         """Finds shapes and floating-point operations by a pass of one image: on the meta device, without
@@ -292,7 +320,11 @@ class Backbone:
             seen: dict[str, tuple[Tensor, int]] = {}
 
             def keep(name: str, output: object) -> None:
-                seen.setdefault(name, (self.to_map(output), counter.get_total_flops()))
+                try:
+                    seen.setdefault(name, (self._map(output), counter.get_total_flops()))
+                except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+                    if name in self.strict:
+                        raise
 
             with FlopCounterMode(display=False) as counter, self._hooked(self.modules, keep):
                 run()
@@ -318,7 +350,9 @@ def run_on_meta(network: nn.Module, inputs: dict[str, Any], args: tuple = ()) ->
     with a copy that shares its tensors."""
     state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     twin = copy.deepcopy(network, {id(tensor): tensor for tensor in state.values()})
-    return functional_call(twin, {name: tensor.to("meta") for name, tensor in state.items()}, args, inputs)
+    on_meta = {name: tensor.to("meta") for name, tensor in state.items()}
+    in_float32 = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in on_meta.items()}
+    return functional_call(twin, in_float32, args, inputs)
 
 
 class _DeepestReached(Exception):

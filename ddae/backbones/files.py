@@ -1,15 +1,18 @@
 """Finds the files of a model, here or on the hub, and loads networks of diffusers from them."""
 
 import hashlib
+import itertools
 import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from ddae.nearest import did_you_mean
 
@@ -18,6 +21,9 @@ SHIPPED = {"ddpm-fashion-mnist": Path(__file__).parents[1] / "assets" / "ddpm-fa
 
 CONFIGURATION = (".json", ".txt", ".model")
 """Suffixes of options and vocabularies."""
+
+VARIANTS = "fp16", "bf16"
+"""Half-precision variants of weights, as their files are called."""
 
 WEIGHTS = (".safetensors", ".bin")
 """Suffixes of weights; the first that exists is read, because repositories keep the same tensors in several formats."""
@@ -51,9 +57,9 @@ def hub_snapshot(name: str, parts: Callable[[Path], list[tuple[str, str]]] | Non
     configuration = [f"*{suffix}" for suffix in CONFIGURATION]
     folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=configuration))
     for part, stem in (parts or diffusers_parts)(folder):
-        for suffix in WEIGHTS:
+        for infix, suffix in itertools.product(("", *VARIANTS), WEIGHTS):
             if not weights(folder, part, stem):
-                patterns = [str(Path(part, file)) for file in (f"{stem}{suffix}", f"{stem}-*-of-*{suffix}")]
+                patterns = [str(Path(part, file)) for file in names_of(stem, infix, suffix)]
                 snapshot_download(repo, revision=folder.name, allow_patterns=patterns)
     return folder
 
@@ -66,20 +72,33 @@ def subfolder(folder: Path, *names: str) -> Path:
 
 def diffusers_parts(folder: Path) -> list[tuple[str, str]]:
     """(sub-folder, stem of its weight files) for every network that is loaded from a diffusers folder."""
-    names = ["unet", "transformer", "vae"]
-    if model_class(folder) == "StableDiffusionPipeline":
-        names.append("text_encoder")
+    names = ["unet", "transformer", "decoder", "prior", "vae", "movq", "vqvae"]
+    names += sorted(path.name for path in folder.glob("*_encoder*") if path.is_dir())
     found = [(name, "*model") for name in names if (folder / name / "config.json").exists()]
     return found + [("", "diffusion_pytorch_model")] * (folder / "config.json").exists()
 
 
 def weights(folder: Path, part: str, stem: str) -> list[Path]:
-    """The weight files of a part in the format that is read, without half-precision and other variants."""
-    for suffix in WEIGHTS:
-        patterns = f"{stem}{suffix}", f"{stem}-*-of-*{suffix}"
-        if files := sorted(file for pattern in patterns for file in (folder / part).glob(pattern)):
-            return files
+    """The weight files of a part in the format that is read: without a variant, or in half precision where there is
+    nothing else."""
+    for infix in ("", *VARIANTS):
+        for suffix in WEIGHTS:
+            patterns = names_of(stem, infix, suffix)
+            if files := sorted(file for pattern in patterns for file in (folder / part).glob(pattern)):
+                return files
     return []
+
+
+def names_of(stem: str, infix: str, suffix: str) -> list[str]:
+    """How the files of a variant are called: whole, or in parts, as diffusers numbers them now and did before."""
+    if not infix:
+        return [f"{stem}{suffix}", f"{stem}-*-of-*{suffix}"]
+    return [f"{stem}.{infix}{suffix}", f"{stem}.{infix}-*-of-*{suffix}", f"{stem}-*-of-*.{infix}{suffix}"]
+
+
+def variant(files: list[Path]) -> str | None:
+    """The variant that these weight files are, in their names."""
+    return next((infix for infix in VARIANTS if files and f".{infix}" in files[0].name), None)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -93,24 +112,38 @@ def read_json(path: Path) -> dict[str, Any]:
     return config
 
 
-def load_network(network_class: Any, folder: Path) -> Any:
-    """Loads a diffusers model in float32.
+def load_network(network_class: Any, folder: Path, precision: str = "float32") -> Any:
+    """Loads a diffusers model: weights that are stored in the half precision that the network is run in stay in it, but
+    for its norms; all others become float32.
 
     Raises ValueError if a weight is missing; diffusers itself would only warn, and leave it uninitialised.
     """
-    safe = any(file.suffix == WEIGHTS[0] for file in weights(folder, "", "diffusion_pytorch_model"))
-    options = {"dtype": torch.float32, "use_safetensors": safe, "output_loading_info": True}
+    files = weights(folder, "", "diffusion_pytorch_model")
+    dtype = getattr(torch, precision) if files and stored_in(files[0]) == precision else torch.float32
+    safe = any(file.suffix == WEIGHTS[0] for file in files)
+    options = {"dtype": dtype, "use_safetensors": safe, "output_loading_info": True, "variant": variant(files)}
     try:
         with quiet():
             network, found = network_class.from_pretrained(folder, **options)
     except Exception as error:  # diffusers passes on errors of every class
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split()).split(" If you want")[0][:300]
         raise ValueError(
             f"{folder} cannot be loaded as a {network_class.__name__} ({type(error).__name__}: {reason}); "
             "look at its files, or fetch them again"
         ) from error
     check_whole(found, folder)
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            module.float()
     return network
+
+
+def stored_in(file: Path) -> str:
+    """The precision of the first tensor in a file of weights; empty if it cannot be read, or its format does not say."""
+    with suppress(OSError, SafetensorError, ValueError), safe_open(file, "pt") as tensors:
+        first, *_ = tensors.keys()
+        return str(tensors.get_tensor(first).dtype).removeprefix("torch.")
+    return ""
 
 
 @contextmanager
@@ -175,10 +208,16 @@ def model_class(folder: Path) -> str:
     raise ValueError(f"{folder} is not a diffusers folder: it has neither model_index.json nor config.json")
 
 
+def known_text(folder: Path) -> bool:
+    """Whether the text is encoded here; of other pipelines, what the network is given is hashed instead."""
+    return model_class(folder) == "StableDiffusionPipeline"
+
+
 def model_files(folder: Path) -> list[Path]:
     """All files that decide what a diffusers folder computes: configuration and weights."""
     configuration = [file for file in folder.rglob("*") if file.suffix in CONFIGURATION]
-    return sorted(configuration + [file for part in diffusers_parts(folder) for file in weights(folder, *part)])
+    parts = [(part, stem) for part, stem in diffusers_parts(folder) if "_encoder" not in part or known_text(folder)]
+    return sorted(configuration + [file for part in parts for file in weights(folder, *part)])
 
 
 def file_digest(path: Path) -> bytes:

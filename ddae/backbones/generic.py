@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ddae.backbones.base import Backbone, BlockSpec, Encoder, Pixels, Settings, token_grid
-from ddae.backbones.files import first_line, load_network, model_class, quiet, read_json, subfolder
+from ddae.backbones.files import first_line, load_network, model_class, quiet, read_json, subfolder, variant, weights
 from ddae.backbones.pipelines import DECODERS, Tracer, has_text_encoder, output_of
 from ddae.backbones.schedules import make_scheduler, noise_of
 from ddae.backbones.traced import PipelineInputs
@@ -48,7 +48,7 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     import diffusers
 
     path, name = subfolder(folder, *NETWORK_FOLDERS), network_class(folder)
-    network = load_network(getattr(diffusers, name), path)
+    network = load_network(getattr(diffusers, name), path, settings.precision)
     kind = pipeline_class(folder, network)
     try:
         return make_backbone(network, kind, folder, fingerprint, settings)
@@ -170,10 +170,16 @@ def make_pipeline(kind: Any, folder: Path, given: dict[str, Any]) -> Any:
             if isinstance(value, list) and all(isinstance(word, str | None) for word in value) and len(value) == 2
             if name not in given and not (folder / name).is_dir()
         ]
+        texts = [weights(folder, name, "*model") for name in index if "_encoder" in name]
         unused = [name for name in ("safety_checker", "watermarker") if name in index]
         with quiet():
             return kind.from_pretrained(
-                folder, **given, **dict.fromkeys([*absent, *unused]), dtype=torch.float32, local_files_only=True
+                folder,
+                **given,
+                **dict.fromkeys([*absent, *unused]),
+                dtype=torch.float32,
+                local_files_only=True,
+                variant=next(filter(None, map(variant, texts)), None),
             )
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
     needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
@@ -230,6 +236,7 @@ def watch_joins(network: nn.Module, specs: tuple[BlockSpec, ...], inputs: dict[s
 
     def leave(module: nn.Module, given: tuple, output: object) -> None:
         joins.inside -= 1
+        joins.look(output)
 
     blocks = [network.get_submodule(spec.module) for spec in specs]
     hooks = [network.register_forward_pre_hook(begin)]
@@ -250,8 +257,8 @@ class Joins(TorchDispatchMode):
     def __init__(self, num_patches: int):
         super().__init__()
         self.num_patches, self.inside = num_patches, 0
-        self.starts: dict[tuple[int, int, int], int] = {}
-        """Where the image starts in joined sequences, by the axis of tokens in [N, T, C] or [T, N, C], T and C."""
+        self.starts: dict[tuple[int, int], int] = {(1, num_patches): 0}
+        """Where the image starts in sequences, by the axis of tokens in [N, T, C] or [T, N, C], and their number T."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -260,9 +267,20 @@ class Joins(TorchDispatchMode):
             lengths = [part.shape[axis] for part in args[0] if part.ndim == output.ndim]
             if axis < output.ndim - 1 and self.num_patches in lengths:
                 check_one(lengths.count(self.num_patches), self.num_patches)
-                key = 1 if output.ndim == 2 else axis, sum(lengths), output.shape[-1]
+                key = (1 if output.ndim == 2 else axis), sum(lengths)
                 self.starts[key] = sum(lengths[: lengths.index(self.num_patches)])
         return output
+
+    def look(self, output: Any) -> None:
+        """Assumes that the image stands last in what a block returns, where no join says where it is."""
+        shapes = [leaf.shape for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.ndim == 3]
+        if not any((axis, shape[axis]) in self.starts for shape in shapes for axis in (0, 1)):
+            longer = [shape[1] for shape in shapes if shape[1] > self.num_patches]
+            if longer:
+                self.starts[1, min(longer)] = min(longer) - self.num_patches
+                logger.warning(
+                    "assuming that the image's %d tokens stand last of %d", self.num_patches, min(longer)
+                )  # fmt: skip
 
 
 def check_one(num_sequences: int, num_patches: int) -> None:
@@ -273,20 +291,18 @@ def check_one(num_sequences: int, num_patches: int) -> None:
 
 def image_tokens(side: int, joins: Joins) -> Callable[[Any], Tensor]:
     """Makes a function that arranges what a block returns as a map [N, C, side, side]. Of several tensors it takes the
-    one with a token for each patch; if text and image are one sequence, the image starts where it was joined, and
-    otherwise stands last."""
+    one with a token for each patch; if text and image are one sequence, the image starts where it was joined."""
 
     def to_map(output: Any) -> Tensor:
-        tokens = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.ndim == 3]
-        tokens = [leaf.transpose(0, 1) if (0, len(leaf), leaf.shape[-1]) in joins.starts else leaf for leaf in tokens]
-        images = [leaf for leaf in tokens if leaf.shape[1] >= side**2]
+        leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.ndim == 3]
+        tokens = [leaf.transpose(0, 1) if (0, len(leaf)) in joins.starts else leaf for leaf in leaves]
+        images = [leaf for leaf in tokens if {(0, leaf.shape[1]), (1, leaf.shape[1])} & joins.starts.keys()]
         if not images:
             raise TypeError(f"a block returns no tokens of {side} x {side} patches")
         sequence = min(images, key=lambda leaf: leaf.shape[1])
         check_one(sum(leaf.shape[1] == side**2 for leaf in images), side**2)
-        length, channels = sequence.shape[1:]
-        axis = next((axis for axis in (0, 1) if (axis, length, channels) in joins.starts), 1)
-        start = joins.starts.get((axis, length, channels), length - side**2)
+        length = sequence.shape[1]
+        start = joins.starts.get((1, length), joins.starts.get((0, length), 0))
         return token_grid(sequence[:, start : start + side**2])
 
     return to_map

@@ -200,7 +200,8 @@ def output_of(network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
             name: child[:1] if isinstance(child, nn.ModuleList) and name.endswith(("blocks", "layers")) else child
             for name, child in network.named_children()
         }
-        with torch.autocast("cpu", enabled=network.dtype != torch.float32):
+        dtype: Any = network.dtype
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             return short(*args, **kwargs)
 
 

@@ -41,7 +41,7 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     is up_blocks.1.attentions.1. Timesteps are 0..999."""
     from diffusers import UNet2DConditionModel
 
-    unet = load_network(UNet2DConditionModel, folder / "unet")
+    unet = load_network(UNet2DConditionModel, folder / "unet", settings.precision)
     for condition in ("addition_embed_type", "class_embed_type", "num_class_embeds"):
         if unet.config[condition] is not None:
             raise ValueError(f"{folder}/unet wants more than a text ({condition}), which is not supported yet")

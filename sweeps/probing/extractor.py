@@ -57,7 +57,6 @@ class Extractor:
                 f"{source.backbone} or {source.dataset} on {socket.gethostname()} is not the one the sweep was "
                 "started with"
             )
-        self.blocks = {block.name: block for block in self.backbone.blocks}
         self.passes, self.num_encoded = 0.0, 0
         self._described: set[tuple[int, int]] = set()
 
@@ -96,7 +95,7 @@ class Extractor:
     def read(self, need: Need, block: str) -> Tensor:
         """float32 [num_images, C, g, g] from the store. Raises LookupError where it lacks some."""
         shards = self.store.read(self.source.column(need, block), need.num_images)
-        return to_maps(shards, self.blocks[block].channels)
+        return to_maps(shards, self.backbone.block(block).channels)
 
     def labels(self, need: Need) -> Tensor:
         """int64 [num_images]."""
@@ -121,7 +120,7 @@ class Extractor:
         key = replace(self.source.key, draw=need.draw, view=need.view)
         encoded = self.latents(need.split, need.view, start, stop) if self.source.encoder else None
         features = extract(self.backbone, self.dataset, rows, need.timestep, blocks, key, encoded=encoded)
-        self.passes += len(rows) * max(self.blocks[block].flops_share for block in blocks)
+        self.passes += len(rows) * max(self.backbone.block(block).flops_share for block in blocks)
         columns = [self.source.column(need, block) for block in features]
         with ThreadPoolExecutor(len(columns)) as together:  # a store at an address answers late
             list(together.map(self.store.write, columns, repeat(start), features.values()))

@@ -129,9 +129,12 @@ def finished_report(config: LayerNoise, task: ProbeTask) -> str | None:
     return (folder / "report.txt").read_text(encoding="utf-8") if same else None
 
 
-def list_blocks(config: ModelAndData) -> str:
-    """What the model holds."""
-    return cost.block_table(load_model(config))
+def list_blocks(config: ModelAndData, every_module: bool = False) -> str:
+    """What the model holds: its blocks, or every module that returns a map of the image."""
+    backbone = load_model(config)
+    if every_module:
+        backbone.add_modules(path for path, _ in backbone.network.named_modules())
+    return cost.block_table(backbone)
 
 
 def estimate(config: LayerNoise, setup: Setup) -> str:

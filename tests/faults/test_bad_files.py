@@ -158,7 +158,7 @@ MODELS = {
         tensors(lambda s: {k: v for k, v in s.items() if k != TENSOR}),
         "lacks 1 weights that its config.json calls for",
     ),
-    "another shape": (tensors(lambda s: {**s, TENSOR: torch.ones(2)}), "size mismatch for mid_block.resnets.0.conv1"),
+    "another shape": (tensors(lambda s: {**s, TENSOR: torch.ones(2)}), "mid_block.resnets.0.conv1"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "look at its files, or fetch them again"),
     "cut": (
         write(WEIGHTS, lambda path: path.read_bytes()[:999]),

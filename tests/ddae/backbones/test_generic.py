@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ddae.backbones import Settings, load_backbone
 from ddae.backbones.base import Pixels
@@ -137,3 +138,43 @@ def test_what_cannot_be_run(tmp_path):
     (tmp_path / "elsewhere").rename(tmp_path / "vae")
     with pytest.raises(ValueError, match=r"model is a SD3\w+, and StableDiffusion3Pipeline does not say how to run it"):
         load_backbone(folder, Settings(image_size=17))
+
+
+@torch.no_grad()
+def test_any_module_is_a_block_by_its_path(tmp_path):
+    FOLDERS["FluxPipeline"](tmp_path)
+    backbone = load_backbone(str(tmp_path), Settings(image_size=32))
+    names = [block.name for block in backbone.blocks]
+    x_t = torch.randn(2, *backbone.encoder.shape)
+    query, whole = "transformer_blocks.1.attn.to_q", "block.1"
+    before = backbone.capture(x_t, 250, [whole], lambda map: map)[whole]
+    block = backbone.block(query)
+    assert (block.channels, block.size) == (16, 8) and 0 < block.flops_share < 1
+    maps = backbone.activations(x_t, None, 250, [query, whole])
+    assert torch.equal(maps[whole], before)
+    kept = []
+    backbone.network.get_submodule(query).register_forward_hook(lambda module, inputs, output: kept.append(output))
+    backbone.network(**backbone.inputs(x_t, 250))
+    assert torch.equal(maps[query], kept[0].transpose(1, 2).unflatten(2, (8, 8)))
+    assert [block.name for block in backbone.blocks if block.name in names] == names
+    for text in ("transformer_blocks.1.attn.add_q_proj", "time_text_embed", "nothing.there"):
+        with pytest.raises(ValueError, match=rf"block='{text}' is not in this backbone; it has: "):
+            backbone.block(text)
+
+
+def test_weights_of_one_half_precision_alone_are_found_and_stay_in_it(tmp_path):
+    FOLDERS["StableDiffusion3Pipeline"](tmp_path)
+    whole = load_backbone(str(tmp_path), Settings(precision="float16"))
+    for folder in ("transformer", "vae"):
+        [file] = (tmp_path / folder).glob("*.safetensors")
+        half = {name: tensor.half() for name, tensor in load_file(file).items()}
+        save_file(half, file.with_name("diffusion_pytorch_model.fp16.safetensors"), {"format": "pt"})
+        file.unlink()
+    half = load_backbone(str(tmp_path), Settings(precision="float16"))
+    assert half.network.transformer_blocks[0].attn.to_q.weight.dtype == torch.float16
+    assert next(half.encoder.vae.parameters()).dtype == torch.float32
+    upcast = load_backbone(str(tmp_path))
+    assert {tensor.dtype for tensor in upcast.network.parameters()} == {torch.float32}
+    x_t, name = torch.randn(1, *half.encoder.shape), half.blocks[-1].name
+    ours, theirs = (each.capture(x_t, 250, [name], lambda map: map)[name].float() for each in (half, whole))
+    assert (ours - theirs).norm() < 0.02 * theirs.norm()
