@@ -139,7 +139,7 @@ def load_network(network_class: Any, folder: Path, precision: str = "float32") -
 
 
 def stored_in(file: Path) -> str:
-    """The precision of the first tensor in a file of weights; empty if it cannot be read, or its format does not say."""
+    """The precision of the first tensor in a file of weights; empty if that cannot be read."""
     with suppress(OSError, SafetensorError, ValueError), safe_open(file, "pt") as tensors:
         first, *_ = tensors.keys()
         return str(tensors.get_tensor(first).dtype).removeprefix("torch.")
