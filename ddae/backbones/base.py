@@ -62,7 +62,8 @@ class Settings:
 
     device: str = "cpu"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Used for the operations that autocast considers safe in it; weights and all other operations stay float32."""
+    """Used for the operations that autocast considers safe in it; all others are float32, and so are weights, unless
+    they are stored in this precision."""
     channels_last: bool = False
     compile: bool = False
     image_size: int = 0

@@ -208,16 +208,10 @@ def model_class(folder: Path) -> str:
     raise ValueError(f"{folder} is not a diffusers folder: it has neither model_index.json nor config.json")
 
 
-def known_text(folder: Path) -> bool:
-    """Whether the text is encoded here; of other pipelines, what the network is given is hashed instead."""
-    return model_class(folder) == "StableDiffusionPipeline"
-
-
 def model_files(folder: Path) -> list[Path]:
     """All files that decide what a diffusers folder computes: configuration and weights."""
     configuration = [file for file in folder.rglob("*") if file.suffix in CONFIGURATION]
-    parts = [(part, stem) for part, stem in diffusers_parts(folder) if "_encoder" not in part or known_text(folder)]
-    return sorted(configuration + [file for part in parts for file in weights(folder, *part)])
+    return sorted(configuration + [file for part in diffusers_parts(folder) for file in weights(folder, *part)])
 
 
 def file_digest(path: Path) -> bytes:

@@ -132,6 +132,7 @@ class Tracer:
             given[image] = striped(given[image].size)
         with torch.no_grad(), torch.random.fork_rng([]), warnings.catch_warnings(), suppress(Recorded):
             warnings.simplefilter("ignore")
+            torch.default_generator.manual_seed(0)
             self.pipeline(**given)
         return Recording(self.calls, self.latents[0], self.decoded, self.planned)
 
@@ -156,7 +157,7 @@ class Tracer:
         given = {name: value for name, value in bound.items() if name not in ("self", "kwargs", "return_dict")}
         self.calls.append(given | bound.get("kwargs", {}))
         leaves, spec = tree_flatten((args, kwargs))
-        key = repr(spec), tuple(tuple(leaf.shape) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
+        key = repr(spec), *map(shape_of, leaves)
         if key not in self.outputs:
             self.outputs[key] = output_of(self.network, args, kwargs)
         return tree_map_only(Tensor, lambda output: torch.zeros(output.shape), self.outputs[key])
@@ -190,6 +191,13 @@ class Tracer:
         return self.encoded[key]
 
 
+def shape_of(leaf: Any) -> Any:
+    """What of an argument can decide the shape of an output."""
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape), str(leaf.dtype)
+    return repr(leaf) if isinstance(leaf, int | str | None) else type(leaf).__name__
+
+
 def output_of(network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     """What a network returns, in shape: on the meta device, or by its first blocks alone where it looks at values."""
     try:
@@ -216,12 +224,16 @@ def stand_in(module: nn.Module, method: str, recorder: Callable) -> nn.Module:
 
 
 def encode_surely(vae: Any) -> Callable:
-    """The VAE's encode(), whose samples are the means of its posterior."""
+    """The VAE's encode(), wherever the VAE is, with the means of its posterior for samples."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-    def encode(*args: Any, **kwargs: Any) -> Any:
-        output = vae.encode(*args, **kwargs)
-        if posterior := getattr(output, "latent_dist", None):
-            posterior.std = torch.zeros_like(posterior.mean)
+    def encode(images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = vae.encode(images.to(next(vae.parameters()).device), *args, **kwargs)
+        for name, value in output.items():
+            if isinstance(value, DiagonalGaussianDistribution):
+                output[name] = DiagonalGaussianDistribution(value.parameters.cpu(), deterministic=True)
+            else:
+                output[name] = value.cpu()
         return output
 
     return encode
