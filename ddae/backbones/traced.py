@@ -163,6 +163,10 @@ class PipelineInputs:
         ]
         return tree_unflatten(given, spec)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PipelineInputs":
+        """The same: copies of a network are given what the network is given."""
+        return self
+
     def _leaves(self, recording: Recording) -> tuple[list[Any], Any]:
         given = pick(recording.calls[self.call], self.twice, self.row, self.num_rows)
         return tree_flatten(given, is_leaf=lambda leaf: isinstance(leaf, Row))

@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 import shutil
@@ -138,6 +139,14 @@ def test_what_cannot_be_run(tmp_path):
     (tmp_path / "elsewhere").rename(tmp_path / "vae")
     with pytest.raises(ValueError, match=r"model is a SD3\w+, and StableDiffusion3Pipeline does not say how to run it"):
         load_backbone(folder, Settings(image_size=17))
+
+
+def test_a_copy_of_a_network_is_given_what_the_network_is_given(tmp_path):
+    """As training copies it before it cuts it."""
+    backbone = load_backbone(tiny.network_folder(tmp_path, "SD3Transformer2DModel"))
+    x_t, name = torch.randn(2, *backbone.encoder.shape), backbone.blocks[-1].name
+    maps = [each.capture(x_t, 40, [name], lambda map: map)[name] for each in (backbone, copy.deepcopy(backbone))]
+    assert torch.equal(*maps)
 
 
 @torch.no_grad()
