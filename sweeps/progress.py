@@ -121,12 +121,12 @@ class Progress:
         }
 
     def _time_left(self) -> str:
-        """For the trials, once they have begun; before, for the passes that come at least."""
+        """For the trials, once they have begun; before, for the passes that come at least. Nothing once that is over."""
         if self._trials.total:
             seconds, word = self._trials.seconds_to(self._trials.total), "about"
         else:
             seconds, word = self._passes.seconds_to(self.least_passes), "at least"
-        return "" if seconds is None else f"{word} {clock(seconds)}"
+        return f"{word} {clock(seconds)}" if seconds else ""
 
     def _print(self) -> None:
         line = "; ".join(f"{name} {text}" for name, text in self._rows().items() if text)
