@@ -121,7 +121,7 @@ class Progress:
         }
 
     def _time_left(self) -> str:
-        """For the trials, once they have begun; before, for the passes that come at least. Nothing once that is over."""
+        """For the trials, once they have begun; before, for the passes that come at least. Nothing past that."""
         if self._trials.total:
             seconds, word = self._trials.seconds_to(self._trials.total), "about"
         else:
