@@ -115,7 +115,7 @@ def publish(config: "Pretrain", training: Pretraining, trained: Trained) -> tupl
         attempt(out / "samples.png", partial(draw_samples, training, config.seed)),
     ]
     text = (
-        f"loss {final_loss:.4f} over the last 500 steps; {millions:.2f}M parameters\n"
+        f"loss {final_loss:.4f} over the last {len(last)} steps; {millions:.2f}M parameters\n"
         f"model    {out / 'model'}\npictures {out / 'samples.png'}, {out / 'loss.png'}"
     )
     return text, "; ".join(filter(None, undrawn))

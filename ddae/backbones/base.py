@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -120,6 +121,16 @@ class Pixels:
         return resize(pixels, self.image_size) / 127.5 - 1
 
 
+def pixels_of(image_size: int, channels: int) -> Pixels:
+    """Pixels for a network that denoises so many channels. Raises ValueError if these cannot be colours."""
+    if channels not in (1, 3):
+        raise ValueError(
+            f"it denoises {channels} channels, and images have 1 or 3; if these are latents, put the folder of its VAE "
+            "beside it as vae/"
+        )
+    return Pixels(image_size, channels)
+
+
 def check_finite(network: nn.Module) -> None:
     """Raises ValueError if a weight is NaN or infinite, because every feature behind it would be."""
     for name, tensor in network.state_dict().items():
@@ -185,7 +196,8 @@ class Backbone:
         self.modules = {block.name: self.modules[block.name] for block in self.blocks}
 
     def add_modules(self, paths: Iterable[str]) -> None:
-        """Makes modules blocks under their paths in the network, as far as they return a map of the image."""
+        """Makes modules blocks under their paths in the network, as far as they return a map of the image, once in a
+        pass."""
         known = {spec.name for spec in self.specs}
         there = {path for path, _ in self.network.named_modules() if path}
         new = [path for path in dict.fromkeys(paths) if path in there - known]
@@ -197,7 +209,9 @@ class Backbone:
         """A block by its name, or any module by its path. Raises ValueError if there is none, or no map of it."""
         self.add_modules([name])
         if name not in self.modules:
-            raise ValueError(f"block={name!r} is not in this backbone; it has: {', '.join(self.modules)}")
+            there = any(path == name for path, _ in self.network.named_modules())
+            why = "returns no map of the image, or runs more than once" if there else "is not in this backbone"
+            raise ValueError(f"block={name!r} {why}; it has: {', '.join(self.modules)}")
         return next(block for block in self.blocks if block.name == name)
 
     @property
@@ -319,8 +333,13 @@ class Backbone:
 
         def traced(run: Callable[[], object]) -> tuple[dict[str, tuple[Tensor, int]], int]:
             seen: dict[str, tuple[Tensor, int]] = {}
+            num_runs = Counter[str]()
 
             def keep(name: str, output: object) -> None:
+                num_runs[name] += 1
+                if num_runs[name] > 1 and name not in self.strict:
+                    seen.pop(name, None)
+                    return
                 try:
                     seen.setdefault(name, (self._map(output), counter.get_total_flops()))
                 except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):

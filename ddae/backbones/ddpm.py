@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from ddae.backbones.base import Backbone, Inputs, Pixels, Settings
+from ddae.backbones.base import Backbone, Inputs, Pixels, Settings, pixels_of
 from ddae.backbones.convert import Part, attention, convert, load_state, renamed, unchanged
 from ddae.backbones.files import load_network, subfolder
 from ddae.backbones.options import NOTHING, check_options, name_assumed, read_options, sidecars
@@ -33,7 +33,10 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     unet_folder = subfolder(folder, "unet")
     unet = load_network(UNet2DModel, unet_folder)
     if unet.config.class_embed_type is not None or unet.config.num_class_embeds is not None:
-        raise ValueError(f"backbone={str(folder)!r} wants a class label, which is not supported yet")
+        raise ValueError(
+            f"backbone={str(folder)!r} wants a class label for every image, and has none for no class; give a network "
+            "that was trained without classes"
+        )
     size = settings.image_size or unet.config.sample_size
     if not isinstance(size, int):
         raise ValueError(f"{unet_folder}/config.json says sample_size={size}; a square size is needed")
@@ -203,5 +206,5 @@ def make_backbone(unet: "UNet2DModel", schedule: Schedule, fingerprint: str, set
     config = unet.config
     like_adm = config.resnet_time_scale_shift == "scale_shift" and config.downsample_type == "resnet"
     specs = openai_specs(unet) if like_adm else ddae_specs(unet)
-    pixels = Pixels(settings.image_size or config.sample_size, config.in_channels)
+    pixels = pixels_of(settings.image_size or config.sample_size, config.in_channels)
     return Backbone(unet, specs, schedule, pixels, unet_inputs, fingerprint, settings)

@@ -132,6 +132,8 @@ def load_network(network_class: Any, folder: Path, precision: str = "float32") -
             "look at its files, or fetch them again"
         ) from error
     check_whole(found, folder)
+    if isinstance(size := network.config.get("sample_size"), list | tuple) and len(set(size)) == 1:
+        network.register_to_config(sample_size=size[0])
     for module in network.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
             module.float()

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ddae.backbones.base import Backbone, BlockSpec, Encoder, Pixels, Settings, token_grid
+from ddae.backbones.base import Backbone, BlockSpec, Encoder, Settings, pixels_of, token_grid
 from ddae.backbones.files import first_line, load_network, model_class, quiet, read_json, subfolder, variant, weights
 from ddae.backbones.pipelines import DECODERS, Tracer, has_text_encoder, output_of
 from ddae.backbones.schedules import make_scheduler, noise_of
 from ddae.backbones.traced import PipelineInputs
 from ddae.backbones.unets import openai_specs
-from ddae.backbones.vae import PipelineLatents, WithImage, find_vae, stride
+from ddae.backbones.vae import PipelineLatents, WithImage, find_vae, measure
 from ddae.noise import VP, FirstChannels, Flow, Schedule
 
 NETWORK_FOLDERS = "transformer", "unet", "decoder", "prior"
@@ -50,13 +50,18 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     path, name = subfolder(folder, *NETWORK_FOLDERS), network_class(folder)
     network = load_network(getattr(diffusers, name), path, settings.precision)
     kind = pipeline_class(folder, network)
+    if kind.__name__ != (named := model_class(folder)):
+        logger.warning("%s is a %s; it is run as %s runs it", folder, named, kind.__name__)
     try:
         return make_backbone(network, kind, folder, fingerprint, settings)
     except Exception as error:  # of any class: neither network nor pipeline was ever seen here
         if isinstance(error, ValueError | OSError) and str(folder) in str(error):
             raise
+        asked = [part for part in inspect.signature(kind.__init__).parameters if "text_encoder" in part]
+        lacks = bool(asked) and not any((folder / part).is_dir() for part in asked)
         raise ValueError(
             f"{path} is a {name}, and {kind.__name__} does not say how to run it: {first_line(error)}"
+            + (f"; there is no {asked[0]} in {folder}: give the whole folder of the pipeline" if lacks else "")
         ) from error
 
 
@@ -125,7 +130,7 @@ def make_backbone(network: Any, kind: Any, folder: Path, fingerprint: str, setti
     pipeline = make_pipeline(kind, folder, {part: network, "scheduler": scheduler} | ({decoder: vae} if vae else {}))
     tracer = Tracer(pipeline, network, part, settings.image_size, is_vp=isinstance(schedule, VP))
     middle = schedule.timesteps[len(schedule.timesteps) // 2]
-    latent_stride = stride(vae) if vae else 1
+    latent_stride, latent_channels = measure(vae) if vae else (1, 0)
     side = settings.image_size or latent_stride * (network.config.get("sample_size") or 32)
     tracer.start(middle, side // latent_stride if "low_res_scheduler" in parameters else side)
     inputs = PipelineInputs(tracer, middle)
@@ -136,8 +141,10 @@ def make_backbone(network: Any, kind: Any, folder: Path, fingerprint: str, setti
     tracer.drop_text_encoders()
     encoder: Encoder
     if inputs.packing is None:
-        encoder = Pixels(inputs.shape[-1], inputs.shape[0])
+        encoder = pixels_of(inputs.shape[-1], inputs.shape[0])
     else:
+        if (wanted := inputs.packing.shift.shape[1]) != latent_channels:
+            raise ValueError(f"its pipeline decodes {wanted} channels, and its VAE makes {latent_channels}")
         size = inputs.packing.shift.shape[-1] * latent_stride
         encoder = PipelineLatents(vae, size, inputs.packing.shift, inputs.packing.scale)
     if inputs.shows_image:
@@ -163,13 +170,16 @@ def hint(kind: Any) -> Any:
 def make_pipeline(kind: Any, folder: Path, given: dict[str, Any]) -> Any:
     """The pipeline with these components, and with what else lies in its folder; None for what does not."""
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else {}
-    if index.get("_class_name") == kind.__name__:
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    if isinstance(index.get("_class_name"), str):
         absent = [
             name
             for name, value in index.items()
             if isinstance(value, list) and all(isinstance(word, str | None) for word in value) and len(value) == 2
             if name not in given and not (folder / name).is_dir()
         ]
+        absent += [name for name in needed if name not in index and name not in given]
         texts = [weights(folder, name, "*model") for name in index if "_encoder" in name]
         unused = [name for name in ("safety_checker", "watermarker") if name in index]
         with quiet():
@@ -181,8 +191,6 @@ def make_pipeline(kind: Any, folder: Path, given: dict[str, Any]) -> Any:
                 local_files_only=True,
                 variant=next(filter(None, map(variant, texts)), None),
             )
-    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
-    needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
     return kind(**dict.fromkeys(needed) | given)
 
 

@@ -12,9 +12,12 @@ logger = logging.getLogger("ddae")
 
 
 def read_scheduler(folder: Path) -> dict[str, Any] | None:
-    """The configuration of the scheduler in a diffusers folder, if there is one."""
-    paths = folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"
-    return next((read_json(path) for path in paths if path.exists()), None)
+    """The configuration of the scheduler in a diffusers folder, or beside that of a network alone, if there is one."""
+    name = "scheduler_config.json"
+    places = [folder / "scheduler" / name, folder / name]
+    if not (folder / "model_index.json").exists():  # a network alone
+        places.append(folder.parent / "scheduler" / name)
+    return next((read_json(path) for path in places if path.exists()), None)
 
 
 def make_scheduler(folder: Path, is_flow: bool = False) -> Any:
@@ -46,9 +49,11 @@ def noise_of(scheduler: Any, folder: Path) -> VP | Flow:
     flow = "FlowMatch" in name or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
     if flow and config.get("num_train_timesteps", 1000) > 1 and not config.get("invert_sigmas"):
         return Flow(config.get("num_train_timesteps", 1000))
-    if flow or not hasattr(scheduler, "alphas_cumprod") or "beta_schedule" not in config:
+    in_sigmas = config.get("timestep_type") == "continuous"  # and the network is told their logarithms, as EDM's
+    how = ", whose sigmas are inverted" if flow else ", in sigmas" if in_sigmas else ""
+    if how or not hasattr(scheduler, "alphas_cumprod") or "beta_schedule" not in config:
         raise ValueError(
-            f"the noise of {folder} is that of a {name}{', whose sigmas are inverted' if flow else ''}; what can be "
+            f"the noise of {folder} is that of a {name}{how}; what can be "
             "read is variance-preserving noise, which has a beta_schedule, and rectified flow. If the network was "
             "trained with one of these, give its scheduler_config.json"
         )

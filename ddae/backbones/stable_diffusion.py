@@ -1,6 +1,7 @@
 """Stable Diffusion 1.x and 2.x in diffusers format (Rombach et al. 2022): a UNet on latents, given one text for all
 images."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from ddae.backbones.files import load_network, load_pretrained
 from ddae.backbones.schedules import read_schedule
 from ddae.backbones.unets import openai_specs, unet_inputs
 from ddae.backbones.vae import latents_of, with_vae
+
+logger = logging.getLogger("ddae")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,13 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
         raise ValueError(f"{folder}/unet has sample_size={unet.config.sample_size}; a square size is needed")
     stride = 2 ** (len(unet.down_blocks) - 1)
     encoder = latents_of(folder, unet.config.in_channels, unet.config.sample_size, stride, settings)
-    text = read_text(settings.text_embedding) if settings.text_embedding else null_text(folder)
+    if settings.text_embedding:
+        text = read_text(settings.text_embedding)
+    elif (folder / "text_encoder").is_dir():
+        text = null_text(folder)
+    else:
+        logger.warning("%s has no text encoder; its text is zeros, which it was not trained with", folder)
+        text = torch.zeros(77, unet.config.cross_attention_dim)
     if text.shape[1] != unet.config.cross_attention_dim:
         raise ValueError(
             f"text_embedding={settings.text_embedding!r} is {text.shape[1]} wide and {folder} takes texts of "

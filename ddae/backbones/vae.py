@@ -130,13 +130,14 @@ def encode(vae: Any, pixels: Tensor, is_video: bool = False) -> Tensor:
 
 
 @torch.no_grad()
-def stride(vae: Any) -> int:
-    """How many times longer the side of an image is than that of its latent."""
+def measure(vae: Any) -> tuple[int, int]:
+    """How many times longer the side of an image is than that of its latent, and how many channels a latent has."""
     pixels = torch.zeros(1, 3, 64, 64, device=next(vae.parameters()).device)
     try:
-        return 64 // encode(vae, pixels).shape[-1]
+        latents = encode(vae, pixels)
     except (RuntimeError, ValueError):
-        return 64 // encode(vae, pixels, is_video=True).shape[-1]
+        latents = encode(vae, pixels, is_video=True)
+    return 64 // latents.shape[-1], latents.shape[1]
 
 
 def latents_of(path: Path, channels: int, sample_size: int, patch_size: int, settings: Settings) -> Latents:
@@ -158,6 +159,8 @@ def latents_of(path: Path, channels: int, sample_size: int, patch_size: int, set
             f"{path} needs a VAE: put the VAE's folder beside it as {path.parent / 'vae'}, or name its folder or hub "
             f"id as `vae` in {path.with_suffix('.json')}; {name}: {str(error).strip().splitlines()[0]}"
         ) from error
+    if vae.config.scaling_factor is None:
+        raise ValueError(f"the VAE {name} has scaling_factor null in its config.json; give the one it was trained with")
     if vae.config.latent_channels != channels:
         raise ValueError(
             f"{path} denoises {channels} channels, and its VAE {name} makes {vae.config.latent_channels}; "

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import CogVideoXDDIMScheduler, EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from ddae.backbones import Settings, load_backbone
@@ -166,9 +167,54 @@ def test_any_module_is_a_block_by_its_path(tmp_path):
     backbone.network(**backbone.inputs(x_t, 250))
     assert torch.equal(maps[query], kept[0].transpose(1, 2).unflatten(2, (8, 8)))
     assert [block.name for block in backbone.blocks if block.name in names] == names
-    for text in ("transformer_blocks.1.attn.add_q_proj", "time_text_embed", "nothing.there"):
-        with pytest.raises(ValueError, match=rf"block='{text}' is not in this backbone; it has: "):
+    for text in ("transformer_blocks.1.attn.add_q_proj", "time_text_embed"):
+        with pytest.raises(ValueError, match=rf"block='{text}' returns no map of the image, or runs more than once; "):
             backbone.block(text)
+    with pytest.raises(ValueError, match=r"block='nothing.there' is not in this backbone; it has: "):
+        backbone.block("nothing.there")
+
+
+def test_a_module_that_runs_more_than_once_is_no_block():
+    backbone = load_backbone("torchvision:resnet18@random")
+    backbone.add_modules(path for path, _ in backbone.network.named_modules())
+    assert "layer1.0.bn2" in backbone.modules and "layer1.0.relu" not in backbone.modules
+
+
+def test_a_network_alone_has_the_noise_of_the_scheduler_beside_it(tmp_path):
+    folder = tiny.network_folder(tmp_path, "CogView3PlusTransformer2DModel")
+    scheduler = CogVideoXDDIMScheduler(snr_shift_scale=4.0, rescale_betas_zero_snr=True)
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    backbone = load_backbone(folder)
+    a = float(scheduler.alphas_cumprod[100])
+    assert backbone.sigma(100) == pytest.approx(((1 - a) / a) ** 0.5)
+
+
+def test_noise_in_sigmas_is_not_taken_for_variance_preserving(tmp_path):
+    folder = tiny.network_folder(tmp_path, "UNet2DConditionModel")
+    EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction").save_pretrained(
+        tmp_path / "scheduler"
+    )
+    with pytest.raises(ValueError, match="EulerDiscreteScheduler, in sigmas; what can be read"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("channels", [2, 5, 16])
+def test_a_vae_of_other_channels_is_refused(tmp_path, channels):
+    folder = tiny.network_folder(tmp_path, "UNet2DConditionModel", in_channels=channels, out_channels=channels)
+    with pytest.raises(ValueError, match=rf"decodes {channels} channels, and its VAE makes 4"):
+        load_backbone(folder)
+
+
+def test_a_pipeline_of_an_unknown_name_keeps_its_text_encoders(tmp_path, caplog):
+    FOLDERS["FluxPipeline"](tmp_path)
+    known = load_backbone(str(tmp_path), Settings(image_size=32))
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"_class_name": "MyPipeline"}))
+    found = load_backbone(str(tmp_path), Settings(image_size=32))
+    x_t = torch.zeros(1, *known.encoder.shape)
+    ours, theirs = (each.inputs(x_t, 250)["encoder_hidden_states"] for each in (found, known))
+    assert torch.equal(ours, theirs) and ours.any()
+    assert "is a MyPipeline; it is run as FluxPipeline runs it" in caplog.text
 
 
 def test_weights_of_one_half_precision_alone_are_found_and_stay_in_it(tmp_path):
