@@ -88,6 +88,8 @@ def main(config: LayerNoise) -> None:
     started = time.time()
     from sweeps.probing import sweep as probing
 
+    if config.all and not config.list_blocks:
+        raise ValueError("all=True goes with --list-blocks alone")
     if config.list_blocks:
         print(probing.list_blocks(config, config.all))
         return

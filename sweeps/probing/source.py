@@ -167,23 +167,26 @@ def make_settings(config: ModelAndData) -> Settings:
 
 
 def choose_blocks(backbone: Backbone, names: Iterable[str]) -> tuple[Block, ...]:
-    """The blocks of these names, their own or the paper's, in the order of the data; all where none is named. A path in
-    the network, or a pattern as `*.attn1.to_q`, names any modules that return a map of the image."""
+    """The blocks of these names, their own or the paper's, in the order of the data; all where none is named.
+
+    A pattern, as `up.*`, names blocks, or where it fits none, as `*.attn1.to_q`, modules that return a map of the image.
+    """
     names, wanted = list(names), set[str]()
     known = [each for block in backbone.blocks for each in (block.name, block.alias) if each]
     paths = [path for path, _ in backbone.network.named_modules() if path]
     for name in names:
-        matching = [] if name in known else [path for path in paths if fnmatchcase(path, name)]
-        if name not in known and not matching:
+        found = {each for each in known if each == name or fnmatchcase(each, name)}
+        matching = [] if found else [path for path in paths if fnmatchcase(path, name)]
+        if not found and not matching:
             raise ValueError(
                 f"block={name!r} is not known; allowed: {', '.join(known)}, or the path of a module, as --list-blocks "
                 f"--all shows{did_you_mean(name, [*known, *paths])}"
             )
         backbone.add_modules(matching)
-        found = {name} if name in known else set(matching) & backbone.modules.keys()
+        found |= set(matching) & backbone.modules.keys()
         if not found:
             raise ValueError(
-                f"block={name!r} names {len(matching)} modules, and none of them returns a map of the image"
+                f"block={name!r} names {len(matching)} modules, and none returns a map of the image once in a pass"
             )
         wanted |= found
     return tuple(block for block in backbone.blocks if not names or {block.name, block.alias} & wanted)
