@@ -169,7 +169,7 @@ def make_settings(config: ModelAndData) -> Settings:
 def choose_blocks(backbone: Backbone, names: Iterable[str]) -> tuple[Block, ...]:
     """The blocks of these names, their own or the paper's, in the order of the data; all where none is named.
 
-    A pattern, as `up.*`, names blocks, or where it fits none, as `*.attn1.to_q`, modules that return a map of the image.
+    A pattern, as `up.*`, names blocks, or if it fits none, as `*.attn1.to_q`, modules that return a map of the image.
     """
     names, wanted = list(names), set[str]()
     known = [each for block in backbone.blocks for each in (block.name, block.alias) if each]
