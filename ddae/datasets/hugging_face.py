@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 from torch import Tensor
 
-from ddae.datasets.images import HELD_OUT, TRAIN, Images, fifth_as_test
+from ddae.datasets.images import HELD_OUT, IMAGE_SUFFIXES, TRAIN, Images, called, fifth_as_test
 from ddae.datasets.pixels import decode
 from ddae.datasets.scan import MANY, SAMPLE, Reading, learn, scan_sources
 
@@ -24,6 +24,7 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label", "coarse_label")
 """Plain columns that are taken for the classes."""
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl")
 REMEDY = "mend it with datasets, save_to_disk it and name that folder"
 
 
@@ -113,10 +114,12 @@ class Table:
 
 
 def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Table:
-    found = {split.lower(): split for split in splits}
-    first = next((found[split] for split in TRAIN if split in found), None)
+    first = next(iter(called(splits, TRAIN)), None)
     if first is None:
-        raise ValueError(f"dataset={name!r} has the splits {', '.join(splits)}; one must be called train: {REMEDY}")
+        raise ValueError(
+            f"dataset={name!r} has the splits {', '.join(splits)}; one must be called train: rename the one that holds "
+            f"the training images, or {REMEDY}"
+        )
     train = splits[first]
     image = _pick(name, train.features, "image", *_images(train.features))
     if "label" in train.features and not (_is_plain(train.features["label"]) or reading.label_column):
@@ -132,7 +135,7 @@ def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Tab
                 f"{_listed(train.features)}"
             )
     notes, parts, values = [], [train], _labels(name, train, first, label)
-    for held_out in (found[split] for split in HELD_OUT if split in found):
+    for held_out in called(splits, HELD_OUT):
         test = splits[held_out]
         if any(test.features.get(column) != train.features[column] for column in (image, label)) and len(test):
             raise ValueError(
@@ -180,7 +183,38 @@ def _load(name: str) -> "Mapping[str, Dataset]":
             f"dataset={name!r} is neither a known name nor a folder of images, and Hugging Face does not load it "
             f"({type(error).__name__}: {reason}); {remedy}"
         ) from error
-    return found if isinstance(found, dict) else {"train": found}
+    if not isinstance(found, dict):
+        return {"train": found}
+    if not (saved or called(found, HELD_OUT)) and (taken := _held_out_files(Path(folder))):
+        raise ValueError(
+            f"dataset={name!r}: {taken} is called like test images, and Hugging Face makes no split of it; rename the "
+            "folders or files of the splits to train and test, or give what holds the training images alone"
+        )
+    return found
+
+
+def _held_out_files(folder: Path) -> str:
+    """The first folder or file of data that is called as held-out splits are, of a set whose card names no files."""
+    card = folder / "README.md"
+    if card.is_file() and "data_files" in card.read_text(encoding="utf-8", errors="replace"):
+        return ""
+    for path in sorted(path.relative_to(folder) for path in data_files(folder)):
+        is_image = path.name.lower().endswith(IMAGE_SUFFIXES)
+        parts = path.parts[:-1] if is_image else (*path.parts[:-1], path.name.split(".")[0].split("-")[0])
+        for number, part in enumerate(parts, 1):
+            if called([part], HELD_OUT):
+                return os.path.join(*path.parts[:number])
+    return ""
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The files that `datasets` may read, at any depth."""
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.name.lower().endswith((*IMAGE_SUFFIXES, *ARCHIVES, *TABLES))
+        and not any(part[0] in "._" for part in path.relative_to(folder).parts)
+    ]
 
 
 def _images(features: Mapping[str, Any]) -> tuple[list[str], Sequence[str]]:

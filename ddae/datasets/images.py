@@ -20,9 +20,15 @@ IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
     ".tif", ".tiff", ".webp",
 )  # fmt: skip
-TRAIN = ("train", "training")
-HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
-"""Names of splits in any case, the first choice first."""
+ENDINGS = ("", "set", "data", "dataset", "images", "split")
+TRAIN = tuple(word + end for word in ("train", "training", "trn") for end in ENDINGS)
+HELD_OUT = tuple(
+    word + end
+    for word in ("test", "testing", "tests", "tst", "holdout", "heldout", "val", "valid", "validation", "dev", "eval",
+                 "evaluation")
+    for end in ENDINGS
+)  # fmt: skip
+"""The letters of the names of splits, in lower case, the first choice first."""
 NO_CLASSES = ("__MACOSX",)
 """Folders that unpacking leaves behind."""
 
@@ -204,10 +210,15 @@ def image_folder(root: Path, image_size: int, reading: Reading) -> Images:
 
 def splits_of(root: Path) -> tuple[str, list[str]]:
     """The sub-folder of the training images, or "." where the folder has none, and those that may be held out."""
-    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    train, held_out = ([n for word in words for n in names if n.lower() == word] for words in (TRAIN, HELD_OUT))
-    found = (name for name in train if name == "train" or class_folders(root / name))
-    return next(found, "."), held_out
+    names = [entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != "."]
+    found = (name for name in called(names, TRAIN) if name == "train" or class_folders(root / name))
+    return next(found, "."), called(names, HELD_OUT)
+
+
+def called(names: Iterable[str], words: Sequence[str]) -> list[str]:
+    """Those of the names whose letters are one of the words, in any case, in the order of the words."""
+    found = {name: "".join(filter(str.isalpha, name)).lower() for name in sorted(names, key=lambda n: (len(n), n))}
+    return [name for word in words for name, letters in found.items() if letters == word]
 
 
 def left_out(root: Path, used: Sequence[str], no_classes: Sequence[str] = ()) -> list[str]:
@@ -234,7 +245,7 @@ def left_out(root: Path, used: Sequence[str], no_classes: Sequence[str] = ()) ->
 
 
 def _why_unused(path: Path) -> str:
-    if path.name.lower() in HELD_OUT and path.is_dir() and not class_folders(path):
+    if called([path.name], HELD_OUT) and path.is_dir() and not class_folders(path):
         return "its images lie in no class folders"
     return "no split that is used"
 

@@ -197,7 +197,7 @@ def test_metadata_beside_images(tmp_path):
 
 def test_images_without_labels(tmp_path):
     picture(0, False).save(tmp_path / "0.png")
-    with pytest.raises(ValueError, match=r"has no label columns among image \(Image\)"):
+    with pytest.raises(ValueError, match=r"its images lie in no class folders"):
         load_dataset(str(tmp_path), 16)
 
 
@@ -322,3 +322,19 @@ def test_groups_of_a_column_that_test_lacks(tmp_path):
     name = save(tmp_path / "set", train=rows, test=make(9))
     with pytest.raises(ValueError, match=r"group_by='patient': test of dataset=.* lacks the column"):
         load_dataset(name, 16, reading=Reading(group_by="patient"))
+
+
+@pytest.mark.parametrize("names", [("trainset", "testset"), ("Train", "Test"), ("trn", "tst")])
+def test_splits_that_hugging_face_does_not_know_are_not_trained_on(tmp_path, names):
+    """Neither those of Parquet nor those of images with metadata."""
+    for kind in ("files", "folders", "images"):
+        root = tmp_path / kind
+        for i, part in enumerate(names):
+            if kind == "images":
+                write_metadata(tmp_path / f"one{i}")
+                shutil.move(tmp_path / f"one{i}" / "train", root / part)
+            else:
+                rows = make(30, is_test=part == names[1])
+                rows.to_parquet(root / (f"{part}.parquet" if kind == "files" else f"{part}/rows.parquet"))
+        with pytest.raises(ValueError, match=rf"{names[1]}.* is called like test images, and Hugging Face makes no"):
+            load_dataset(str(root), 16)
