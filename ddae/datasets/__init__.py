@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from ddae.datasets.checks import find_twins, is_uneven, notes_of, summary
-from ddae.datasets.hugging_face import data_files, hugging_face
+from ddae.datasets.hugging_face import METADATA, data_files, hugging_face
 from ddae.datasets.images import (
     HELD_OUT,
     IMAGE_SUFFIXES,
@@ -31,7 +31,7 @@ log = logging.getLogger("ddae")
 
 OPENED = Reading()
 """Every image is opened first."""
-HUGGING_FACE_FILES = ("dataset_dict.json", "state.json", "metadata.csv", "metadata.jsonl", "metadata.parquet")
+HUGGING_FACE_FILES = ("dataset_dict.json", "state.json", *METADATA)
 """By which a folder is known as one for HF `datasets` even where it has sub-folders of images."""
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*(@.+)?"
 

@@ -24,6 +24,7 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label", "coarse_label")
 """Plain columns that are taken for the classes."""
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl")
 REMEDY = "mend it with datasets, save_to_disk it and name that folder"
 
@@ -39,7 +40,7 @@ def hugging_face(name: str, image_size: int, reading: Reading) -> Images:
 
     splits = _load(name)
     table = _joined(name, splits, reading)
-    notes = table.notes
+    notes = table.notes + _unnamed(name, splits)
     encoded = datasets.concatenate_datasets([part.select_columns(table.image) for part in table.parts])
     encoded = encoded.cast_column(table.image, datasets.Image(decode=False))
 
@@ -86,6 +87,25 @@ def hugging_face(name: str, image_size: int, reading: Reading) -> Images:
         old_fingerprint=old,
         has_own_test=len(table.parts) > 1,
     )  # fmt: skip
+
+
+def _unnamed(name: str, splits: "Mapping[str, Dataset]") -> list[str]:
+    """A note on the images of a folder with metadata that are in no row."""
+    import datasets
+
+    files = data_files(Path(name)) if Path(name).is_dir() else []
+    if not any(path.name in METADATA for path in files):
+        return []
+    known = set()
+    columns = [(rows, image) for rows in splits.values() for image in _images(rows.features)[0]]
+    for part, image in columns:
+        found = part.select_columns(image).cast_column(image, datasets.Image(decode=False))[:][image]
+        known |= {os.path.realpath(each["path"]) for each in found if each and each.get("path")}
+    images = [path for path in files if path.name.lower().endswith(IMAGE_SUFFIXES)]
+    left = sorted(str(path) for path in images if os.path.realpath(path) not in known)
+    if not left:
+        return []
+    return [f"left out {len(left):,} of {len(images):,} images that the metadata does not name, such as {left[0]}"]
 
 
 def _remedy_for(folder: Path) -> str:
@@ -135,6 +155,13 @@ def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Tab
                 f"{_listed(train.features)}"
             )
     notes, parts, values = [], [train], _labels(name, train, first, label)
+    others = [column for column in _label_columns(train.features)[0] if column != label]
+    if len(values) > 1 and len(set(values)) == len(values):
+        which = f", such as {', '.join(others)}" if others else ""
+        raise ValueError(
+            f"dataset={name!r}: {label} has another value for each of the {len(values):,} images of {first}, so it is "
+            f"no class; name the column that is with --label-column{which}; columns: {_listed(train.features)}"
+        )
     for held_out in called(splits, HELD_OUT):
         test = splits[held_out]
         if any(test.features.get(column) != train.features[column] for column in (image, label)) and len(test):
@@ -148,7 +175,6 @@ def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Tab
     used = {first, *([held_out] if len(parts) > 1 else [])}
     if unused := [s for s in splits if s not in used and not any(f" {s} (" in note for note in notes)]:
         notes.append(f"left out the splits {', '.join(unused)} (no split that is used)")
-    others = [column for column in _label_columns(train.features)[0] if column != label]
     if label != "label" or others:
         besides = f", not those of {', '.join(others)}; --label-column gives another" if others else ""
         notes.append(f"the classes are those of the column {label}{besides}")
@@ -156,8 +182,13 @@ def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Tab
     if any(reading.group_by not in part.features for part in parts if reading.group_by):
         raise ValueError(f"group_by={reading.group_by!r}: {held_out} of dataset={name!r} lacks the column: {REMEDY}")
     if reading.group_by:
-        named = [str(each) for part in parts for each in part.select_columns(reading.group_by)[:][reading.group_by]]
-        groups = np.unique(named, return_inverse=True)[1]
+        named = [each for part in parts for each in part.select_columns(reading.group_by)[:][reading.group_by]]
+        if missing := sum(each is None or each != each for each in named):
+            raise ValueError(
+                f"group_by={reading.group_by!r}: {missing:,} of {len(named):,} images of dataset={name!r} have no "
+                f"value in it (null or NaN); give each a group, or filter them out: {REMEDY}"
+            )
+        groups = np.unique(list(map(str, named)), return_inverse=True)[1]
     return Table(parts, image, values, groups, getattr(train.features[label], "int2str", str), notes)
 
 
@@ -213,7 +244,7 @@ def data_files(folder: Path) -> list[Path]:
         path
         for path in folder.rglob("*")
         if path.name.lower().endswith((*IMAGE_SUFFIXES, *ARCHIVES, *TABLES))
-        and not any(part[0] in "._" for part in path.relative_to(folder).parts)
+        and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
     ]
 
 

@@ -230,7 +230,10 @@ def left_out(root: Path, used: Sequence[str], no_classes: Sequence[str] = ()) ->
     for split in used:
         folders = {name: files for name, files in class_folders(root / split).items() if name not in no_classes}
         empty = [n for n in visible(root / split) if n not in (*folders, *no_classes) and (root / split / n).is_dir()]
-        left += [f"{os.path.join(split, name)} (no images in it)" for name in empty]
+        left += [
+            f"{os.path.join(split, name)} ({'unpacking leaves it' if name in NO_CLASSES else 'no images in it'})"
+            for name in empty
+        ]
         beside = [name for name in visible(root / split) if (root / split / name).is_file()]
         if beside:
             left.append(f"{len(beside):,} files beside the class folders, such as {os.path.join(split, beside[0])}")
@@ -239,9 +242,23 @@ def left_out(root: Path, used: Sequence[str], no_classes: Sequence[str] = ()) ->
             for name, images in folders.items()
             for file in set(visible(root / split / name)).difference(images)
         ]
+        below = sorted(path for path in others if (root / path).is_dir())
+        others = sorted(set(others).difference(below))
+        if num_below := sum(is_image(file) for path in below for _, _, files in os.walk(root / path) for file in files):
+            left.append(f"{num_below:,} images in sub-folders of class folders, such as {below[0]}")
+        hidden = [e.name for e in os.scandir(root / split) if e.name[0] == "." and e.is_dir()]
+        hidden = sorted(name for name in hidden if any(map(is_image, os.listdir(root / split / name))))
+        left += [
+            f"{os.path.join(split, name)} (its name begins with a dot; rename it if it is a class)" for name in hidden
+        ]
         if others:
-            left.append(f"{len(others):,} files that by their names are no images, such as {min(others)}")
+            left.append(f"{len(others):,} files that by their names are no images, such as {others[0]}")
     return left
+
+
+def is_image(file: str) -> bool:
+    """By its name."""
+    return file[0] != "." and file.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _why_unused(path: Path) -> str:
@@ -296,7 +313,7 @@ def class_folders(root: Path, only: Iterable[str] | None = None) -> dict[str, li
     for name in sorted(name for name in only if name[0] != "." and name not in NO_CLASSES):
         with os.scandir(root / name) as entries:
             listed = list(entries)
-        images = sorted(e.name for e in listed if e.name[0] != "." and e.name.lower().endswith(IMAGE_SUFFIXES))
+        images = sorted(entry.name for entry in listed if is_image(entry.name))
         if images:
             found[name] = images
         elif any(entry.is_dir() for entry in listed):
