@@ -14,12 +14,12 @@ from ddae.datasets.checks import find_twins, is_uneven, notes_of, summary
 from ddae.datasets.hugging_face import METADATA, data_files, hugging_face
 from ddae.datasets.images import (
     HELD_OUT,
-    IMAGE_SUFFIXES,
     TRAIN,
     Images,
     called,
     class_folders,
     image_folder,
+    is_image,
     splits_of,
     stratified,
 )
@@ -170,11 +170,14 @@ def _check_sorted(root: Path) -> None:
     """Raises ValueError where Hugging Face would guess splits and classes of images from the names of folders, and may
     guess otherwise than a person: test images would be trained on."""
     files = data_files(root)
-    if not files or not all(path.name.lower().endswith(IMAGE_SUFFIXES) for path in files):
-        return
-    holders = sorted({path.parent.relative_to(root) for path in files})
+    images = [path for path in files if is_image(path.name)]
+    if 2 * len(images) <= len(files) or any(path.name in METADATA for path in files):
+        return  # Hugging Face takes the kind of file that is the most frequent
+    holders = sorted({path.parent.relative_to(root) for path in images})
     train = splits_of(root)[0]
     if train == "." and (parents := sorted({str(each.parent) for each in holders if len(each.parts) > 1})):
+        if len(parents) == 1:
+            raise ValueError(f"the class folders of dataset={str(root)!r} are in {parents[0]}; give that as --dataset")
         raise ValueError(
             f"dataset={str(root)!r}: {', '.join(parents[:5])}{', ...' * (len(parents) > 5)} hold folders of images, "
             "and which is train cannot be told; rename the splits to train/ and test/ in one folder and give that, or "

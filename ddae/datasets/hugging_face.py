@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 from torch import Tensor
 
-from ddae.datasets.images import HELD_OUT, IMAGE_SUFFIXES, TRAIN, Images, called, fifth_as_test
+from ddae.datasets.images import HELD_OUT, IMAGE_SUFFIXES, TRAIN, Images, called, fifth_as_test, is_image
 from ddae.datasets.pixels import decode
 from ddae.datasets.scan import MANY, SAMPLE, Reading, learn, scan_sources
 
@@ -101,7 +101,7 @@ def _unnamed(name: str, splits: "Mapping[str, Dataset]") -> list[str]:
     for part, image in columns:
         found = part.select_columns(image).cast_column(image, datasets.Image(decode=False))[:][image]
         known |= {os.path.realpath(each["path"]) for each in found if each and each.get("path")}
-    images = [path for path in files if path.name.lower().endswith(IMAGE_SUFFIXES)]
+    images = [path for path in files if is_image(path.name)]
     left = sorted(str(path) for path in images if os.path.realpath(path) not in known)
     if not left:
         return []
@@ -229,9 +229,10 @@ def _held_out_files(folder: Path) -> str:
     card = folder / "README.md"
     if card.is_file() and "data_files" in card.read_text(encoding="utf-8", errors="replace"):
         return ""
-    for path in sorted(path.relative_to(folder) for path in data_files(folder)):
-        is_image = path.name.lower().endswith(IMAGE_SUFFIXES)
-        parts = path.parts[:-1] if is_image else (*path.parts[:-1], path.name.split(".")[0].split("-")[0])
+    files = sorted(path.relative_to(folder) for path in data_files(folder))
+    of_images = any(map(is_image, (path.name for path in files)))
+    for path in files:
+        parts = path.parts[:-1] if of_images else (*path.parts[:-1], path.name.split(".")[0].split("-")[0])
         for number, part in enumerate(parts, 1):
             if called([part], HELD_OUT):
                 return os.path.join(*path.parts[:number])
@@ -269,6 +270,8 @@ def _pick(name: str, features: Mapping[str, Any], what: str, found: Sequence[str
         if column in found:
             return column
     remedy = "name it with --label-column" if what == "label" else REMEDY
+    if what == "label" and len(features) == 1:
+        remedy = "make one sub-folder of images a class, or name their classes in a metadata.csv of file_name and label"
     which = f" ({', '.join(found)})" if found else ""
     raise ValueError(
         f"dataset={name!r} has {len(found) or 'no'} {what} columns{which} among {_listed(features)}, and none called "

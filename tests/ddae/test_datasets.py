@@ -202,7 +202,6 @@ def test_splits_of_any_usual_spelling(folder, train, held_out):
         ("data/train", "data/test"),
         ("val", "test"),
         ("known/images", "unknown/images"),
-        ("photos", "photos"),
     ],
 )
 def test_folders_of_class_folders_that_are_no_known_splits(folder, tmp_path_factory, one, other):
@@ -211,9 +210,18 @@ def test_folders_of_class_folders_that_are_no_known_splits(folder, tmp_path_fact
     root = tmp_path_factory.mktemp("nested")
     for part, place in (("train", one), ("test", other)):
         shutil.copytree(folder / part, root / place, dirs_exist_ok=True)
+    for file in ("annotations.json", "sample.csv"):
+        (root / file).touch()
     with pytest.raises(ValueError, match=r"which is train cannot be told; rename the splits to train/ and") as error:
         load_dataset(str(root), 16)
     assert one in str(error.value) and other in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_one_folder_of_class_folders(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("nested")
+    shutil.move(folder, root / "photos")
+    with pytest.raises(ValueError, match=r"class folders of dataset=.* are in photos; give that as --dataset"):
+        load_dataset(str(root), 16)
 
 
 def test_splits_whose_class_folders_lie_deeper(folder, tmp_path_factory):
@@ -240,3 +248,11 @@ def test_a_class_called_train(folder):
     shutil.copytree(folder / "cat", folder / "train")
     with pytest.raises(ValueError, match=r"images in train/ lie in no class .*; if train is a class as cat, dog are, "):
         load_dataset(str(folder), 16)
+
+
+def test_images_below_the_class_folders(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("deep")
+    for name in ("cat", "dog"):
+        shutil.copytree(folder / name, root / "train" / name / "photos")
+    with pytest.raises(ValueError, match=r"no label columns among image .*: make one sub-folder of images a class"):
+        load_dataset(str(root), 16)
