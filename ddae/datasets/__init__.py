@@ -33,6 +33,8 @@ OPENED = Reading()
 """Every image is opened first."""
 HUGGING_FACE_FILES = ("dataset_dict.json", "state.json", *METADATA)
 """By which a folder is known as one for HF `datasets` even where it has sub-folders of images."""
+GUESSED = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}
+"""Folders at any depth that Hugging Face takes for splits."""
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*(@.+)?"
 
 
@@ -174,6 +176,8 @@ def _check_sorted(root: Path) -> None:
     if 2 * len(images) <= len(files) or any(path.name in METADATA for path in files):
         return  # Hugging Face takes the kind of file that is the most frequent
     holders = sorted({path.parent.relative_to(root) for path in images})
+    if all(len(GUESSED.intersection(each.parts[:-1])) == 1 and each.name not in GUESSED for each in holders):
+        return  # data/train/<class>/ and data/test/<class>/
     train = splits_of(root)[0]
     if train == "." and (parents := sorted({str(each.parent) for each in holders if len(each.parts) > 1})):
         if len(parents) == 1:

@@ -199,8 +199,7 @@ def test_splits_of_any_usual_spelling(folder, train, held_out):
         ("fold1", "fold2"),
         ("site1", "site2"),
         ("data/trainset", "data/testset"),
-        ("data/train", "data/test"),
-        ("val", "test"),
+        ("data/train", "data/fold2"),
         ("known/images", "unknown/images"),
     ],
 )
@@ -215,6 +214,26 @@ def test_folders_of_class_folders_that_are_no_known_splits(folder, tmp_path_fact
     with pytest.raises(ValueError, match=r"which is train cannot be told; rename the splits to train/ and") as error:
         load_dataset(str(root), 16)
     assert one in str(error.value) and other in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_splits_in_one_folder_as_hugging_face_knows_them(folder, tmp_path_factory):
+    split_in_two(folder)
+    root = tmp_path_factory.mktemp("nested")
+    for part in ("train", "test"):
+        shutil.move(folder / part, root / "data" / part)
+    assert load_dataset(str(root), 16).images.num_train == 10
+    (root / "data" / "train" / "cat").rename(root / "data" / "train" / "dev")
+    with pytest.raises(ValueError, match="which is train cannot be told"):
+        load_dataset(str(root), 16)
+
+
+def test_no_train_among_the_folders(folder):
+    split_in_two(folder)
+    for name in ("cat", "dog"):
+        (folder / name).rmdir()
+    (folder / "train").rename(folder / "val")
+    with pytest.raises(ValueError, match=r"has the splits .*; one must be called train: rename the one that holds the"):
+        load_dataset(str(folder), 16)
 
 
 def test_one_folder_of_class_folders(folder, tmp_path_factory):
