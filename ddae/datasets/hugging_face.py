@@ -156,7 +156,7 @@ def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Tab
             )
     notes, parts, values = [], [train], _labels(name, train, first, label)
     others = [column for column in _label_columns(train.features)[0] if column != label]
-    if len(values) > 1 and len(set(values)) == len(values):
+    if len(set(values)) == len(values) > (1 if others else 9):  # fewer may be classes of too few images
         which = f", such as {', '.join(others)}" if others else ""
         raise ValueError(
             f"dataset={name!r}: {label} has another value for each of the {len(values):,} images of {first}, so it is "
