@@ -173,7 +173,7 @@ def _check_sorted(root: Path) -> None:
     guess otherwise than a person: test images would be trained on."""
     files = data_files(root)
     images = [path for path in files if is_image(path.name)]
-    if 2 * len(images) <= len(files) or any(path.name in METADATA for path in files):
+    if 2 * len(images) <= len(files) or any(path.name in HUGGING_FACE_FILES for path in files):
         return  # Hugging Face takes the kind of file that is the most frequent
     holders = sorted({path.parent.relative_to(root) for path in images})
     if all(len(GUESSED.intersection(each.parts[:-1])) == 1 and each.name not in GUESSED for each in holders):
