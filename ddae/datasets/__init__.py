@@ -1,6 +1,7 @@
 """Images by name: train, val and test, where val is always carved from the official train split."""
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,8 +11,18 @@ import numpy as np
 import xxhash
 
 from ddae.datasets.checks import find_twins, is_uneven, notes_of, summary
-from ddae.datasets.hugging_face import hugging_face
-from ddae.datasets.images import Images, class_folders, image_folder, splits_of, stratified
+from ddae.datasets.hugging_face import METADATA, data_files, hugging_face
+from ddae.datasets.images import (
+    HELD_OUT,
+    TRAIN,
+    Images,
+    called,
+    class_folders,
+    image_folder,
+    is_image,
+    splits_of,
+    stratified,
+)
 from ddae.datasets.named import ASSETS, DATASETS
 from ddae.datasets.scan import Reading
 from ddae.nearest import did_you_mean
@@ -20,8 +31,10 @@ log = logging.getLogger("ddae")
 
 OPENED = Reading()
 """Every image is opened first."""
-HUGGING_FACE_FILES = ("dataset_dict.json", "state.json", "metadata.csv", "metadata.jsonl", "metadata.parquet")
+HUGGING_FACE_FILES = ("dataset_dict.json", "state.json", *METADATA)
 """By which a folder is known as one for HF `datasets` even where it has sub-folders of images."""
+GUESSED = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}
+"""Folders at any depth that Hugging Face takes for splits."""
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*(@.+)?"
 
 
@@ -143,14 +156,49 @@ def _images(name: str, image_size: int, data_root: str, reading: Reading) -> Ima
 def _folder(root: Path, image_size: int, reading: Reading) -> Images:
     """An image folder where it is one, else whatever HF `datasets` makes of its files."""
     if _is_hugging_face(root):
+        _check_sorted(root)
         return hugging_face(str(root), image_size, reading)
     return image_folder(root, image_size, reading)
 
 
 def _is_hugging_face(root: Path) -> bool:
-    train = root / splits_of(root)[0]
-    marked = any((part / file).exists() for part in (root, train) for file in HUGGING_FACE_FILES)
-    return marked or (not class_folders(train) and any(path.is_file() for path in root.rglob("*")))
+    parts = [root, *(root / name for name in called(os.listdir(root), (*TRAIN, *HELD_OUT)))]
+    if any((part / file).exists() for part in parts for file in HUGGING_FACE_FILES):
+        return True
+    return not class_folders(root / splits_of(root)[0]) and any(path.is_file() for path in root.rglob("*"))
+
+
+def _check_sorted(root: Path) -> None:
+    """Raises ValueError where Hugging Face would guess splits and classes of images from the names of folders, and may
+    guess otherwise than a person: test images would be trained on."""
+    files = data_files(root)
+    images = [path for path in files if is_image(path.name)]
+    if 2 * len(images) <= len(files) or any(path.name in HUGGING_FACE_FILES for path in files):
+        return  # Hugging Face takes the kind of file that is the most frequent
+    holders = sorted({path.parent.relative_to(root) for path in images})
+    if all(len(GUESSED.intersection(each.parts[:-1])) == 1 and each.name not in GUESSED for each in holders):
+        return  # data/train/<class>/ and data/test/<class>/
+    train = splits_of(root)[0]
+    if train == "." and (parents := sorted({str(each.parent) for each in holders if len(each.parts) > 1})):
+        if len(parents) == 1:
+            raise ValueError(f"the class folders of dataset={str(root)!r} are in {parents[0]}; give that as --dataset")
+        raise ValueError(
+            f"dataset={str(root)!r}: {', '.join(parents[:5])}{', ...' * (len(parents) > 5)} hold folders of images, "
+            "and which is train cannot be told; rename the splits to train/ and test/ in one folder and give that, or "
+            "give as --dataset the one that holds the training images; if they are classes, move their images up"
+        )
+    if train == "." or Path(train) in holders:
+        others = [
+            str(each) for each in holders if len(each.parts) == 1 and not called([str(each)], (*TRAIN, *HELD_OUT))
+        ]
+        reason = "its images lie in no class folders"
+        if train != ".":
+            reason = f"the images in {train}/ lie in no class folders"
+        remedy = f"; if {train} is a class as {', '.join(others[:5])} are, rename it" if others else ""
+        raise ValueError(
+            f"dataset={str(root)!r}: {reason}; make one sub-folder a class{f' in {train}/' * (train != '.')}, or name "
+            f"the class of each image in a metadata.csv of the columns file_name and label{remedy}"
+        )
 
 
 __all__ = [

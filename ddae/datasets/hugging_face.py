@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 from torch import Tensor
 
-from ddae.datasets.images import HELD_OUT, TRAIN, Images, fifth_as_test
+from ddae.datasets.images import HELD_OUT, IMAGE_SUFFIXES, TRAIN, Images, called, fifth_as_test, is_image
 from ddae.datasets.pixels import decode
 from ddae.datasets.scan import MANY, SAMPLE, Reading, learn, scan_sources
 
@@ -24,6 +24,8 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label", "coarse_label")
 """Plain columns that are taken for the classes."""
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl")
 REMEDY = "mend it with datasets, save_to_disk it and name that folder"
 
 
@@ -38,7 +40,7 @@ def hugging_face(name: str, image_size: int, reading: Reading) -> Images:
 
     splits = _load(name)
     table = _joined(name, splits, reading)
-    notes = table.notes
+    notes = table.notes + _unnamed(name, splits)
     encoded = datasets.concatenate_datasets([part.select_columns(table.image) for part in table.parts])
     encoded = encoded.cast_column(table.image, datasets.Image(decode=False))
 
@@ -87,6 +89,25 @@ def hugging_face(name: str, image_size: int, reading: Reading) -> Images:
     )  # fmt: skip
 
 
+def _unnamed(name: str, splits: "Mapping[str, Dataset]") -> list[str]:
+    """A note on the images of a folder with metadata that are in no row."""
+    import datasets
+
+    files = data_files(Path(name)) if Path(name).is_dir() else []
+    if not any(path.name in METADATA for path in files):
+        return []
+    known = set()
+    columns = [(rows, image) for rows in splits.values() for image in _images(rows.features)[0]]
+    for part, image in columns:
+        found = part.select_columns(image).cast_column(image, datasets.Image(decode=False))[:][image]
+        known |= {os.path.realpath(each["path"]) for each in found if each and each.get("path")}
+    images = [path for path in files if is_image(path.name)]
+    left = sorted(str(path) for path in images if os.path.realpath(path) not in known)
+    if not left:
+        return []
+    return [f"left out {len(left):,} of {len(images):,} images that the metadata does not name, such as {left[0]}"]
+
+
 def _remedy_for(folder: Path) -> str:
     """What to do about files of a local folder that `datasets` stumbles over."""
     import pyarrow.parquet as pq
@@ -113,10 +134,12 @@ class Table:
 
 
 def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Table:
-    found = {split.lower(): split for split in splits}
-    first = next((found[split] for split in TRAIN if split in found), None)
+    first = next(iter(called(splits, TRAIN)), None)
     if first is None:
-        raise ValueError(f"dataset={name!r} has the splits {', '.join(splits)}; one must be called train: {REMEDY}")
+        raise ValueError(
+            f"dataset={name!r} has the splits {', '.join(splits)}; one must be called train: rename the one that holds "
+            f"the training images, or {REMEDY}"
+        )
     train = splits[first]
     image = _pick(name, train.features, "image", *_images(train.features))
     if "label" in train.features and not (_is_plain(train.features["label"]) or reading.label_column):
@@ -132,7 +155,14 @@ def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Tab
                 f"{_listed(train.features)}"
             )
     notes, parts, values = [], [train], _labels(name, train, first, label)
-    for held_out in (found[split] for split in HELD_OUT if split in found):
+    others = [column for column in _label_columns(train.features)[0] if column != label]
+    if len(set(values)) == len(values) > (1 if others else 9):  # fewer may be classes of too few images
+        which = f", such as {', '.join(others)}" if others else ""
+        raise ValueError(
+            f"dataset={name!r}: {label} has another value for each of the {len(values):,} images of {first}, so it is "
+            f"no class; name the column that is with --label-column{which}; columns: {_listed(train.features)}"
+        )
+    for held_out in called(splits, HELD_OUT):
         test = splits[held_out]
         if any(test.features.get(column) != train.features[column] for column in (image, label)) and len(test):
             raise ValueError(
@@ -145,7 +175,6 @@ def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Tab
     used = {first, *([held_out] if len(parts) > 1 else [])}
     if unused := [s for s in splits if s not in used and not any(f" {s} (" in note for note in notes)]:
         notes.append(f"left out the splits {', '.join(unused)} (no split that is used)")
-    others = [column for column in _label_columns(train.features)[0] if column != label]
     if label != "label" or others:
         besides = f", not those of {', '.join(others)}; --label-column gives another" if others else ""
         notes.append(f"the classes are those of the column {label}{besides}")
@@ -153,8 +182,13 @@ def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Tab
     if any(reading.group_by not in part.features for part in parts if reading.group_by):
         raise ValueError(f"group_by={reading.group_by!r}: {held_out} of dataset={name!r} lacks the column: {REMEDY}")
     if reading.group_by:
-        named = [str(each) for part in parts for each in part.select_columns(reading.group_by)[:][reading.group_by]]
-        groups = np.unique(named, return_inverse=True)[1]
+        named = [each for part in parts for each in part.select_columns(reading.group_by)[:][reading.group_by]]
+        if missing := sum(each is None or each != each for each in named):
+            raise ValueError(
+                f"group_by={reading.group_by!r}: {missing:,} of {len(named):,} images of dataset={name!r} have no "
+                f"value in it (null or NaN); give each a group, or filter them out: {REMEDY}"
+            )
+        groups = np.unique(list(map(str, named)), return_inverse=True)[1]
     return Table(parts, image, values, groups, getattr(train.features[label], "int2str", str), notes)
 
 
@@ -180,7 +214,39 @@ def _load(name: str) -> "Mapping[str, Dataset]":
             f"dataset={name!r} is neither a known name nor a folder of images, and Hugging Face does not load it "
             f"({type(error).__name__}: {reason}); {remedy}"
         ) from error
-    return found if isinstance(found, dict) else {"train": found}
+    if not isinstance(found, dict):
+        return {"train": found}
+    if not (saved or called(found, HELD_OUT)) and (taken := _held_out_files(Path(folder))):
+        raise ValueError(
+            f"dataset={name!r}: {taken} is called like test images, and Hugging Face makes no split of it; rename the "
+            "folders or files of the splits to train and test, or give what holds the training images alone"
+        )
+    return found
+
+
+def _held_out_files(folder: Path) -> str:
+    """The first folder or file of data that is called as held-out splits are, of a set whose card names no files."""
+    card = folder / "README.md"
+    if card.is_file() and "data_files" in card.read_text(encoding="utf-8", errors="replace"):
+        return ""
+    files = sorted(path.relative_to(folder) for path in data_files(folder))
+    of_images = any(map(is_image, (path.name for path in files)))
+    for path in files:
+        parts = path.parts[:-1] if of_images else (*path.parts[:-1], path.name.split(".")[0].split("-")[0])
+        for number, part in enumerate(parts, 1):
+            if called([part], HELD_OUT):
+                return os.path.join(*path.parts[:number])
+    return ""
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The files that `datasets` may read, at any depth."""
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.name.lower().endswith((*IMAGE_SUFFIXES, *ARCHIVES, *TABLES))
+        and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
+    ]
 
 
 def _images(features: Mapping[str, Any]) -> tuple[list[str], Sequence[str]]:
@@ -204,6 +270,8 @@ def _pick(name: str, features: Mapping[str, Any], what: str, found: Sequence[str
         if column in found:
             return column
     remedy = "name it with --label-column" if what == "label" else REMEDY
+    if what == "label" and len(features) == 1:
+        remedy = "make one sub-folder of images a class, or name their classes in a metadata.csv of file_name and label"
     which = f" ({', '.join(found)})" if found else ""
     raise ValueError(
         f"dataset={name!r} has {len(found) or 'no'} {what} columns{which} among {_listed(features)}, and none called "

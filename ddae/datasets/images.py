@@ -20,9 +20,15 @@ IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
     ".tif", ".tiff", ".webp",
 )  # fmt: skip
-TRAIN = ("train", "training")
-HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
-"""Names of splits in any case, the first choice first."""
+ENDINGS = ("", "set", "data", "dataset", "images", "split")
+TRAIN = tuple(word + end for word in ("train", "training", "trn") for end in ENDINGS)
+HELD_OUT = tuple(
+    word + end
+    for word in ("test", "testing", "tests", "tst", "holdout", "heldout", "val", "valid", "validation", "dev", "eval",
+                 "evaluation")
+    for end in ENDINGS
+)  # fmt: skip
+"""The letters of the names of splits, in lower case, the first choice first."""
 NO_CLASSES = ("__MACOSX",)
 """Folders that unpacking leaves behind."""
 
@@ -204,10 +210,15 @@ def image_folder(root: Path, image_size: int, reading: Reading) -> Images:
 
 def splits_of(root: Path) -> tuple[str, list[str]]:
     """The sub-folder of the training images, or "." where the folder has none, and those that may be held out."""
-    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    train, held_out = ([n for word in words for n in names if n.lower() == word] for words in (TRAIN, HELD_OUT))
-    found = (name for name in train if name == "train" or class_folders(root / name))
-    return next(found, "."), held_out
+    names = [entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != "."]
+    found = (name for name in called(names, TRAIN) if name == "train" or class_folders(root / name))
+    return next(found, "."), called(names, HELD_OUT)
+
+
+def called(names: Iterable[str], words: Sequence[str]) -> list[str]:
+    """Those of the names whose letters are one of the words, in any case, in the order of the words."""
+    found = {name: "".join(filter(str.isalpha, name)).lower() for name in sorted(names, key=lambda n: (len(n), n))}
+    return [name for word in words for name, letters in found.items() if letters == word]
 
 
 def left_out(root: Path, used: Sequence[str], no_classes: Sequence[str] = ()) -> list[str]:
@@ -219,7 +230,10 @@ def left_out(root: Path, used: Sequence[str], no_classes: Sequence[str] = ()) ->
     for split in used:
         folders = {name: files for name, files in class_folders(root / split).items() if name not in no_classes}
         empty = [n for n in visible(root / split) if n not in (*folders, *no_classes) and (root / split / n).is_dir()]
-        left += [f"{os.path.join(split, name)} (no images in it)" for name in empty]
+        left += [
+            f"{os.path.join(split, name)} ({'unpacking leaves it' if name in NO_CLASSES else 'no images in it'})"
+            for name in empty
+        ]
         beside = [name for name in visible(root / split) if (root / split / name).is_file()]
         if beside:
             left.append(f"{len(beside):,} files beside the class folders, such as {os.path.join(split, beside[0])}")
@@ -228,13 +242,27 @@ def left_out(root: Path, used: Sequence[str], no_classes: Sequence[str] = ()) ->
             for name, images in folders.items()
             for file in set(visible(root / split / name)).difference(images)
         ]
+        below = sorted(path for path in others if (root / path).is_dir())
+        others = sorted(set(others).difference(below))
+        if num_below := sum(is_image(file) for path in below for _, _, files in os.walk(root / path) for file in files):
+            left.append(f"{num_below:,} images in sub-folders of class folders, such as {below[0]}")
+        hidden = [e.name for e in os.scandir(root / split) if e.name[0] == "." and e.is_dir()]
+        hidden = sorted(name for name in hidden if any(map(is_image, os.listdir(root / split / name))))
+        left += [
+            f"{os.path.join(split, name)} (its name begins with a dot; rename it if it is a class)" for name in hidden
+        ]
         if others:
-            left.append(f"{len(others):,} files that by their names are no images, such as {min(others)}")
+            left.append(f"{len(others):,} files that by their names are no images, such as {others[0]}")
     return left
 
 
+def is_image(file: str) -> bool:
+    """By its name."""
+    return file[0] != "." and file.lower().endswith(IMAGE_SUFFIXES)
+
+
 def _why_unused(path: Path) -> str:
-    if path.name.lower() in HELD_OUT and path.is_dir() and not class_folders(path):
+    if called([path.name], HELD_OUT) and path.is_dir() and not class_folders(path):
         return "its images lie in no class folders"
     return "no split that is used"
 
@@ -285,7 +313,7 @@ def class_folders(root: Path, only: Iterable[str] | None = None) -> dict[str, li
     for name in sorted(name for name in only if name[0] != "." and name not in NO_CLASSES):
         with os.scandir(root / name) as entries:
             listed = list(entries)
-        images = sorted(e.name for e in listed if e.name[0] != "." and e.name.lower().endswith(IMAGE_SUFFIXES))
+        images = sorted(entry.name for entry in listed if is_image(entry.name))
         if images:
             found[name] = images
         elif any(entry.is_dir() for entry in listed):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 DECODERS = min(8, cpu_count() or 1)
 """Threads; PIL lets go of the interpreter while it decodes, and two take half the time of one."""
 SIXTEEN_BITS = 2**16 - 1
+STEP_OF_16_BITS = SIXTEEN_BITS // 255
+"""By which a value of 8 bits is multiplied where it is kept in 16."""
 NATIVE = "BN" if sys.byteorder == "big" else "B"
 """How PIL's raw modes end where the upper byte comes first."""
 ORIENTATION, PHOTOMETRIC, WHITE_IS_ZERO = 0x0112, 262, 0
@@ -57,8 +59,11 @@ class Opened:
     """What of it version 0.2 did not show as a person sees it, a word each: depth, inverted, alpha, profile, LAB."""
 
     def digest(self) -> str:
-        """Hash of the pixels at their own size; the same pixels in another format have the same."""
+        """Hash of the pixels at their own size; the same pixels in another format have the same, and so have 8 bits
+        that are kept in 16."""
         pixels = np.ascontiguousarray(self.rgb if self.deep is None else self.deep)
+        if self.deep is not None and self.deep.dtype.kind == "i" and not (self.deep % STEP_OF_16_BITS).any():
+            pixels = np.asarray(self.as_seen(SIXTEEN_BITS))
         return xxhash.xxh3_128(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
 
     def as_seen(self, white: float) -> "Image.Image":

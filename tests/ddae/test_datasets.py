@@ -168,3 +168,110 @@ def test_a_class_may_be_called_like_a_split(tmp_path):
         for i in range(5):
             Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(tmp_path / name / f"{i}.png")
     assert load_dataset(str(tmp_path), 8).images.classes == ("resting", "training")
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("trainset", "testset"),
+        ("TrainingData", "TestData"),
+        ("trn", "tst"),
+        ("Training_Set", "test-set"),
+        ("train", "tests"),
+        ("train", "holdout"),
+        ("train", "Held Out"),
+        ("train2017", "val2017"),
+    ],
+)
+def test_splits_of_any_usual_spelling(folder, train, held_out):
+    split_in_two(folder, held_out)
+    for name in ("cat", "dog"):
+        (folder / name).rmdir()
+    (folder / "train").rename(folder / train)
+    dataset = load_dataset(str(folder), 16)
+    assert dataset.images.num_train == 10 == len(dataset.splits["test"])
+    assert dataset.images.classes == ("cat", "dog") and dataset.images.has_own_test
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("fold1", "fold2"),
+        ("site1", "site2"),
+        ("data/trainset", "data/testset"),
+        ("data/train", "data/fold2"),
+        ("known/images", "unknown/images"),
+    ],
+)
+def test_folders_of_class_folders_that_are_no_known_splits(folder, tmp_path_factory, one, other):
+    """Hugging Face would take them all for train, or guess."""
+    split_in_two(folder)
+    root = tmp_path_factory.mktemp("nested")
+    for part, place in (("train", one), ("test", other)):
+        shutil.copytree(folder / part, root / place, dirs_exist_ok=True)
+    for file in ("annotations.json", "sample.csv"):
+        (root / file).touch()
+    with pytest.raises(ValueError, match=r"which is train cannot be told; rename the splits to train/ and") as error:
+        load_dataset(str(root), 16)
+    assert one in str(error.value) and other in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_splits_in_one_folder_as_hugging_face_knows_them(folder, tmp_path_factory):
+    split_in_two(folder)
+    root = tmp_path_factory.mktemp("nested")
+    for part in ("train", "test"):
+        shutil.move(folder / part, root / "data" / part)
+    assert load_dataset(str(root), 16).images.num_train == 10
+    (root / "data" / "train" / "cat").rename(root / "data" / "train" / "dev")
+    with pytest.raises(ValueError, match="which is train cannot be told"):
+        load_dataset(str(root), 16)
+
+
+def test_no_train_among_the_folders(folder):
+    split_in_two(folder)
+    for name in ("cat", "dog"):
+        (folder / name).rmdir()
+    (folder / "train").rename(folder / "val")
+    with pytest.raises(ValueError, match=r"has the splits .*; one must be called train: rename the one that holds the"):
+        load_dataset(str(folder), 16)
+
+
+def test_one_folder_of_class_folders(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("nested")
+    shutil.move(folder, root / "photos")
+    with pytest.raises(ValueError, match=r"class folders of dataset=.* are in photos; give that as --dataset"):
+        load_dataset(str(root), 16)
+
+
+def test_splits_whose_class_folders_lie_deeper(folder, tmp_path_factory):
+    """Hugging Face reads them if their names are its own."""
+    split_in_two(folder)
+    root = tmp_path_factory.mktemp("deep")
+    shutil.copytree(folder / "train", root / "train" / "images")
+    shutil.copytree(folder / "test", root / "holdout" / "images")
+    with pytest.raises(ValueError, match="holdout is called like test images, and Hugging Face makes no split of it"):
+        load_dataset(str(root), 16)
+    (root / "holdout").rename(root / "test")
+    assert load_dataset(str(root), 16).images.num_train == 10
+
+
+def test_images_without_class_folders(folder, tmp_path_factory):
+    for place in ("", "train"):
+        root = tmp_path_factory.mktemp("flat")
+        shutil.copytree(folder / "cat", root / place, dirs_exist_ok=True)
+        with pytest.raises(ValueError, match=r"lie in no class folders; make one sub-folder a class.* metadata.csv"):
+            load_dataset(str(root), 16)
+
+
+def test_a_class_called_train(folder):
+    shutil.copytree(folder / "cat", folder / "train")
+    with pytest.raises(ValueError, match=r"images in train/ lie in no class .*; if train is a class as cat, dog are, "):
+        load_dataset(str(folder), 16)
+
+
+def test_images_below_the_class_folders(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("deep")
+    for name in ("cat", "dog"):
+        shutil.copytree(folder / name, root / "train" / name / "photos")
+    with pytest.raises(ValueError, match=r"no label columns among image .*: make one sub-folder of images a class"):
+        load_dataset(str(root), 16)

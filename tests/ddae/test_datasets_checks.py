@@ -1,6 +1,7 @@
 """What is said of a dataset before anything is computed of it."""
 
 import logging
+import zlib
 
 import numpy as np
 import pytest
@@ -153,3 +154,53 @@ def test_nothing_is_said_of_what_is_in_order(name, caplog):
     with caplog.at_level(logging.WARNING):
         dataset = load_dataset(name, 16)
     assert len(dataset.notes) == 1 and caplog.text == ""
+
+
+@pytest.mark.parametrize("train", ["", "train"])
+def test_images_that_lie_deeper_or_hidden_are_said(tmp_path, caplog, train):
+    root = tmp_path / "set" / train
+    draw(root, {"cat": noise(20, 0), "dog": noise(20, 1), ".eel": noise(3, 2), "__MACOSX": []})
+    draw(root / "cat", {"more": noise(4, 3)})
+    draw(root / "cat" / "more", {"deep": noise(5, 4)})
+    (root / ".git" / "objects").mkdir(parents=True)
+    (root / "dog" / "notes.txt").touch()
+    dataset = load_dataset(str(tmp_path / "set"), 8)
+    assert dataset.images.classes == ("cat", "dog") and len(dataset.images.labels) == 40
+    [left] = [note for note in dataset.notes if note.startswith("left out")]
+    place = train or "."
+    assert f"9 images in sub-folders of class folders, such as {place}/cat/more" in left
+    assert f"{place}/.eel (its name begins with a dot; rename it if it is a class)" in left
+    assert f"{place}/__MACOSX (unpacking leaves it)" in left
+    assert f"1 files that by their names are no images, such as {place}/dog/notes.txt" in left
+    assert ".git" not in left
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_copies_of_8_bits_in_16_are_counted(tmp_path, channels):
+    """As the network sees them."""
+    rng = np.random.default_rng(0)
+    pictures = {name: rng.integers(0, 256, (10, 8, 8), dtype=np.uint8) for name in "ab"}
+    draw(tmp_path / "train", pictures)
+    for name, arrays in pictures.items():
+        (tmp_path / "test" / name).mkdir(parents=True)
+        for i, pixels in enumerate(arrays[:2]):
+            save_16_bits(tmp_path / "test" / name / str(i), pixels.astype(np.uint16) * 257, channels)
+    dataset = load_dataset(str(tmp_path), 8)
+    assert dataset.images.reading.white == 65535 and dataset.twins["test"].all()
+    seen = [dataset.images.read(dataset.splits[part]).numpy() for part in ("train", "val", "test")]
+    assert {each.tobytes() for each in seen[2]} <= {each.tobytes() for each in np.concatenate(seen[:2])}
+
+
+def save_16_bits(file, pixels, channels):
+    if channels == 1:
+        Image.fromarray(pixels).save(f"{file}.tif")
+        return
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = b"\0\0\0\x08\0\0\0\x08" + bytes([16, 2, 0, 0, 0])
+    lines = b"".join(b"\0" + np.repeat(line[:, None], 3, 1).astype(">u2").tobytes() for line in pixels)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    with open(f"{file}.png", "wb") as written:
+        written.write(b"\x89PNG\r\n\x1a\n" + content)

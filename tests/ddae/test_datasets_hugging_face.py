@@ -197,7 +197,7 @@ def test_metadata_beside_images(tmp_path):
 
 def test_images_without_labels(tmp_path):
     picture(0, False).save(tmp_path / "0.png")
-    with pytest.raises(ValueError, match=r"has no label columns among image \(Image\)"):
+    with pytest.raises(ValueError, match=r"its images lie in no class folders"):
         load_dataset(str(tmp_path), 16)
 
 
@@ -322,3 +322,50 @@ def test_groups_of_a_column_that_test_lacks(tmp_path):
     name = save(tmp_path / "set", train=rows, test=make(9))
     with pytest.raises(ValueError, match=r"group_by='patient': test of dataset=.* lacks the column"):
         load_dataset(name, 16, reading=Reading(group_by="patient"))
+
+
+@pytest.mark.parametrize("names", [("trainset", "testset"), ("Train", "Test"), ("trn", "tst")])
+def test_splits_that_hugging_face_does_not_know_are_not_trained_on(tmp_path, names):
+    """Neither those of Parquet nor those of images with metadata."""
+    for kind in ("files", "folders", "images"):
+        root = tmp_path / kind
+        for i, part in enumerate(names):
+            if kind == "images":
+                write_metadata(tmp_path / f"one{i}")
+                shutil.move(tmp_path / f"one{i}" / "train", root / part)
+            else:
+                rows = make(30, is_test=part == names[1])
+                rows.to_parquet(root / (f"{part}.parquet" if kind == "files" else f"{part}/rows.parquet"))
+        with pytest.raises(ValueError, match=rf"{names[1]}.* is called like test images, and Hugging Face makes no"):
+            load_dataset(str(root), 16)
+
+
+@pytest.mark.parametrize("place", ["", "train"])
+def test_images_that_the_metadata_does_not_name_are_counted(tmp_path, caplog, place):
+    name = write_metadata(tmp_path / "set")
+    assert load_dataset(name, 16).notes == load_dataset(name, 16).notes and "does not name" not in caplog.text
+    file = tmp_path / "set" / "train" / "metadata.csv"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:16]))
+    if not place:
+        name += "/train"
+    assert len(load_dataset(name, 16).images.labels) == 15
+    assert "left out 15 of 30 images that the metadata does not name, such as" in caplog.text
+
+
+@pytest.mark.parametrize("num_others", [0, 1])
+def test_a_label_of_one_image_each_is_no_class(tmp_path, num_others):
+    rows = make(30).rename_column("label", "class").add_column("label", [f"picture {i}" for i in range(30)])
+    rows = rows if num_others else rows.remove_columns("class")
+    match = r"label has another value for each of the 30 images of train.* with --label-column"
+    with pytest.raises(ValueError, match=match + (", such as class; columns: id" if num_others else "; columns: id")):
+        load_dataset(save(tmp_path / "set", train=rows), 16)
+    if num_others:
+        check(str(tmp_path / "set"), 24, 6, reading=Reading(label_column="class"))
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_groups_without_a_name(tmp_path, missing):
+    """They are not one group."""
+    rows = make(30).add_column("patient", [float(i // 6) if i < 20 else missing for i in range(30)])
+    with pytest.raises(ValueError, match=r"group_by='patient': 10 of 30 images of .* have no value in it"):
+        load_dataset(save(tmp_path / "set", train=rows), 16, reading=Reading(group_by="patient"))
