@@ -22,8 +22,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ddae.backbones import SHIPPED, Backbone, Block, Settings, load_backbone
-from ddae.backbones.checkpoints import sidecars
 from ddae.backbones.files import local_path, model_files
+from ddae.backbones.options import sidecars
 from ddae.datasets.images import stratified
 from ddae.datasets.pixels import decode
 from ddae.features import check_timestep, fitting_batch, pass_once

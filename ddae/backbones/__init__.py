@@ -25,9 +25,10 @@ from ddae.backbones import (
     wide_resnet,
 )
 from ddae.backbones.base import Backbone, Block, Settings, check_finite
-from ddae.backbones.checkpoints import open_checkpoint, sidecars
+from ddae.backbones.checkpoints import open_checkpoint
 from ddae.backbones.dit_layout import kind_of
 from ddae.backbones.files import SHIPPED, file_digest, first_line, local_path, model_class, model_files
+from ddae.backbones.options import sidecars
 from ddae.backbones.unsupported import refuse_unsupported
 
 BACKBONES: dict[str, Callable[[Path, str, Settings], Backbone]] = {

@@ -207,7 +207,8 @@ class Backbone:
 
     def block(self, name: str) -> Block:
         """A block by its name, or any module by its path. Raises ValueError if there is none, or no map of it."""
-        self.add_modules([name])
+        if name not in self.modules:
+            self.add_modules([name])
         if name not in self.modules:
             there = any(path == name for path, _ in self.network.named_modules())
             why = "returns no map of the image, or runs more than once" if there else "is not in this backbone"

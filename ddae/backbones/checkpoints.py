@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddae.backbones.options import read_options, sidecars
+from ddae.backbones.options import read_options
 from ddae.backbones.pickles import MOST, READERS, Inert, module_attributes, module_tensors, read_torch
 from ddae.nearest import did_you_mean
 
@@ -327,6 +327,3 @@ def check_sizes(found: Found, path: Path) -> None:
             raise ValueError(f"it declares a tensor of shape {list(tensor.shape)[:8]}, larger than itself")
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > 8 * path.stat().st_size + 10**6:
         raise ValueError("it declares many more numbers than it holds")
-
-
-__all__ = ["Checkpoint", "open_checkpoint", "read_checkpoint", "read_options", "sidecars"]

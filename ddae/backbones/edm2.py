@@ -1,12 +1,11 @@
 """EDM2 (Karras et al. 2024), on pixels or latents, as official checkpoints. Timesteps are the steps of EDM's sampler,
 and step 1 is the least noisy."""
 
-import hashlib
 import logging
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ddae.backbones.convert import State, load_state
 from ddae.backbones.edm2_unet import EDM2UNet, Layout
 from ddae.backbones.options import NOTHING, checked_options, name_assumed
 from ddae.backbones.schedules import edm_schedule
-from ddae.backbones.vae import PIXELS_AT_ONCE, Latents, latents_of, with_vae
+from ddae.backbones.vae import Latents, latents_of, with_vae
 
 logger = logging.getLogger("ddae")
 
@@ -32,34 +31,19 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class StabilityLatents:
+class StabilityLatents(Latents):
     """Latents as EDM2's StabilityVAEEncoder makes them: of pixels in [0, 1], not [-1, 1], each channel scaled to
-    standard deviation 0.5. The mean of the posterior stands for a sample."""
+    standard deviation 0.5."""
 
-    latents: Latents
-    MEAN = (5.81, 3.25, 0.12, -2.15)
-    STD = (4.17, 4.62, 3.71, 3.28)
+    numbers = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)
+    """Mean and standard deviation of each channel."""
 
-    @property
-    def image_size(self) -> int:
-        return self.latents.image_size
+    def pixels(self, images: Tensor) -> Tensor:
+        return (super().pixels(images) + 1) / 2
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.latents.shape
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(f"EDM2 {self.latents.fingerprint}".encode()).hexdigest()
-
-    def __call__(self, images: Tensor) -> Tensor:
-        pixels = (Pixels(self.image_size)(images) + 1) / 2
-        with torch.autocast(pixels.device.type, enabled=False):
-            parts = pixels.split(max(1, PIXELS_AT_ONCE // self.image_size**2))
-            means = torch.cat([self.latents.vae.encode(part).latent_dist.mean for part in parts])
-        mean, std = means.new_tensor(self.MEAN), means.new_tensor(self.STD)
-        return (means - mean[:, None, None]) * (0.5 / std)[:, None, None]
+    def scaled(self, latents: Tensor) -> Tensor:
+        mean, std = (latents.new_tensor(each)[:, None, None] for each in self.numbers)
+        return (latents - mean) * (0.5 / std)
 
 
 def from_state(
@@ -91,8 +75,9 @@ def from_state(
 
     encoder: Encoder = Pixels(settings.image_size or layout.size, layout.in_channels)
     if layout.in_channels not in (1, 3):
-        encoder = StabilityLatents(latents_of(path, layout.in_channels, layout.size, 1, settings))
-        fingerprint = with_vae(fingerprint, encoder)  # type: ignore[arg-type]
+        found = latents_of(path, layout.in_channels, layout.size, 1, settings)
+        encoder = StabilityLatents(found.vae, found.image_size)
+        fingerprint = with_vae(fingerprint, encoder)
     return Backbone(network, block_specs(network), schedule, encoder, inputs, fingerprint, settings)
 
 

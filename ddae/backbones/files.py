@@ -119,12 +119,11 @@ def load_network(network_class: Any, folder: Path, precision: str = "float32") -
     Raises ValueError if a weight is missing; diffusers itself would only warn, and leave it uninitialised.
     """
     files = weights(folder, "", "diffusion_pytorch_model")
-    dtype = getattr(torch, precision) if files and stored_in(files[0]) == precision else torch.float32
     safe = any(file.suffix == WEIGHTS[0] for file in files)
-    options = {"dtype": dtype, "use_safetensors": safe, "output_loading_info": True, "variant": variant(files)}
+    options = {"dtype": dtype_of(files, precision), "use_safetensors": safe, "variant": variant(files)}
     try:
         with quiet():
-            network, found = network_class.from_pretrained(folder, **options)
+            network, found = network_class.from_pretrained(folder, output_loading_info=True, **options)
     except Exception as error:  # diffusers passes on errors of every class
         reason = " ".join(str(error).split()).split(" If you want")[0][:300]
         raise ValueError(
@@ -140,12 +139,13 @@ def load_network(network_class: Any, folder: Path, precision: str = "float32") -
     return network
 
 
-def stored_in(file: Path) -> str:
-    """The precision of the first tensor in a file of weights; empty if that cannot be read."""
-    with suppress(OSError, SafetensorError, ValueError), safe_open(file, "pt") as tensors:
+def dtype_of(files: list[Path], precision: str) -> torch.dtype:
+    """The precision if the first tensor in files of weights is stored in it, and otherwise float32."""
+    with suppress(OSError, SafetensorError, ValueError, IndexError), safe_open(files[0], "pt") as tensors:
         first, *_ = tensors.keys()
-        return str(tensors.get_tensor(first).dtype).removeprefix("torch.")
-    return ""
+        if (dtype := tensors.get_tensor(first).dtype) == getattr(torch, precision):
+            return dtype
+    return torch.float32
 
 
 @contextmanager

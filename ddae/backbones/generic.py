@@ -1,6 +1,5 @@
 """Any other network of diffusers: its own pipeline says what it is given, and its module tree which blocks it has."""
 
-import hashlib
 import inspect
 import logging
 import typing
@@ -15,12 +14,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ddae.backbones.base import Backbone, BlockSpec, Encoder, Settings, pixels_of, token_grid
-from ddae.backbones.files import first_line, load_network, model_class, quiet, read_json, subfolder, variant, weights
+from ddae.backbones.files import (
+    dtype_of,
+    first_line,
+    load_network,
+    model_class,
+    quiet,
+    read_json,
+    subfolder,
+    variant,
+    weights,
+)
 from ddae.backbones.pipelines import DECODERS, Tracer, has_text_encoder, output_of
 from ddae.backbones.schedules import make_scheduler, noise_of
 from ddae.backbones.traced import PipelineInputs
 from ddae.backbones.unets import openai_specs
-from ddae.backbones.vae import PipelineLatents, WithImage, find_vae, measure
+from ddae.backbones.vae import PipelineLatents, WithImage, find_vae, measure, with_vae
 from ddae.noise import VP, FirstChannels, Flow, Schedule
 
 NETWORK_FOLDERS = "transformer", "unet", "decoder", "prior"
@@ -68,7 +77,7 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
 def pipeline_class(folder: Path, network: Any) -> Any:
     """The pipeline that a folder names, or else the one of diffusers whose network is of this class.
 
-    Raises ValueError if there is none, or several that differ in what they do.
+    Raises ValueError if there is none.
     """
     import diffusers
     from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
@@ -125,9 +134,10 @@ def make_backbone(network: Any, kind: Any, folder: Path, fingerprint: str, setti
     part = next(name for name in NETWORK_FOLDERS if name in parameters)
     decoder = next((name for name in DECODERS if name in parameters), "")
     vae = find_vae(folder, decoder, settings) if decoder else None
-    scheduler = make_scheduler(folder, is_flow=kind.__name__.startswith("Sana") or "FlowMatch" in str(hint(kind)))
+    scheduler = make_scheduler(folder, is_flow(kind))
     schedule: Schedule = noise_of(scheduler, folder)
-    pipeline = make_pipeline(kind, folder, {part: network, "scheduler": scheduler} | ({decoder: vae} if vae else {}))
+    given = {part: network, "scheduler": scheduler} | ({decoder: vae} if vae else {})
+    pipeline = make_pipeline(kind, folder, given, settings.precision)
     tracer = Tracer(pipeline, network, part, settings.image_size, is_vp=isinstance(schedule, VP))
     middle = schedule.timesteps[len(schedule.timesteps) // 2]
     latent_stride, latent_channels = measure(vae) if vae else (1, 0)
@@ -153,7 +163,7 @@ def make_backbone(network: Any, kind: Any, folder: Path, fingerprint: str, setti
         raise ValueError(
             f"image_size={settings.image_size} does not suit {folder}, whose pipeline makes {encoder.image_size} of it"
         )
-    digest = hashlib.sha256(f"{fingerprint} {inputs.fingerprint} {encoder.fingerprint}".encode()).hexdigest()
+    digest = with_vae(f"{fingerprint} {inputs.fingerprint}", encoder)
     if hasattr(network, "up_blocks"):
         return Backbone(network, unet_specs(network), schedule, encoder, inputs, digest, settings)
     specs = transformer_specs(network)
@@ -162,13 +172,16 @@ def make_backbone(network: Any, kind: Any, folder: Path, fingerprint: str, setti
     return Backbone(network, specs, schedule, encoder, inputs, digest, settings, image_tokens(side, joins))
 
 
-def hint(kind: Any) -> Any:
-    """The class of scheduler that a pipeline's constructor asks for."""
-    return inspect.signature(kind.__init__).parameters["scheduler"].annotation
+def is_flow(kind: Any) -> bool:
+    """Whether a pipeline's networks are rectified flows, by the scheduler that its constructor asks for; Sana's asks
+    for another."""
+    scheduler = inspect.signature(kind.__init__).parameters["scheduler"].annotation
+    return "FlowMatch" in str(scheduler) or kind.__name__.startswith("Sana")
 
 
-def make_pipeline(kind: Any, folder: Path, given: dict[str, Any]) -> Any:
-    """The pipeline with these components, and with what else lies in its folder; None for what does not."""
+def make_pipeline(kind: Any, folder: Path, given: dict[str, Any], precision: str) -> Any:
+    """The pipeline with these components, and with what else lies in its folder; None for what does not. Text encoders
+    that are all stored in the precision that is asked for stay in it."""
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else {}
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
     needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
@@ -180,14 +193,15 @@ def make_pipeline(kind: Any, folder: Path, given: dict[str, Any]) -> Any:
             if name not in given and not (folder / name).is_dir()
         ]
         absent += [name for name in needed if name not in index and name not in given]
-        texts = [weights(folder, name, "*model") for name in index if "_encoder" in name]
+        texts = [files for name in index if "_encoder" in name and (files := weights(folder, name, "*model"))]
+        dtypes = {dtype_of(files, precision) for files in texts}
         unused = [name for name in ("safety_checker", "watermarker") if name in index]
         with quiet():
             return kind.from_pretrained(
                 folder,
                 **given,
                 **dict.fromkeys([*absent, *unused]),
-                dtype=torch.float32,
+                dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
                 local_files_only=True,
                 variant=next(filter(None, map(variant, texts)), None),
             )
@@ -196,11 +210,13 @@ def make_pipeline(kind: Any, folder: Path, given: dict[str, Any]) -> Any:
 
 def flow_of(tracer: Tracer, timestep: int, num_steps: int) -> Flow:
     """The noise that the pipeline's own sampling has when it tells the network a timestep."""
-    timesteps, sigmas = tracer.run(timestep).planned
+    timesteps, sigmas = tracer.planned
     if sigmas is None or torch.allclose(timesteps / num_steps, sigmas[: len(timesteps)], atol=2e-3):
         return Flow(num_steps)
-    tracer.arguments["num_inference_steps"] = num_steps
+    usual = tracer.arguments
+    tracer.arguments = {**usual, "num_inference_steps": num_steps}
     timesteps, sigmas = tracer.run(timestep).planned
+    tracer.arguments = usual
     assert sigmas is not None
     levels = np.interp(np.arange(num_steps + 1), timesteps.flip(0), sigmas[: len(timesteps)].flip(0), left=0)
     return Flow(num_steps, tuple(levels.tolist()))

@@ -109,8 +109,10 @@ class PipelineInputs:
         given = "what its pipeline gives without a condition"
         num_places = len(index) if index.ndim == 2 else index[0].numel()
         if not torch.equal(rest[beside], other[beside]):
-            images = self.tracer.arguments
-            image: PIL.Image.Image = images.get("image") or images["control_image"]
+            given_to = self.tracer.arguments
+            image: PIL.Image.Image | None = given_to.get("image") or given_to.get("control_image")
+            if image is None:
+                raise ValueError("what it gives its network beside the noised image depends on the prompt")
             seen = [(rest[beside], image), (other[beside], striped(image.size))]
             self.shows_image = all(is_image(values, pixels) for values, pixels in seen)
             given, rest = ("the image itself" if self.shows_image else "zeros"), torch.zeros_like(rest)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ddae.backbones.base import Encoder, Pixels, Settings, check_finite
-from ddae.backbones.checkpoints import read_options
 from ddae.backbones.files import load_network, local_path, model_class, subfolder
+from ddae.backbones.options import read_options
 
 PIXELS_AT_ONCE = 8 * 256**2
 """Pixels that are encoded together (about 1 GB), so that memory does not grow with the batch."""
@@ -57,10 +57,14 @@ class Latents:
         return config.scaling_factor, config.shift_factor, config.latents_mean, config.latents_std
 
     def __call__(self, images: Tensor) -> Tensor:
-        pixels = Pixels(self.image_size)(images)
+        pixels = self.pixels(images)
         num_images = max(1, PIXELS_AT_ONCE // self.image_size**2)
         with torch.autocast(pixels.device.type, enabled=False):
             return self.scaled(torch.cat([encode(self.vae, part, self.is_video) for part in pixels.split(num_images)]))
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """What the autoencoder is given."""
+        return Pixels(self.image_size)(images)
 
     def scaled(self, latents: Tensor) -> Tensor:
         scaling_factor, shift_factor, latents_mean, latents_std = self.numbers
@@ -173,7 +177,7 @@ def latents_of(path: Path, channels: int, sample_size: int, patch_size: int, set
     return Latents(vae, size)
 
 
-def with_vae(fingerprint: str, latents: Latents) -> str:
+def with_vae(fingerprint: str, latents: Encoder) -> str:
     """Adds the VAE to the fingerprint of a model's own files, because the VAE may lie elsewhere."""
     return hashlib.sha256(f"{fingerprint} {latents.fingerprint}".encode()).hexdigest()
 

@@ -1,15 +1,9 @@
-"""Official checkpoints: the layouts of their tensors, and files as the official codes write them."""
+"""The layouts of official checkpoints: the names and shapes of their tensors."""
 
 import math
-import pickle
-import sys
-from collections import OrderedDict
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Iterator
 from typing import Any
-from unittest.mock import patch
 
-import numpy as np
 import torch
 
 Shapes = dict[str, tuple[int, ...]]
@@ -157,6 +151,33 @@ def ddae_shapes(
     return shapes | weights("norm", channels) | weights("final", 3, channels, 3, 3)
 
 
+def nvlabs_blocks(stem: int, size: int, widths: tuple[int, ...], num_blocks: int) -> Iterator[tuple[str, int, int]]:
+    """(name, channels in, channels out) of the blocks of NVlabs' UNets, in the order in which the data meets them."""
+    now, skips = stem, [stem]
+    for level, width in enumerate(widths):
+        here = f"enc.{size >> level}x{size >> level}"
+        if level:
+            yield f"{here}_down", now, now
+            skips.append(now)
+        for j in range(num_blocks):
+            yield f"{here}_block{j}", now, width
+            now = width
+            skips.append(now)
+    for level, width in reversed(list(enumerate(widths))):
+        here = f"dec.{size >> level}x{size >> level}"
+        for name in ("in0", "in1") if level == len(widths) - 1 else ("up",):
+            yield f"{here}_{name}", now, now
+        for j in range(num_blocks + 1):
+            yield f"{here}_block{j}", now + skips.pop(), width
+            now = width
+
+
+def attends(name: str, attention: tuple[int, ...]) -> bool:
+    """Whether a block has attention: the first of the middle, and those at sizes that have it."""
+    size = int(name.split(".")[1].split("x")[0])
+    return name.endswith("_in0") or ("_block" in name and size in attention)
+
+
 def song_unet_shapes(
     size: int = 8,
     stem: int = 8,
@@ -195,33 +216,18 @@ def song_unet_shapes(
         **weights("map_layer1", 4 * stem, 4 * stem),
         **weights(f"enc.{size}x{size}_conv", stem, channels, 3, 3),
     }
-    now, skips, last = stem, [stem], len(widths) - 1
-    for level, width in enumerate(widths):
-        side = size >> level
-        if level:
-            shapes |= residual(f"enc.{side}x{side}_down", now, now, resample=True)
-            if ncsn:
-                image = channels if level == 1 else widths[level - 2]
-                shapes |= weights(f"enc.{side}x{side}_aux_residual", now, image, 3, 3)
-                shapes[f"enc.{side}x{side}_aux_residual.resample_filter"] = (1, 1, taps, taps)
-            skips.append(now)
-        for j in range(num_blocks):
-            shapes |= residual(f"enc.{side}x{side}_block{j}", now, width, side in attention)
-            now = width
-            skips.append(width)
-    for level in reversed(range(len(widths))):
-        side = size >> level
-        if level == last:
-            shapes |= residual(f"dec.{side}x{side}_in0", now, now, attend=True)
-            shapes |= residual(f"dec.{side}x{side}_in1", now, now)
-        else:
-            shapes |= residual(f"dec.{side}x{side}_up", now, now, resample=True)
-        for j in range(num_blocks + 1):
-            attend = side in attention and j == num_blocks
-            shapes |= residual(f"dec.{side}x{side}_block{j}", now + skips.pop(), widths[level], attend)
-            now = widths[level]
+    level = 0
+    for name, old, new in nvlabs_blocks(stem, size, widths, num_blocks):
+        early = name.startswith("dec.") and "_block" in name and not name.endswith(f"_block{num_blocks}")
+        shapes |= residual(name, old, new, attends(name, attention) and not early, name.endswith(("_down", "_up")))
+        if ncsn and name.endswith("_down"):
+            level += 1
+            image = channels if level == 1 else widths[level - 2]
+            side = name.removesuffix("_down")
+            shapes |= weights(f"{side}_aux_residual", new, image, 3, 3)
+            shapes[f"{side}_aux_residual.resample_filter"] = (1, 1, taps, taps)
     top = f"dec.{size}x{size}_aux"
-    return shapes | weights(f"{top}_norm", now) | weights(f"{top}_conv", channels, now, 3, 3)
+    return shapes | weights(f"{top}_norm", new) | weights(f"{top}_conv", channels, new, 3, 3)
 
 
 def song_unet_state(**layout: Any) -> dict[str, torch.Tensor]:
@@ -244,7 +250,7 @@ def dhariwal_shapes(
     num_augments: int = 0,
 ) -> Shapes:
     """ADM as NVlabs' EDM code has it. attention: sizes that have it."""
-    embedding, last = 4 * model_channels, len(widths) - 1
+    embedding = 4 * model_channels
 
     def residual(name: str, old: int, new: int, attend: bool = False, resample: bool = False) -> Shapes:
         filters = {f"{name}.{module}.resample_filter": (1, 1, 2, 2) for module in ("conv0", "skip")}
@@ -268,27 +274,9 @@ def dhariwal_shapes(
         **({"map_label.weight": (embedding, num_labels)} if num_labels else {}),
         **weights(f"enc.{size}x{size}_conv", widths[0], 3, 3, 3),
     }
-    now, skips = widths[0], [widths[0]]
-    for level, width in enumerate(widths):
-        side = size >> level
-        if level:
-            shapes |= residual(f"enc.{side}x{side}_down", now, now, resample=True)
-            skips.append(now)
-        for j in range(num_blocks):
-            shapes |= residual(f"enc.{side}x{side}_block{j}", now, width, side in attention)
-            now = width
-            skips.append(width)
-    for level in reversed(range(len(widths))):
-        side = size >> level
-        if level == last:
-            shapes |= residual(f"dec.{side}x{side}_in0", now, now, attend=True)
-            shapes |= residual(f"dec.{side}x{side}_in1", now, now)
-        else:
-            shapes |= residual(f"dec.{side}x{side}_up", now, now, resample=True)
-        for j in range(num_blocks + 1):
-            shapes |= residual(f"dec.{side}x{side}_block{j}", now + skips.pop(), widths[level], side in attention)
-            now = widths[level]
-    return shapes | weights("out_norm", now) | weights("out_conv", out_channels, now, 3, 3)
+    for name, old, new in nvlabs_blocks(widths[0], size, widths, num_blocks):
+        shapes |= residual(name, old, new, attends(name, attention), name.endswith(("_down", "_up")))
+    return shapes | weights("out_norm", new) | weights("out_conv", out_channels, new, 3, 3)
 
 
 def edm2_shapes(
@@ -300,7 +288,7 @@ def edm2_shapes(
     num_labels: int = 0,
 ) -> Shapes:
     """NVlabs' EDM2, by its official names and in the order the data meets them. attention: sizes that have it."""
-    embedding, last = max(widths), len(widths) - 1
+    embedding = max(widths)
 
     def residual(name: str, old: int, new: int, decoder: bool = False, attend: bool = False) -> Shapes:
         return {
@@ -321,86 +309,9 @@ def edm2_shapes(
         **({"emb_label.weight": (embedding, num_labels)} if num_labels else {}),
         f"enc.{size}x{size}_conv.weight": (widths[0], channels + 1, 3, 3),
     }
-    now, skips = widths[0], [widths[0]]
-    for level, width in enumerate(widths):
-        side = size >> level
-        if level:
-            shapes |= residual(f"enc.{side}x{side}_down", now, now)
-            skips.append(now)
-        for j in range(num_blocks):
-            shapes |= residual(f"enc.{side}x{side}_block{j}", now, width, attend=side in attention)
-            now = width
-            skips.append(now)
-    for level in reversed(range(len(widths))):
-        side = size >> level
-        if level == last:
-            shapes |= residual(f"dec.{side}x{side}_in0", now, now, True, True)
-            shapes |= residual(f"dec.{side}x{side}_in1", now, now, True)
-        else:
-            shapes |= residual(f"dec.{side}x{side}_up", now, now, True)
-        for j in range(num_blocks + 1):
-            shapes |= residual(f"dec.{side}x{side}_block{j}", now + skips.pop(), widths[level], True, side in attention)
-            now = widths[level]
-    return shapes | {"out_conv.weight": (channels, now, 3, 3)}
-
-
-def _reconstruct_persistent_obj(meta: dict) -> None:
-    """Pickled by its name: what NVlabs' torch_utils.persistence has by that name runs meta["module_src"]."""
-    raise AssertionError("a checkpoint's code was about to run")
-
-
-_reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
-
-
-class Persistent:
-    """Pickled as NVlabs' torch_utils.persistence does it."""
-
-    def __init__(self, class_name: str, state: dict, module_src: str = ""):
-        self.meta = {"type": "class", "version": 6, "module_src": module_src, "class_name": class_name, "state": state}
-
-    def __reduce__(self):
-        return _reconstruct_persistent_obj, (self.meta,)
-
-
-def nvlabs_module(state: dict[str, torch.Tensor], class_name: str, module_src: str = "", **attributes: Any) -> Any:
-    """The module that a state dict is of, as it is pickled: persistent, but for ModuleDicts."""
-    inside: dict[str, dict[str, torch.Tensor]] = {}
-    own = {"_parameters": OrderedDict(), "_buffers": OrderedDict(), "_modules": OrderedDict()}
-    for name, tensor in state.items():
-        module, _, rest = name.partition(".")
-        if rest:
-            inside.setdefault(module, {})[rest] = tensor
-        elif name in ("resample_filter", "freqs", "phases"):
-            own["_buffers"][name] = tensor
-        else:
-            own["_parameters"][name] = torch.nn.Parameter(tensor)
-    for name, tensors in inside.items():
-        own["_modules"][name] = nvlabs_module(tensors, name, module_src, skip_scale=np.sqrt(0.5))
-    if class_name not in ("enc", "dec"):
-        return Persistent(class_name, {**own, "_non_persistent_buffers_set": set(), **attributes}, module_src)
-    container = torch.nn.ModuleDict()
-    container._modules = own["_modules"]
-    return container
-
-
-def nvlabs_save(path: Path, data: Any) -> None:
-    """A .pkl, or a .pt as torch.save has it; persistent objects name a module that is there while they are written."""
-    package, persistence = ModuleType("torch_utils"), ModuleType("torch_utils.persistence")
-    persistence._reconstruct_persistent_obj = _reconstruct_persistent_obj
-    with patch.dict(sys.modules, {module.__name__: module for module in (package, persistence)}):
-        if path.suffix == ".pkl":
-            path.write_bytes(pickle.dumps(data))
-        else:
-            torch.save(data, path)
-
-
-def edm_snapshot(
-    path: Path, state: dict[str, torch.Tensor], class_name: str = "EDMPrecond", module_src: str = "", **attributes: Any
-) -> None:
-    """What EDM's training code publishes of a network."""
-    wrapped = {f"model.{name}": tensor for name, tensor in state.items()}
-    network = nvlabs_module(wrapped, class_name, module_src, **attributes)
-    nvlabs_save(path, {"ema": network, "loss_fn": Persistent("EDMLoss", {"P_mean": -1.2}, module_src)})
+    for name, old, new in nvlabs_blocks(widths[0], size, widths, num_blocks):
+        shapes |= residual(name, old, new, name.startswith("dec."), attends(name, attention))
+    return shapes | {"out_conv.weight": (channels, new, 3, 3)}
 
 
 def dit_shapes(

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from ddae.backbones import Settings, edm, load_backbone
-from tests.ddae.backbones import official
+from tests.ddae.backbones import nvlabs, official
 
 LAYOUTS = {
     "as the tiny ones": {},
@@ -164,7 +164,7 @@ def random_network(name):
 def test_the_other_networks_of_the_code_are_as_the_formulae_have_them(name, step, suffix, tmp_path):
     state, path = random_network(name), tmp_path / f"network.{suffix}"
     if suffix == "pkl":
-        official.edm_snapshot(path, state, sigma_data=0.5)
+        nvlabs.edm_snapshot(path, state, sigma_data=0.5)
     else:
         torch.save(state, path)
     assert_as_formulae(load_backbone(str(path)), state, step, edm_input, edm_noise, NETWORKS[name].get("num_blocks", 1))
@@ -207,7 +207,7 @@ def test_baselines_get_the_inputs_that_they_were_trained_with(class_name, step, 
         state = official.song_unet_state(ncsn=class_name == "VEPrecond")
     path = tmp_path / f"baseline.{suffix}"
     if suffix == "pkl":
-        official.edm_snapshot(path, state, class_name)
+        nvlabs.edm_snapshot(path, state, class_name)
     else:
         torch.save(state, path)
         path.with_suffix(".json").write_text(json.dumps({"model_type": class_name}))
@@ -232,7 +232,7 @@ def test_baselines_get_the_inputs_that_they_were_trained_with(class_name, step, 
     ],
 )
 def test_what_a_sidecar_says_against_a_pickle_is_refused(options, message, tmp_path):
-    official.edm_snapshot(tmp_path / "network.pkl", official.song_unet_state(), sigma_data=0.5)
+    nvlabs.edm_snapshot(tmp_path / "network.pkl", official.song_unet_state(), sigma_data=0.5)
     (tmp_path / "network.json").write_text(json.dumps(options))
     with pytest.raises(ValueError, match=message):
         load_backbone(str(tmp_path / "network.pkl"))
@@ -244,7 +244,7 @@ def test_all_that_nothing_tells_is_named(tmp_path, caplog):
     load_backbone(str(tmp_path / "network.pt"))
     assert "nothing beside it says, model_type=EDMPrecond, sigma_data=0.5; taking" in caplog.text
     caplog.clear()
-    official.edm_snapshot(tmp_path / "network.pkl", state, sigma_data=0.5)
+    nvlabs.edm_snapshot(tmp_path / "network.pkl", state, sigma_data=0.5)
     load_backbone(str(tmp_path / "network.pkl"))
     assert not caplog.text
 
@@ -259,7 +259,7 @@ def test_every_block_is_as_the_formulae_have_it(layout, step, tmp_path):
 
 def test_a_snapshot_of_the_training_code_is_what_its_state_dict_is(tmp_path):
     state = official.random_state(official.song_unet_shapes())
-    official.edm_snapshot(tmp_path / "network.pkl", state, sigma_data=0.5)
+    nvlabs.edm_snapshot(tmp_path / "network.pkl", state, sigma_data=0.5)
     torch.save({f"model.{name}": tensor for name, tensor in state.items()}, tmp_path / "network.pt")
     first, second = (load_backbone(str(tmp_path / name)).network for name in ("network.pkl", "network.pt"))
     for name, tensor in first.state_dict().items():
@@ -344,7 +344,7 @@ def test_an_edm_scheduler_tells_its_noise_and_preconditioning(tiny_edm, tmp_path
 
 def test_sigma_data_comes_from_a_snapshot_or_a_sidecar(tmp_path):
     state = official.random_state(official.song_unet_shapes())
-    official.edm_snapshot(tmp_path / "told.pkl", state, sigma_data=1.0)
+    nvlabs.edm_snapshot(tmp_path / "told.pkl", state, sigma_data=1.0)
     torch.save(state, tmp_path / "beside.pt")
     (tmp_path / "beside.yaml").write_text("sigma_data: 1.0")
     for name in ("told.pkl", "beside.pt"):
@@ -376,6 +376,6 @@ def test_half_a_network_is_refused(missing, tmp_path):
 
 
 def test_another_preconditioning_is_refused(tmp_path):
-    official.edm_snapshot(tmp_path / "baseline.pkl", official.song_unet_state(), "MyPrecond")
+    nvlabs.edm_snapshot(tmp_path / "baseline.pkl", official.song_unet_state(), "MyPrecond")
     with pytest.raises(ValueError, match=r"holds MyPrecond; of NVlabs' networks EDMPrecond, .* are supported"):
         load_backbone(str(tmp_path / "baseline.pkl"))

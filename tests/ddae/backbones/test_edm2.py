@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from ddae.backbones import load_backbone
-from tests.ddae.backbones import official, tiny
+from tests.ddae.backbones import nvlabs, official, tiny
 
 LAYOUTS = {
     "pixels": {},
@@ -102,9 +102,9 @@ def snapshot(path, state, encoder=None, sigma_data=0.5, **attributes):
     """As EDM2's training code writes it, in float16, with its encoder beside the network."""
     wrapped = {f"unet.{name}": each.half() for name, each in state.items()}
     wrapped |= {"logvar_fourier.freqs": torch.ones(4).half(), "logvar_linear.weight": torch.ones(1, 4).half()}
-    network = official.nvlabs_module(wrapped, "Precond", sigma_data=sigma_data)
+    network = nvlabs.nvlabs_module(wrapped, "Precond", sigma_data=sigma_data)
     network.meta["state"]["_modules"]["unet"].meta["state"].update(attributes)
-    official.nvlabs_save(path, {"encoder": encoder, "loss_fn": None, "ema": network})
+    nvlabs.nvlabs_save(path, {"encoder": encoder, "loss_fn": None, "ema": network})
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -116,7 +116,7 @@ def test_every_block_is_as_the_equations_have_it(layout, step, suffix, tmp_path)
     state = {name: each.half().float() for name, each in state.items()}
     other = {"sigma_data": 0.7, "concat_balance": 0.3, "label_balance": 0.4}
     if suffix == "pkl":
-        scale = official.Persistent("StabilityVAEEncoder", {"scale": np.ones(4, dtype=np.float32), "_vae": None})
+        scale = nvlabs.Persistent("StabilityVAEEncoder", {"scale": np.ones(4, dtype=np.float32), "_vae": None})
         snapshot(path, state, scale, **other)
     else:
         torch.save(state, path)
@@ -183,9 +183,9 @@ def test_what_does_not_fit_is_refused(attributes, options, message, tmp_path):
 def test_nothing_in_a_snapshot_runs(tmp_path):
     ran = tmp_path / "ran"
     state = random_state({})
-    network = official.nvlabs_module(
+    network = nvlabs.nvlabs_module(
         {f"unet.{name}": each for name, each in state.items()}, "Precond", f"open({str(ran)!r}, 'w')"
     )
-    official.nvlabs_save(tmp_path / "edm2.pkl", {"ema": network})
+    nvlabs.nvlabs_save(tmp_path / "edm2.pkl", {"ema": network})
     assert b"open(" in (tmp_path / "edm2.pkl").read_bytes() and pickle.HIGHEST_PROTOCOL
     assert load_backbone(str(tmp_path / "edm2.pkl")) and not ran.exists()

@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 
+from tests.ddae.backbones.nvlabs import edm_snapshot, nvlabs_module, nvlabs_save
 from tests.ddae.backbones.official import (
     adm_shapes,
     ddae_shapes,
     dit_shapes,
     edm2_shapes,
-    edm_snapshot,
-    nvlabs_module,
-    nvlabs_save,
     random_state,
     song_unet_shapes,
 )
