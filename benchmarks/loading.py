@@ -2,8 +2,8 @@
 
     python benchmarks/loading.py            # 2.6 GB of FLUX.1's layers in bfloat16, random: a minute
 
-The network is 2 double and 4 single blocks of FLUX.1-dev at full width, with a small VAE and no text encoders; it is made
-by another process. The number is the peak of resident memory, less what Python and torch had before.
+The network is 2 double and 4 single blocks of FLUX.1-dev at full width, with a small VAE and no text encoders, made by
+another process. The number is the peak of resident memory, less what Python and torch had before.
 """
 
 import multiprocessing
@@ -46,11 +46,13 @@ def make(folder: Path, config: Loading) -> None:
         num_layers=config.double_blocks, num_single_layers=config.single_blocks, guidance_embeds=True
     )
     torch.set_default_dtype(torch.float32)
-    blocks = {
-        f"{way}_block_types": (f"{way.title()}{kind}Block2D",) * 4
-        for way, kind in (("down", "Encoder"), ("up", "Decoder"))
-    }
-    vae = AutoencoderKL(latent_channels=16, shift_factor=0.1159, **blocks)
+    vae = AutoencoderKL(
+        block_out_channels=(32, 64, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=16,
+        shift_factor=0.1159,
+    )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     FluxPipeline(scheduler, vae, None, None, None, None, network).save_pretrained(folder)
 
