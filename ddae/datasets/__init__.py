@@ -67,6 +67,7 @@ def load_dataset(
     seed: int = 0,
     val_fraction: float = 0.2,
     reading: Reading = OPENED,
+    num_channels: int = 3,
 ) -> Dataset:
     """A dataset by its name in DATASETS, any folder of images with one sub-folder a class, or any image dataset of
     Hugging Face: a folder that `datasets` reads, or a hub id `owner/name[@revision]`.
@@ -75,6 +76,7 @@ def load_dataset(
     data_root: where the named sets lie or are downloaded to.
     reading: how the files are read. Where it says check, what a person should know of the set is logged as warnings.
     seed: decides which training images are val, and the order of every split.
+    num_channels: of the pixels that the network takes; that one of a single channel sees no colours is said.
     Raises ValueError for an unknown name, missing files, an empty folder, fewer than two classes, a class that is only
     in test, or an unreadable image.
     """
@@ -100,7 +102,7 @@ def load_dataset(
     splits = split_rows(images, seed, val_fraction)
     notes, twins = (summary(images, splits), *images.notes), find_twins(images, splits)
     if reading.check:
-        notes += tuple(notes_of(images, splits, twins))
+        notes += tuple(notes_of(images, splits, twins, num_channels))
         for note in notes[1:]:
             log.warning(f"{name}: {note}")
     return Dataset(name, images, splits, notes, twins)

@@ -37,9 +37,11 @@ def find_twins(images: Images, splits: Mapping[str, np.ndarray]) -> dict[str, np
     return {"val": np.isin(digests["val"], digests["train"]), "test": np.isin(digests["test"], known)}
 
 
-def notes_of(images: Images, splits: Mapping[str, np.ndarray], twins: Mapping[str, np.ndarray]) -> list[str]:
-    """What a person should know of the images in the splits, a line each."""
-    notes = [*_twin_notes(images, twins), *_alike_notes(images, splits)]
+def notes_of(
+    images: Images, splits: Mapping[str, np.ndarray], twins: Mapping[str, np.ndarray], num_channels: int = 3
+) -> list[str]:
+    """What a person should know of the images in the splits, a line each. num_channels: as load_dataset takes it."""
+    notes = [*_twin_notes(images, twins), *_seen_notes(images, splits, num_channels)]
     for split in ("val", "test"):
         if lost := np.setdiff1d(images.labels, images.labels[splits[split]]).tolist():
             names = ", ".join(images.classes[label] for label in lost[:MAX_NAMES])
@@ -82,23 +84,32 @@ def _twin_notes(images: Images, twins: Mapping[str, np.ndarray]) -> list[str]:
     ]
 
 
-def _alike_notes(images: Images, splits: Mapping[str, np.ndarray]) -> list[str]:
-    """They look at what the network sees, at its size."""
+def _seen_notes(images: Images, splits: Mapping[str, np.ndarray], num_channels: int) -> list[str]:
+    """They look at what the network sees, at its size and with its channels."""
     numbers = images.read(splits["train"][:1]).numel()
     seen = images.read(splits["train"][: max(8, min(NUM_SEEN, MAX_NUMBERS // numbers))]).float()
+    notes = []
+    if num_channels == 1:
+        if num_coloured := int(((seen.amax(1) - seen.amin(1)).flatten(1).amax(1) > ALIKE).sum()):
+            notes.append(
+                f"{num_coloured} of {len(seen)} training images that were looked at have colours, which this network "
+                "of one channel does not see: it is given the mean of red, green and blue"
+            )
+        seen = seen.mean(1, keepdim=True)
     low, high = (float(np.quantile(seen.numpy(), share)) for share in (0.001, 0.999))
     apart = float(seen.std(0, correction=0).mean())
     if apart < ALIKE:
-        return [
+        notes.append(
             f"the images are all alike to the network: {len(seen)} of them differ by {apart:.1f} of 255 grey values at "
             f"{seen.shape[-1]} x {seen.shape[-1]} pixels; look at them, or give --white"
-        ]
-    if high - low < FEW_SHADES:
-        return [
+        )
+    elif high - low < FEW_SHADES:
+        notes.append(
             f"the images are nearly constant to the network: {len(seen)} of them lie between {low:.0f} and {high:.0f} "
             "of 255; look at them, or give --white"
-        ]
-    flat = int((seen.flatten(2).std(2, correction=0).amax(1) < ALIKE).sum())
-    if flat > 0.9 * len(seen):
-        return [f"{flat} of {len(seen)} training images that were looked at have one colour all over; look at them"]
-    return []
+        )
+    elif (flat := int((seen.flatten(2).std(2, correction=0).amax(1) < ALIKE).sum())) > 0.9 * len(seen):
+        notes.append(
+            f"{flat} of {len(seen)} training images that were looked at have one colour all over; look at them"
+        )
+    return notes

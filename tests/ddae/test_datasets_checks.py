@@ -98,6 +98,24 @@ def test_images_that_show_the_network_nothing(tmp_path, case):
     assert any(expected in note for note in notes_of(draw(tmp_path / "set", pictures)))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_that_a_network_of_one_channel_does_not_see_are_said(tmp_path, channels):
+    grey = [np.repeat(each[..., :1], 3, -1) for each in noise(20, 0)]
+    name = draw(tmp_path / "grey", {"cat": grey[:10], "dog": grey[10:]})
+    assert len(load_dataset(name, 8, num_channels=channels).notes) == 1
+    red = [np.minimum(each, (255, 0, 0)) for each in grey]
+    name = draw(tmp_path / "red", {"cat": red, "dog": noise(20, 1)})
+    said = [note for note in load_dataset(name, 8, num_channels=channels).notes if "have colours" in note]
+    expected = "26 of 26 training images that were looked at have colours, which this network of one channel does not "
+    assert [note.startswith(expected) for note in said] == [True] * (channels == 1)
+
+
+def test_one_grey_of_several_colours_is_all_alike_to_one_channel(tmp_path):
+    name = draw(tmp_path / "set", {n: [np.full((8, 8, 3), c)] * 20 for n, c in (("a", (90, 0, 0)), ("b", (0, 0, 90)))})
+    assert not any("all alike" in note for note in load_dataset(name, 8).notes)
+    assert any("all alike to the network" in note for note in load_dataset(name, 8, num_channels=1).notes)
+
+
 def test_uneven_classes_are_said(tmp_path):
     name = draw(tmp_path / "set", {"cat": noise(90, 0), "dog": noise(10, 1)})
     [note] = [each for each in notes_of(name) if "uneven" in each]

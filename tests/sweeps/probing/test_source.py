@@ -102,3 +102,8 @@ def test_another_set_than_the_drivers_is_refused(source_of, pets):
     Image.new("RGB", (9, 9)).save(pets / "cat" / "0.png")
     with pytest.raises(ValueError, match="is not the one the sweep was started with"):
         Extractor(source)
+
+
+def test_colours_under_the_one_channel_of_the_shipped_network_are_said(source_of, pets, caplog):
+    source_of(pets)
+    assert caplog.text.count("have colours, which this network of one channel does not see") == 1
