@@ -24,7 +24,7 @@ from ddae.datasets.images import (
     stratified,
 )
 from ddae.datasets.named import ASSETS, DATASETS
-from ddae.datasets.scan import Reading
+from ddae.datasets.scan import Reading, counted
 from ddae.nearest import did_you_mean
 
 log = logging.getLogger("ddae")
@@ -88,14 +88,14 @@ def load_dataset(
         images = replace(images, fingerprint=hashed, old_fingerprint="")
     if len(images.classes) < 2:
         raise ValueError(
-            f"dataset={name!r} has {len(images.classes)} class ({', '.join(images.classes)}); "
+            f"dataset={name!r} has {counted(len(images.classes), 'class', 'classes')} ({', '.join(images.classes)}); "
             "a probe needs at least 2: give a folder with one sub-folder a class"
         )
     unseen = np.setdiff1d(images.labels[images.num_train :], images.labels[: images.num_train])
     if len(unseen):
         raise ValueError(
-            f"dataset={name!r} has test images of {len(unseen)} classes without a training image, such as "
-            f"{images.classes[unseen[0]]!r}; give every class training images, or remove it"
+            f"dataset={name!r} has test images of {counted(len(unseen), 'class', 'classes')} without a training "
+            f"image, such as {images.classes[unseen[0]]!r}; give every class training images, or remove it"
         )
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1, both excluded; the default is 0.2")

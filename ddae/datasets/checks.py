@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ddae.datasets.images import Images
+from ddae.datasets.scan import counted
 
 NUM_SEEN = 256
 """How many training images tell whether they are all alike."""
@@ -45,11 +46,14 @@ def notes_of(
     for split in ("val", "test"):
         if lost := np.setdiff1d(images.labels, images.labels[splits[split]]).tolist():
             names = ", ".join(images.classes[label] for label in lost[:MAX_NAMES])
-            notes.append(f"{split} has no image of {len(lost):,} classes ({names}{', ...' * (len(lost) > MAX_NAMES)})")
+            num_lost, more = counted(len(lost), "class", "classes"), ", ..." * (len(lost) > MAX_NAMES)
+            notes.append(f"{split} has no image of {num_lost} ({names}{more})")
     if images.groups is not None and images.has_own_test:
         seen, held_out = images.groups[: images.num_train], images.groups[images.num_train :]
         if shared := len(np.intersect1d(seen, held_out)):
-            notes.append(f"{shared:,} groups are in train and in test, as the set itself splits them")
+            notes.append(
+                f"{counted(shared, 'group is', 'groups are')} in train and in test, as the set itself splits them"
+            )
     counts = np.bincount(images.labels)
     if is_uneven(images.labels):
         notes.append(
@@ -67,9 +71,9 @@ def is_uneven(labels: np.ndarray) -> bool:
 
 def _twin_notes(images: Images, twins: Mapping[str, np.ndarray]) -> list[str]:
     found = [
-        f"{twins[split].sum():,} of {len(twins[split]):,} {split} images are in {others} too"
+        f"{num:,} of {len(twins[split]):,} {split} images {'is' if num == 1 else 'are'} in {others} too"
         for split, others in (("val", "train"), ("test", "train or val"))
-        if split in twins and twins[split].any()
+        if (num := twins[split].sum() if split in twins else 0)
     ]
     if not found:
         return []
@@ -77,7 +81,8 @@ def _twin_notes(images: Images, twins: Mapping[str, np.ndarray]) -> list[str]:
     contradicted = {
         d for d, label in zip(images.digests, images.labels, strict=True) if first.setdefault(d, label) != label
     }
-    more = f"; {len(contradicted):,} of the pictures have several labels" if contradicted else ""
+    pictures = counted(len(contradicted), "of the pictures has", "of the pictures have")
+    more = f"; {pictures} several labels" if contradicted else ""
     return [
         f"{' and '.join(found)}, pixel by pixel, which rewards memory: accuracies are given without them as well"
         f"{more}; remove the copies"
@@ -92,8 +97,8 @@ def _seen_notes(images: Images, splits: Mapping[str, np.ndarray], num_channels: 
     if num_channels == 1:
         if num_coloured := int(((seen.amax(1) - seen.amin(1)).flatten(1).amax(1) > ALIKE).sum()):
             notes.append(
-                f"{num_coloured} of {len(seen)} training images that were looked at have colours, which this network "
-                "of one channel does not see: it is given the mean of red, green and blue"
+                f"the colours of {num_coloured} of {len(seen)} training images that were looked at are not seen: this "
+                "network has one channel, and is given the mean of red, green and blue"
             )
         seen = seen.mean(1, keepdim=True)
     low, high = (float(np.quantile(seen.numpy(), share)) for share in (0.001, 0.999))

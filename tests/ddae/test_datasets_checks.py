@@ -105,8 +105,8 @@ def test_colours_that_a_network_of_one_channel_does_not_see_are_said(tmp_path, c
     assert len(load_dataset(name, 8, num_channels=channels).notes) == 1
     red = [np.minimum(each, (255, 0, 0)) for each in grey]
     name = draw(tmp_path / "red", {"cat": red, "dog": noise(20, 1)})
-    said = [note for note in load_dataset(name, 8, num_channels=channels).notes if "have colours" in note]
-    expected = "26 of 26 training images that were looked at have colours, which this network of one channel does not "
+    said = [note for note in load_dataset(name, 8, num_channels=channels).notes if "the colours of" in note]
+    expected = "the colours of 26 of 26 training images that were looked at are not seen: this network has one channel"
     assert [note.startswith(expected) for note in said] == [True] * (channels == 1)
 
 
@@ -124,7 +124,7 @@ def test_uneven_classes_are_said(tmp_path):
 
 def test_classes_that_a_split_lacks_are_said(tmp_path):
     name = draw(tmp_path / "set", {"cat": noise(20, 0), "dog": noise(20, 1), "eel": noise(1, 2)})
-    assert {"val has no image of 1 classes (eel)", "test has no image of 1 classes (eel)"} < set(notes_of(name))
+    assert {"val has no image of 1 class (eel)", "test has no image of 1 class (eel)"} < set(notes_of(name))
 
 
 def test_official_test_images_are_no_class_and_never_trained_on(tmp_path, caplog):
@@ -148,7 +148,7 @@ def test_files_beside_the_classes_are_said(tmp_path, caplog):
     name = draw(tmp_path / "set", {"cat": noise(20, 0), "dog": noise(20, 1)})
     (tmp_path / "set" / "labels.csv").touch()
     load_dataset(name, 8)
-    assert "left out 1 files beside the class folders, such as ./labels.csv" in caplog.text
+    assert "left out 1 file beside the class folders, such as ./labels.csv" in caplog.text
 
 
 def test_groups_that_the_official_splits_share_are_said(tmp_path):
@@ -189,7 +189,7 @@ def test_images_that_lie_deeper_or_hidden_are_said(tmp_path, caplog, train):
     assert f"9 images in sub-folders of class folders, such as {place}/cat/more" in left
     assert f"{place}/.eel (its name begins with a dot; rename it if it is a class)" in left
     assert f"{place}/__MACOSX (unpacking leaves it)" in left
-    assert f"1 files that by their names are no images, such as {place}/dog/notes.txt" in left
+    assert f"1 file that by its name is no image, such as {place}/dog/notes.txt" in left
     assert ".git" not in left
 
 

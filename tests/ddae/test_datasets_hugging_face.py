@@ -160,7 +160,7 @@ def test_splits_that_name_their_classes_differently(tmp_path):
 
 def test_a_class_that_is_only_in_test(tmp_path):
     train = make(30).filter(lambda row: row["label"] < 2)
-    with pytest.raises(ValueError, match="has test images of 1 classes without a training image, such as 'eel'"):
+    with pytest.raises(ValueError, match="has test images of 1 class without a training image, such as 'eel'"):
         load_dataset(save(tmp_path / "set", train=train, test=make(9)), 16)
 
 

@@ -274,7 +274,7 @@ def test_what_is_seen_otherwise_is_noted(tmp_path, caplog):
     }
     name = write_classes(tmp_path / "set", lambda n: contents.get(n, encoded(COLOURS)))
     assert load_dataset(name, 6).images.reading.shown == "alpha profile"
-    for note in ("1 images are transparent in places", "1 images have several frames", "1 images have a colour prof"):
+    for note in ("1 image is transparent in places", "1 image has several frames", "1 image has a colour profile"):
         assert note in caplog.text
 
 

@@ -104,6 +104,6 @@ def test_another_set_than_the_drivers_is_refused(source_of, pets):
         Extractor(source)
 
 
-def test_colours_under_the_one_channel_of_the_shipped_network_are_said(source_of, pets, caplog):
+def test_colours_that_a_network_of_one_channel_does_not_see_are_said(source_of, pets, caplog):
     source_of(pets)
-    assert caplog.text.count("have colours, which this network of one channel does not see") == 1
+    assert caplog.text.count("the colours of 12 of 12 training images that were looked at are not seen") == 1
