@@ -14,7 +14,7 @@ import xxhash
 from torch import Tensor
 
 from ddae.datasets.pixels import decode
-from ddae.datasets.scan import MANY, SAMPLE, Reading, counted, learn, scan_files
+from ddae.datasets.scan import MANY, Reading, counted, learn, scan_files, stride
 
 IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
@@ -160,7 +160,7 @@ def _scanned(
     by_content = not published and len(files) < MANY
     if not (reading.check or by_content):
         return _Scanned(files, reading, [], {}, {})
-    paths = [path for path, _, _ in files][:: 1 + (len(files) // SAMPLE if len(files) >= MANY else 0)]
+    paths = [path for path, _, _ in files[:: stride(len(files))]]
     hashes, facts = scan_files(root, paths, reading.check)
     contents = dict(zip(paths, hashes, strict=True)) if by_content else {}
     if not reading.check:

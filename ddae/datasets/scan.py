@@ -71,6 +71,11 @@ class Facts:
     num_frames: int = 1
 
 
+def stride(num_images: int) -> int:
+    """Every which image of a set is opened."""
+    return 1 + (num_images // SAMPLE if num_images >= MANY else 0)
+
+
 def counted(number: int, one: str, more: str) -> str:
     """The number with the words that go with it: 1 image has, 2 images have."""
     return f"{number:,} {one if number == 1 else more}"

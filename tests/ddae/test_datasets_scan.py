@@ -140,9 +140,8 @@ def test_a_class_of_bad_files_alone_is_named(folder, caplog):
 
 def test_of_very_many_images_some_are_opened(folder, monkeypatch, opened):
     """And a copy is another set."""
-    for name in ("scan", "images"):
-        monkeypatch.setattr(f"ddae.datasets.{name}.MANY", 20, raising=False)
-        monkeypatch.setattr(f"ddae.datasets.{name}.SAMPLE", 5, raising=False)
+    for name, number in (("scan.MANY", 20), ("images.MANY", 20), ("scan.SAMPLE", 5)):
+        monkeypatch.setattr(f"ddae.datasets.{name}", number)
     before = fingerprint(folder)
     assert 0 < len(opened) <= 5
     for file in folder.rglob("*.png"):
