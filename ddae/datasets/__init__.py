@@ -124,12 +124,8 @@ def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.n
 
 
 def _images(name: str, image_size: int, data_root: str, reading: Reading) -> Images:
-    if reading.label_column and (name in DATASETS or (Path(name).is_dir() and not _is_hugging_face(Path(name)))):
-        raise ValueError(
-            f"label_column={reading.label_column!r} is for Hugging Face sets, and dataset={name!r} is none; leave "
-            "--label-column out"
-        )
     if name in DATASETS:
+        _check_no_column(name, reading)
         try:
             return DATASETS[name](data_root, image_size, reading)
         except ValueError:
@@ -155,11 +151,20 @@ def _images(name: str, image_size: int, data_root: str, reading: Reading) -> Ima
     )
 
 
+def _check_no_column(name: str, reading: Reading) -> None:
+    if reading.label_column:
+        raise ValueError(
+            f"label_column={reading.label_column!r} is for Hugging Face sets, and dataset={name!r} is none; leave "
+            "--label-column out"
+        )
+
+
 def _folder(root: Path, image_size: int, reading: Reading) -> Images:
     """An image folder where it is one, else whatever HF `datasets` makes of its files."""
     if _is_hugging_face(root):
         _check_sorted(root)
         return hugging_face(str(root), image_size, reading)
+    _check_no_column(str(root), reading)
     return image_folder(root, image_size, reading)
 
 

@@ -59,7 +59,7 @@ def notes_of(
         notes.append(
             f"the classes are uneven, of {counts.min():,} to {counts.max():,} images: always saying "
             f"{images.classes[counts.argmax()]} is right on {counts.max() / counts.sum():.1%}, so balanced accuracy is "
-            "given beside accuracy; --metric balanced_accuracy chooses by it"
+            "given beside accuracy; layer_noise.py --metric balanced_accuracy chooses by it"
         )
     return notes
 
