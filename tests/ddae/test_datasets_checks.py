@@ -1,13 +1,13 @@
 """What is said of a dataset before anything is computed of it."""
 
 import logging
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ddae.datasets import Reading, load_dataset
+from tests.pictures import png_of_16_bits
 
 
 def draw(folder, pictures, suffix="png"):
@@ -212,13 +212,5 @@ def test_copies_of_8_bits_in_16_are_counted(tmp_path, channels):
 def save_16_bits(file, pixels, channels):
     if channels == 1:
         Image.fromarray(pixels).save(f"{file}.tif")
-        return
-
-    def chunk(kind, data):
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-
-    header = b"\0\0\0\x08\0\0\0\x08" + bytes([16, 2, 0, 0, 0])
-    lines = b"".join(b"\0" + np.repeat(line[:, None], 3, 1).astype(">u2").tobytes() for line in pixels)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
-    with open(f"{file}.png", "wb") as written:
-        written.write(b"\x89PNG\r\n\x1a\n" + content)
+    else:
+        file.with_suffix(".png").write_bytes(png_of_16_bits(np.repeat(pixels[..., None], 3, -1)))
