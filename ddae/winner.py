@@ -54,8 +54,8 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
     transform needs no fit. fit replaces the head alone, also by one for other classes; with setting="" it first
     chooses the head's setting (learning rate or penalty) on a fifth of the images.
     An image is noised as in a sweep, unless noised is False, but keyed by a hash of its pixels where a sweep has its
-    row number: the same image
-    has the same feature wherever it stands, and no two share a noise. That costs no accuracy (docs/log.md).
+    row number: the same image has the same feature wherever it stands, and no two share a noise. That costs no
+    accuracy (docs/log.md).
     white is the value of white in images of more than 8 bits a channel that do not say it, as the sweep had it.
     """
 

@@ -69,7 +69,7 @@ def set_up(config: "LearnText") -> Setup:
     check_timestep(backbone, config.timestep)
     if not 1 <= config.pooling <= block.size:
         raise ValueError(f"pooling={config.pooling} does not suit block={block.name!r}; allowed: 1 to {block.size}")
-    dataset = load_images(config, backbone.image_size)
+    dataset = load_images(config, backbone)
     recipe = TextRecipe(
         config.epochs, config.batch_size, config.learning_rate, config.text_learning_rate, config.data_seed
     )

@@ -24,7 +24,7 @@ from ddae.datasets.images import (
     stratified,
 )
 from ddae.datasets.named import ASSETS, DATASETS
-from ddae.datasets.scan import Reading
+from ddae.datasets.scan import Reading, counted
 from ddae.nearest import did_you_mean
 
 log = logging.getLogger("ddae")
@@ -67,6 +67,7 @@ def load_dataset(
     seed: int = 0,
     val_fraction: float = 0.2,
     reading: Reading = OPENED,
+    num_channels: int = 3,
 ) -> Dataset:
     """A dataset by its name in DATASETS, any folder of images with one sub-folder a class, or any image dataset of
     Hugging Face: a folder that `datasets` reads, or a hub id `owner/name[@revision]`.
@@ -75,6 +76,7 @@ def load_dataset(
     data_root: where the named sets lie or are downloaded to.
     reading: how the files are read. Where it says check, what a person should know of the set is logged as warnings.
     seed: decides which training images are val, and the order of every split.
+    num_channels: of the pixels that the network takes; that one of a single channel sees no colours is said.
     Raises ValueError for an unknown name, missing files, an empty folder, fewer than two classes, a class that is only
     in test, or an unreadable image.
     """
@@ -86,21 +88,21 @@ def load_dataset(
         images = replace(images, fingerprint=hashed, old_fingerprint="")
     if len(images.classes) < 2:
         raise ValueError(
-            f"dataset={name!r} has {len(images.classes)} class ({', '.join(images.classes)}); "
+            f"dataset={name!r} has {counted(len(images.classes), 'class', 'classes')} ({', '.join(images.classes)}); "
             "a probe needs at least 2: give a folder with one sub-folder a class"
         )
     unseen = np.setdiff1d(images.labels[images.num_train :], images.labels[: images.num_train])
     if len(unseen):
         raise ValueError(
-            f"dataset={name!r} has test images of {len(unseen)} classes without a training image, such as "
-            f"{images.classes[unseen[0]]!r}; give every class training images, or remove it"
+            f"dataset={name!r} has test images of {counted(len(unseen), 'class', 'classes')} without a training "
+            f"image, such as {images.classes[unseen[0]]!r}; give every class training images, or remove it"
         )
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} must lie between 0 and 1, both excluded; the default is 0.2")
     splits = split_rows(images, seed, val_fraction)
     notes, twins = (summary(images, splits), *images.notes), find_twins(images, splits)
     if reading.check:
-        notes += tuple(notes_of(images, splits, twins))
+        notes += tuple(notes_of(images, splits, twins, num_channels))
         for note in notes[1:]:
             log.warning(f"{name}: {note}")
     return Dataset(name, images, splits, notes, twins)
@@ -122,12 +124,8 @@ def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.n
 
 
 def _images(name: str, image_size: int, data_root: str, reading: Reading) -> Images:
-    if reading.label_column and (name in DATASETS or (Path(name).is_dir() and not _is_hugging_face(Path(name)))):
-        raise ValueError(
-            f"label_column={reading.label_column!r} is for Hugging Face sets, and dataset={name!r} is none; leave "
-            "--label-column out"
-        )
     if name in DATASETS:
+        _check_no_column(name, reading)
         try:
             return DATASETS[name](data_root, image_size, reading)
         except ValueError:
@@ -153,11 +151,20 @@ def _images(name: str, image_size: int, data_root: str, reading: Reading) -> Ima
     )
 
 
+def _check_no_column(name: str, reading: Reading) -> None:
+    if reading.label_column:
+        raise ValueError(
+            f"label_column={reading.label_column!r} is for Hugging Face sets, and dataset={name!r} is none; leave "
+            "--label-column out"
+        )
+
+
 def _folder(root: Path, image_size: int, reading: Reading) -> Images:
     """An image folder where it is one, else whatever HF `datasets` makes of its files."""
     if _is_hugging_face(root):
         _check_sorted(root)
         return hugging_face(str(root), image_size, reading)
+    _check_no_column(str(root), reading)
     return image_folder(root, image_size, reading)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ddae.datasets.images import Images
+from ddae.datasets.scan import counted
 
 NUM_SEEN = 256
 """How many training images tell whether they are all alike."""
@@ -37,23 +38,28 @@ def find_twins(images: Images, splits: Mapping[str, np.ndarray]) -> dict[str, np
     return {"val": np.isin(digests["val"], digests["train"]), "test": np.isin(digests["test"], known)}
 
 
-def notes_of(images: Images, splits: Mapping[str, np.ndarray], twins: Mapping[str, np.ndarray]) -> list[str]:
-    """What a person should know of the images in the splits, a line each."""
-    notes = [*_twin_notes(images, twins), *_alike_notes(images, splits)]
+def notes_of(
+    images: Images, splits: Mapping[str, np.ndarray], twins: Mapping[str, np.ndarray], num_channels: int = 3
+) -> list[str]:
+    """What a person should know of the images in the splits, a line each. num_channels: as load_dataset takes it."""
+    notes = [*_twin_notes(images, twins), *_seen_notes(images, splits, num_channels)]
     for split in ("val", "test"):
         if lost := np.setdiff1d(images.labels, images.labels[splits[split]]).tolist():
             names = ", ".join(images.classes[label] for label in lost[:MAX_NAMES])
-            notes.append(f"{split} has no image of {len(lost):,} classes ({names}{', ...' * (len(lost) > MAX_NAMES)})")
+            num_lost, more = counted(len(lost), "class", "classes"), ", ..." * (len(lost) > MAX_NAMES)
+            notes.append(f"{split} has no image of {num_lost} ({names}{more})")
     if images.groups is not None and images.has_own_test:
         seen, held_out = images.groups[: images.num_train], images.groups[images.num_train :]
         if shared := len(np.intersect1d(seen, held_out)):
-            notes.append(f"{shared:,} groups are in train and in test, as the set itself splits them")
+            notes.append(
+                f"{counted(shared, 'group is', 'groups are')} in train and in test, as the set itself splits them"
+            )
     counts = np.bincount(images.labels)
     if is_uneven(images.labels):
         notes.append(
             f"the classes are uneven, of {counts.min():,} to {counts.max():,} images: always saying "
             f"{images.classes[counts.argmax()]} is right on {counts.max() / counts.sum():.1%}, so balanced accuracy is "
-            "given beside accuracy; --metric balanced_accuracy chooses by it"
+            "given beside accuracy; layer_noise.py --metric balanced_accuracy chooses by it"
         )
     return notes
 
@@ -65,9 +71,9 @@ def is_uneven(labels: np.ndarray) -> bool:
 
 def _twin_notes(images: Images, twins: Mapping[str, np.ndarray]) -> list[str]:
     found = [
-        f"{twins[split].sum():,} of {len(twins[split]):,} {split} images are in {others} too"
+        f"{num:,} of {len(twins[split]):,} {split} images {'is' if num == 1 else 'are'} in {others} too"
         for split, others in (("val", "train"), ("test", "train or val"))
-        if split in twins and twins[split].any()
+        if (num := twins[split].sum() if split in twins else 0)
     ]
     if not found:
         return []
@@ -75,30 +81,40 @@ def _twin_notes(images: Images, twins: Mapping[str, np.ndarray]) -> list[str]:
     contradicted = {
         d for d, label in zip(images.digests, images.labels, strict=True) if first.setdefault(d, label) != label
     }
-    more = f"; {len(contradicted):,} of the pictures have several labels" if contradicted else ""
+    pictures = counted(len(contradicted), "of the pictures has", "of the pictures have")
+    more = f"; {pictures} several labels" if contradicted else ""
     return [
         f"{' and '.join(found)}, pixel by pixel, which rewards memory: accuracies are given without them as well"
         f"{more}; remove the copies"
     ]
 
 
-def _alike_notes(images: Images, splits: Mapping[str, np.ndarray]) -> list[str]:
-    """They look at what the network sees, at its size."""
+def _seen_notes(images: Images, splits: Mapping[str, np.ndarray], num_channels: int) -> list[str]:
+    """They look at what the network sees, at its size and with its channels."""
     numbers = images.read(splits["train"][:1]).numel()
     seen = images.read(splits["train"][: max(8, min(NUM_SEEN, MAX_NUMBERS // numbers))]).float()
+    notes = []
+    if num_channels == 1:
+        if num_coloured := int(((seen.amax(1) - seen.amin(1)).flatten(1).amax(1) > ALIKE).sum()):
+            notes.append(
+                f"the colours of {num_coloured} of {len(seen)} training images that were looked at are not seen: this "
+                "network has one channel, and is given the mean of red, green and blue"
+            )
+        seen = seen.mean(1, keepdim=True)
     low, high = (float(np.quantile(seen.numpy(), share)) for share in (0.001, 0.999))
     apart = float(seen.std(0, correction=0).mean())
     if apart < ALIKE:
-        return [
+        notes.append(
             f"the images are all alike to the network: {len(seen)} of them differ by {apart:.1f} of 255 grey values at "
             f"{seen.shape[-1]} x {seen.shape[-1]} pixels; look at them, or give --white"
-        ]
-    if high - low < FEW_SHADES:
-        return [
+        )
+    elif high - low < FEW_SHADES:
+        notes.append(
             f"the images are nearly constant to the network: {len(seen)} of them lie between {low:.0f} and {high:.0f} "
             "of 255; look at them, or give --white"
-        ]
-    flat = int((seen.flatten(2).std(2, correction=0).amax(1) < ALIKE).sum())
-    if flat > 0.9 * len(seen):
-        return [f"{flat} of {len(seen)} training images that were looked at have one colour all over; look at them"]
-    return []
+        )
+    elif (flat := int((seen.flatten(2).std(2, correction=0).amax(1) < ALIKE).sum())) > 0.9 * len(seen):
+        notes.append(
+            f"{flat} of {len(seen)} training images that were looked at have one colour all over; look at them"
+        )
+    return notes

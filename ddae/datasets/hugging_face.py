@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddae.datasets.images import HELD_OUT, IMAGE_SUFFIXES, TRAIN, Images, called, fifth_as_test, is_image
 from ddae.datasets.pixels import decode
-from ddae.datasets.scan import MANY, SAMPLE, Reading, learn, scan_sources
+from ddae.datasets.scan import Reading, learn, scan_sources, stride
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,16 +47,16 @@ def hugging_face(name: str, image_size: int, reading: Reading) -> Images:
     def sources(rows: np.ndarray) -> list[str | BytesIO]:
         return [_source(each) for each in encoded[rows.tolist()][table.image]]
 
-    def called(row: int | str) -> str:
+    def name_of(row: int | str) -> str:
         source = _source(encoded[int(row)][table.image])
         return f"image {row} of {name}" if isinstance(source, BytesIO) else source
 
     rows = np.setdiff1d(np.arange(len(encoded)), np.array(reading.left_out, dtype=int))
     digests: list[str] = []
     if reading.check:
-        opened = rows[:: 1 + (len(rows) // SAMPLE if len(rows) >= MANY else 0)]
+        opened = rows[:: stride(len(rows))]
         facts = scan_sources(name, (sources(some) for some in np.array_split(opened, 1 + len(opened) // 256)))
-        reading, more = learn(reading, list(map(str, opened)), facts, called, len(rows))
+        reading, more = learn(reading, list(map(str, opened)), facts, name_of, len(rows))
         notes += more
         rows = np.setdiff1d(rows, np.array(reading.left_out, dtype=int))
         digests = [each.digest for each in facts if not each.error] if len(opened) >= len(rows) else []
@@ -162,8 +162,10 @@ def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Tab
             f"dataset={name!r}: {label} has another value for each of the {len(values):,} images of {first}, so it is "
             f"no class; name the column that is with --label-column{which}; columns: {_listed(train.features)}"
         )
+    unused = [split for split in splits if split != first]
     for held_out in called(splits, HELD_OUT):
         test = splits[held_out]
+        unused.remove(held_out)
         if any(test.features.get(column) != train.features[column] for column in (image, label)) and len(test):
             raise ValueError(
                 f"dataset={name!r}: {image} or {label} differs in type between {first} and {held_out}: {REMEDY}"
@@ -172,9 +174,8 @@ def _joined(name: str, splits: "Mapping[str, Dataset]", reading: Reading) -> Tab
             parts, values = [train, test], values + of_test
             break
         notes.append(f"left out the split {held_out} ({'no image has a label' if len(test) else 'it is empty'})")
-    used = {first, *([held_out] if len(parts) > 1 else [])}
-    if unused := [s for s in splits if s not in used and not any(f" {s} (" in note for note in notes)]:
-        notes.append(f"left out the splits {', '.join(unused)} (no split that is used)")
+    if unused:
+        notes.append(f"left out the split{'s' * (len(unused) > 1)} {', '.join(unused)} (no split that is used)")
     if label != "label" or others:
         besides = f", not those of {', '.join(others)}; --label-column gives another" if others else ""
         notes.append(f"the classes are those of the column {label}{besides}")
@@ -296,7 +297,7 @@ def _labels(name: str, split: "Dataset", split_name: str, column: str) -> list:
     """One a row; nothing where a whole test split is unlabelled."""
     values = split.select_columns(column)[:][column]
     missing = sum(value is None or value == -1 or value != value for value in values)
-    if missing == len(values) and split_name != "train":
+    if missing == len(values) and not called([split_name], TRAIN):
         return []
     if missing:
         raise ValueError(

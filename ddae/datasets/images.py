@@ -14,7 +14,7 @@ import xxhash
 from torch import Tensor
 
 from ddae.datasets.pixels import decode
-from ddae.datasets.scan import MANY, SAMPLE, Reading, learn, scan_files
+from ddae.datasets.scan import MANY, Reading, counted, learn, scan_files, stride
 
 IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
@@ -160,7 +160,7 @@ def _scanned(
     by_content = not published and len(files) < MANY
     if not (reading.check or by_content):
         return _Scanned(files, reading, [], {}, {})
-    paths = [path for path, _, _ in files][:: 1 + (len(files) // SAMPLE if len(files) >= MANY else 0)]
+    paths = [path for path, _, _ in files[:: stride(len(files))]]
     hashes, facts = scan_files(root, paths, reading.check)
     contents = dict(zip(paths, hashes, strict=True)) if by_content else {}
     if not reading.check:
@@ -171,7 +171,7 @@ def _scanned(
     sound = [file for file in files if file[0] not in out]
     if lost := {label for _, label, _ in files} - {label for _, label, _ in sound}:
         names = ", ".join(classes[label] for label in sorted(lost))
-        notes.append(f"left out the classes {names} (no image of it can be read)")
+        notes.append(f"left out classes of which no image can be read: {names}")
     return _Scanned(sound, reading, notes, contents, digests)
 
 
@@ -205,7 +205,7 @@ def image_folder(root: Path, image_size: int, reading: Reading) -> Images:
     else:
         images = class_images(root, image_size, train, held_out, reading)
         left = left_out(root, [train, held_out] if held_out else [train])
-    return replace(images, notes=(*(f"left out {'; '.join(left)}" for _ in left[:1]), *images.notes))
+    return replace(images, notes=(f"left out {'; '.join(left)}", *images.notes)) if left else images
 
 
 def splits_of(root: Path) -> tuple[str, list[str]]:
@@ -236,7 +236,8 @@ def left_out(root: Path, used: Sequence[str], no_classes: Sequence[str] = ()) ->
         ]
         beside = [name for name in visible(root / split) if (root / split / name).is_file()]
         if beside:
-            left.append(f"{len(beside):,} files beside the class folders, such as {os.path.join(split, beside[0])}")
+            files = counted(len(beside), "file", "files")
+            left.append(f"{files} beside the class folders, such as {os.path.join(split, beside[0])}")
         others = [
             os.path.join(split, name, file)
             for name, images in folders.items()
@@ -245,14 +246,16 @@ def left_out(root: Path, used: Sequence[str], no_classes: Sequence[str] = ()) ->
         below = sorted(path for path in others if (root / path).is_dir())
         others = sorted(set(others).difference(below))
         if num_below := sum(is_image(file) for path in below for _, _, files in os.walk(root / path) for file in files):
-            left.append(f"{num_below:,} images in sub-folders of class folders, such as {below[0]}")
+            images = counted(num_below, "image", "images")
+            left.append(f"{images} in sub-folders of class folders, such as {below[0]}")
         hidden = [e.name for e in os.scandir(root / split) if e.name[0] == "." and e.is_dir()]
         hidden = sorted(name for name in hidden if any(map(is_image, os.listdir(root / split / name))))
         left += [
             f"{os.path.join(split, name)} (its name begins with a dot; rename it if it is a class)" for name in hidden
         ]
         if others:
-            left.append(f"{len(others):,} files that by their names are no images, such as {others[0]}")
+            files = counted(len(others), "file that by its name is no image", "files that by their names are no images")
+            left.append(f"{files}, such as {others[0]}")
     return left
 
 
@@ -359,7 +362,7 @@ def _whole_groups(labels: np.ndarray, fraction: float, rng: np.random.Generator,
         first, second = next(iter(folds.split(labels, labels, groups)))
     if lost := np.setdiff1d(labels, labels[first]).tolist():
         raise ValueError(
-            f"group_by leaves {len(lost)} classes without a training image, because all of their images are of one "
-            "group; give them more groups, or leave --group-by out"
+            f"group_by leaves {counted(len(lost), 'class', 'classes')} without a training image, because all images of "
+            "such a class are of one group; give it more groups, or leave --group-by out"
         )
     return rng.permutation(first), rng.permutation(second)

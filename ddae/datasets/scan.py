@@ -71,17 +71,26 @@ class Facts:
     num_frames: int = 1
 
 
+def stride(num_images: int) -> int:
+    """Every which image of a set is opened."""
+    return 1 + (num_images // SAMPLE if num_images >= MANY else 0)
+
+
+def counted(number: int, one: str, more: str) -> str:
+    """The number with the words that go with it: 1 image has, 2 images have."""
+    return f"{number:,} {one if number == 1 else more}"
+
+
 def inspect(content: bytes) -> Facts:
     try:
         opened = open_image(BytesIO(content))
         digest, deep = opened.digest(), opened.deep
     except Exception as error:  # damaged files raise errors of every class
         return Facts(error=re.sub(r" ?<_io.BytesIO[^>]*>", "", " ".join(str(error).split())))
+    seen = Facts(digest=digest, news=opened.news, num_frames=opened.num_frames)
     if deep is None:
-        return Facts("", digest, opened.news, "", 0, 0, opened.num_frames)
-    return Facts(
-        "", digest, opened.news, deep.dtype.kind, float(deep.min()), float(deep.max()), opened.num_frames
-    )  # fmt: skip
+        return seen
+    return replace(seen, kind=deep.dtype.kind, low=float(deep.min()), high=float(deep.max()))
 
 
 def scan_files(root: Path, paths: Sequence[str], look: bool) -> tuple[list[str], list[Facts]]:
@@ -197,18 +206,20 @@ def learn(
             )
         reach = f"{min(each.low for each in deep):g} to {max(each.high for each in deep):g}"
         notes.append(
-            f"{len(deep):,} images have more than 8 bits a channel and reach from {reach}; in all of them {white:g} is "
-            "white" + (", as given" if reading.white else "; --white gives another value")
+            f"{counted(len(deep), 'image has', 'images have')} more than 8 bits a channel, of values from {reach}; in "
+            f"{'it' if len(deep) == 1 else 'all of them'} {white:g} is white"
+            + (", as given" if reading.white else "; --white gives another value")
         )
     elif reading.white:
         notes.append(f"no image has more than 8 bits a channel, so white={reading.white:g} is not used")
-    for what, is_so in (
-        ("are transparent in places, and are seen on white", lambda each: "alpha" in each.news),
-        ("have a colour profile, by which they are seen", lambda each: "profile" in each.news),
-        ("have several frames or pages, of which the first is seen", lambda each: each.num_frames > 1),
+    is_, has = ("image is", "images are"), ("image has", "images have")
+    for verb, what, is_so in (
+        (is_, "transparent in places and seen on white", lambda each: "alpha" in each.news),
+        (has, "a colour profile, by which the colours are seen", lambda each: "profile" in each.news),
+        (has, "several frames or pages, of which the first is seen", lambda each: each.num_frames > 1),
     ):
         if found := [name for name, each in sound if is_so(each)]:
-            notes.append(f"{len(found):,} images {what}, such as {called(found[0])}")
+            notes.append(f"{counted(len(found), *verb)} {what}, such as {called(found[0])}")
     if white == 2**16 - 1:  # as 0.2 took it
         sound = [(name, replace(each, news=each.news.replace("depth", ""))) for name, each in sound]
     shown = " ".join(sorted({word for _, each in sound for word in each.news.split()}))
@@ -226,12 +237,13 @@ def white_of(facts: Sequence[tuple[str, Facts]], called: Callable[[str], str]) -
     if not deep:
         return 0
     low, (_, high, _, name) = min(deep)[0], max(deep, key=lambda each: each[1])
-    kinds = {"f" if kind == "f" else "i" for _, _, kind, _ in deep}
+    kinds = {kind for _, _, kind, _ in deep}
     if kinds == {"i"} and low >= 0 and high < 2**16:
         return 2 ** max(8, int(high).bit_length()) - 1
     if kinds == {"f"} and low >= 0 and high <= 1:
         return 1
+    images = counted(len(deep), "image", "images")
     raise ValueError(
-        f"{called(name)} cannot be read as an image (its white is not known: {len(deep):,} images of 16 or 32 bits a "
-        f"channel reach from {low:g} to {high:g}); give the value of white with --white, or save them with 8 bits"
+        f"{called(name)} cannot be read as an image (its white is not known: {images} of 16 or 32 bits a channel, "
+        f"whose numbers reach from {low:g} to {high:g}); give the value of white with --white, or save them with 8 bits"
     )

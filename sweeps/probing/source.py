@@ -85,7 +85,7 @@ def open_source(config: ModelAndData, backbone: Backbone, pooling: int) -> tuple
     """Load the dataset that the flags name, at the network's size. pooling: the largest grid that is to be derived."""
     if is_address(config.store):
         Remote(config.store).check()
-    dataset = load_images(config, backbone.image_size)
+    dataset = load_images(config, backbone)
     source = FeatureSource(
         name=Path(config.dataset).resolve().name or "images",
         backbone=absolute(config.backbone),
@@ -110,13 +110,16 @@ def open_source(config: ModelAndData, backbone: Backbone, pooling: int) -> tuple
     return as_stored(source, dataset.images.old_fingerprint), dataset
 
 
-def load_images(config: ModelAndData, image_size: int) -> Dataset:
-    """The dataset that the flags name."""
+def load_images(config: ModelAndData, backbone: Backbone) -> Dataset:
+    """The dataset that the flags name, at the network's size."""
     check_numbers(config, white=(0, 1e30))
     reading = Reading(
         config.label_column, config.group_by, config.white, config.check_data, config.skip_unreadable
     )  # fmt: skip
-    return load_dataset(config.dataset, image_size, config.data_root, config.data_seed, VAL_FRACTION, reading)
+    num_channels = 3 if backbone.encoder.fingerprint else backbone.encoder.shape[0]  # latents are made of colours
+    return load_dataset(
+        config.dataset, backbone.image_size, config.data_root, config.data_seed, VAL_FRACTION, reading, num_channels
+    )
 
 
 def as_stored(source: FeatureSource, old_fingerprint: str) -> FeatureSource:

@@ -158,7 +158,7 @@ def test_splits_in_any_spelling_and_what_is_left_out(tmp_path, caplog):
     dataset = load_dataset(str(tmp_path), 8)
     assert dataset.images.classes == ("_background", "cat")
     assert {split: len(rows) for split, rows in dataset.splits.items()} == {"train": 10, "val": 2, "test": 6}
-    said = "left out val (its images lie in no class folders); Train/empty (no images in it); 1 files that by their "
+    said = "left out val (its images lie in no class folders); Train/empty (no images in it); 1 file that by its name "
     assert said in caplog.text and "Train/cat/notes.txt" in caplog.text
 
 

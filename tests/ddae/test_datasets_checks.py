@@ -1,13 +1,13 @@
 """What is said of a dataset before anything is computed of it."""
 
 import logging
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ddae.datasets import Reading, load_dataset
+from tests.pictures import png_of_16_bits
 
 
 def draw(folder, pictures, suffix="png"):
@@ -98,6 +98,24 @@ def test_images_that_show_the_network_nothing(tmp_path, case):
     assert any(expected in note for note in notes_of(draw(tmp_path / "set", pictures)))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_that_a_network_of_one_channel_does_not_see_are_said(tmp_path, channels):
+    grey = [np.repeat(each[..., :1], 3, -1) for each in noise(20, 0)]
+    name = draw(tmp_path / "grey", {"cat": grey[:10], "dog": grey[10:]})
+    assert len(load_dataset(name, 8, num_channels=channels).notes) == 1
+    red = [np.minimum(each, (255, 0, 0)) for each in grey]
+    name = draw(tmp_path / "red", {"cat": red, "dog": noise(20, 1)})
+    said = [note for note in load_dataset(name, 8, num_channels=channels).notes if "the colours of" in note]
+    expected = "the colours of 26 of 26 training images that were looked at are not seen: this network has one channel"
+    assert [note.startswith(expected) for note in said] == [True] * (channels == 1)
+
+
+def test_one_grey_of_several_colours_is_all_alike_to_one_channel(tmp_path):
+    name = draw(tmp_path / "set", {n: [np.full((8, 8, 3), c)] * 20 for n, c in (("a", (90, 0, 0)), ("b", (0, 0, 90)))})
+    assert not any("all alike" in note for note in load_dataset(name, 8).notes)
+    assert any("all alike to the network" in note for note in load_dataset(name, 8, num_channels=1).notes)
+
+
 def test_uneven_classes_are_said(tmp_path):
     name = draw(tmp_path / "set", {"cat": noise(90, 0), "dog": noise(10, 1)})
     [note] = [each for each in notes_of(name) if "uneven" in each]
@@ -106,7 +124,7 @@ def test_uneven_classes_are_said(tmp_path):
 
 def test_classes_that_a_split_lacks_are_said(tmp_path):
     name = draw(tmp_path / "set", {"cat": noise(20, 0), "dog": noise(20, 1), "eel": noise(1, 2)})
-    assert {"val has no image of 1 classes (eel)", "test has no image of 1 classes (eel)"} < set(notes_of(name))
+    assert {"val has no image of 1 class (eel)", "test has no image of 1 class (eel)"} < set(notes_of(name))
 
 
 def test_official_test_images_are_no_class_and_never_trained_on(tmp_path, caplog):
@@ -130,7 +148,7 @@ def test_files_beside_the_classes_are_said(tmp_path, caplog):
     name = draw(tmp_path / "set", {"cat": noise(20, 0), "dog": noise(20, 1)})
     (tmp_path / "set" / "labels.csv").touch()
     load_dataset(name, 8)
-    assert "left out 1 files beside the class folders, such as ./labels.csv" in caplog.text
+    assert "left out 1 file beside the class folders, such as ./labels.csv" in caplog.text
 
 
 def test_groups_that_the_official_splits_share_are_said(tmp_path):
@@ -171,7 +189,7 @@ def test_images_that_lie_deeper_or_hidden_are_said(tmp_path, caplog, train):
     assert f"9 images in sub-folders of class folders, such as {place}/cat/more" in left
     assert f"{place}/.eel (its name begins with a dot; rename it if it is a class)" in left
     assert f"{place}/__MACOSX (unpacking leaves it)" in left
-    assert f"1 files that by their names are no images, such as {place}/dog/notes.txt" in left
+    assert f"1 file that by its name is no image, such as {place}/dog/notes.txt" in left
     assert ".git" not in left
 
 
@@ -194,13 +212,5 @@ def test_copies_of_8_bits_in_16_are_counted(tmp_path, channels):
 def save_16_bits(file, pixels, channels):
     if channels == 1:
         Image.fromarray(pixels).save(f"{file}.tif")
-        return
-
-    def chunk(kind, data):
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-
-    header = b"\0\0\0\x08\0\0\0\x08" + bytes([16, 2, 0, 0, 0])
-    lines = b"".join(b"\0" + np.repeat(line[:, None], 3, 1).astype(">u2").tobytes() for line in pixels)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
-    with open(f"{file}.png", "wb") as written:
-        written.write(b"\x89PNG\r\n\x1a\n" + content)
+    else:
+        file.with_suffix(".png").write_bytes(png_of_16_bits(np.repeat(pixels[..., None], 3, -1)))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ddae.datasets import Reading, load_dataset
+from ddae.datasets import GUESSED, Reading, load_dataset
 
 NAMES = ["cat", "dog", "eel"]
 
@@ -160,7 +160,7 @@ def test_splits_that_name_their_classes_differently(tmp_path):
 
 def test_a_class_that_is_only_in_test(tmp_path):
     train = make(30).filter(lambda row: row["label"] < 2)
-    with pytest.raises(ValueError, match="has test images of 1 classes without a training image, such as 'eel'"):
+    with pytest.raises(ValueError, match="has test images of 1 class without a training image, such as 'eel'"):
         load_dataset(save(tmp_path / "set", train=train, test=make(9)), 16)
 
 
@@ -217,6 +217,17 @@ def test_a_split_without_rows(tmp_path):
     pq.write_table(pq.read_table(file).slice(0, 0), file)
     with pytest.raises(ValueError, match=r"Its cause: .*; remove .*test-00000-of-00001.parquet, which has no rows"):
         load_dataset(name, 16)
+
+
+@pytest.mark.parametrize("name", ["train", "training"])
+def test_a_train_split_without_labels(tmp_path, name):
+    rows = make(30, label=-1)
+    with pytest.raises(ValueError, match=rf"30 of 30 images of {name} have no label"):
+        load_dataset(save(tmp_path / "set", **{name: rows, "test": make(9)}), 16)
+
+
+def test_folders_that_hugging_face_takes_for_splits():
+    assert {word for words in datasets.data_files.SPLIT_KEYWORDS.values() for word in words} == GUESSED
 
 
 def test_which_columns_and_splits_are_used_is_said(tmp_path, caplog):

@@ -11,6 +11,7 @@ from PIL import Image, ImageCms
 
 from ddae.datasets import Reading, load_dataset
 from ddae.datasets.pixels import decode
+from tests.pictures import png_of_16_bits
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
 GREY = COLOURS[..., 0]
@@ -96,18 +97,6 @@ def test_deep_images_are_turned_as_others(orientation):
     eight, sixteen = (encoded(each, exif=rotated(orientation)) for each in (pixels, pixels.astype(np.uint16) * 256))
     a, b = decode([("8", io.BytesIO(eight)), ("16", io.BytesIO(sixteen))], 6, white=2**16 - 1)
     assert torch.equal(a, b)
-
-
-def png_of_16_bits(pixels):
-    """PIL writes none with several channels. pixels: [H, W, 2 to 4]"""
-    height, width, channels = pixels.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def tiff_of_16_bits(pixels, order="<", compress=False, white_is_zero=False):
@@ -274,7 +263,7 @@ def test_what_is_seen_otherwise_is_noted(tmp_path, caplog):
     }
     name = write_classes(tmp_path / "set", lambda n: contents.get(n, encoded(COLOURS)))
     assert load_dataset(name, 6).images.reading.shown == "alpha profile"
-    for note in ("1 images are transparent in places", "1 images have several frames", "1 images have a colour prof"):
+    for note in ("1 image is transparent in places", "1 image has several frames", "1 image has a colour profile"):
         assert note in caplog.text
 
 

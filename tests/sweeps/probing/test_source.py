@@ -102,3 +102,8 @@ def test_another_set_than_the_drivers_is_refused(source_of, pets):
     Image.new("RGB", (9, 9)).save(pets / "cat" / "0.png")
     with pytest.raises(ValueError, match="is not the one the sweep was started with"):
         Extractor(source)
+
+
+def test_colours_that_a_network_of_one_channel_does_not_see_are_said(source_of, pets, caplog):
+    source_of(pets)
+    assert caplog.text.count("the colours of 12 of 12 training images that were looked at are not seen") == 1
