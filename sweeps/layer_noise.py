@@ -95,8 +95,9 @@ def main(config: LayerNoise) -> None:
     if config.dry_run:
         print(probing.estimate(config, setup))
     else:
-        print(probing.finished_report(config, setup.task) or probing.report(sweep(config, setup, started)))
-        cli.check_complete(probing.incomplete(probing.sweep_folder(config, setup.task)))
+        folder = probing.sweep_folder(config, setup.task)
+        print(probing.finished_report(folder, config.num_trials) or probing.report(sweep(config, setup, started)))
+        cli.check_complete(probing.incomplete(folder))
 
 
 if __name__ == "__main__":
