@@ -4,6 +4,7 @@ answer stands, and it is logged later, or to another server."""
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -83,9 +84,8 @@ def log(folder: Path, tracker: Tracker | None = None) -> None:
     waits.daemon = True
     waits.start()
     try:
-        if tracker:
-            tracker.hurry()
-        _log(record, folder, tracker or _open(record, uri))
+        with tracker.hurried() if tracker else nullcontext():
+            _log(record, folder, tracker or _open(record, uri))
     except ValueError as error:
         _mark(folder / NOT_LOGGED, hidden(str(error)))
     else:
