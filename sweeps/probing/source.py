@@ -113,9 +113,7 @@ def open_source(config: ModelAndData, backbone: Backbone, pooling: int) -> tuple
 def load_images(config: ModelAndData, image_size: int) -> Dataset:
     """The dataset that the flags name."""
     check_numbers(config, white=(0, 1e30))
-    reading = Reading(
-        config.label_column, config.group_by, config.white, config.check_data, config.skip_unreadable
-    )  # fmt: skip
+    reading = Reading(config.label_column, config.group_by, config.white, config.check_data, config.skip_unreadable)
     return load_dataset(config.dataset, image_size, config.data_root, config.data_seed, VAL_FRACTION, reading)
 
 

@@ -237,7 +237,7 @@ class Search(ProbeSweep):
             with self.progress, one_line():
                 return self.pool.submit(function, *args).result()
         except Exception as error:
-            self.failed.append(f"what is called {title} could not be made ({error})")
+            self.failed.append(f"the stage {title!r} failed ({error})")
             return None
 
     def _cost(self, task: ProbeTask, screening: Screening, trials: tuple[Trial, ...]) -> cost.Cost:
