@@ -33,7 +33,7 @@ def locked(path: Path, timeout_seconds: float = -1, says: bool = True) -> Iterat
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise OSError(error.errno, error.strerror, str(path)) from error
         if says:
-            warn_of_no_locks(path.parent.stat().st_dev, path.parent)
+            warn_of_no_locks(path.parent)
         folder = Path(tempfile.gettempdir()) / f"ddae-sweeps-locks-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         lock = FileLock(folder / f"{xxhash.xxh3_64_hexdigest(os.fsencode(path.absolute()))}.lock")
@@ -44,8 +44,8 @@ def locked(path: Path, timeout_seconds: float = -1, says: bool = True) -> Iterat
         lock.release()
 
 
-def warn_of_no_locks(device: int, folder: Path) -> None:
-    if device in _WARNED:
+def warn_of_no_locks(folder: Path) -> None:
+    if (device := folder.stat().st_dev) in _WARNED:
         return
     _WARNED.add(device)
     log.warning(

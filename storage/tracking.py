@@ -11,11 +11,10 @@ from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
 
 from storage.files import locked, published
 from storage.secrets import hidden
-from storage.tracking_server import NotLogged, ask, cause, tracking_uri
+from storage.tracking_server import NotLogged, ask, cause, environment, tracking_uri
 
 __all__ = ["NotLogged", "Tracker", "check_server", "refusal", "tracking_uri"]
 
@@ -160,10 +159,11 @@ class Tracker:
             self.client.set_terminated(run_id, "KILLED" if stopped_early else "FINISHED", int(ended_seconds * 1000))
         self._logged.add(key)
 
-    def hurry(self) -> None:
-        """Ask a server but once more from here on, where it has failed to answer so far."""
-        if self._logged is None:
-            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+    @contextmanager
+    def hurried(self) -> Iterator[None]:
+        """A server that has failed to answer so far is asked but once more in the block."""
+        with environment(**({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"} if self._logged is None else {})):
+            yield
 
     def finish(self, metrics: Mapping[str, float], artifacts: Sequence[Path], note: str = "") -> None:
         """Metrics, files and description (Markdown) of the parent, which is then FINISHED."""
@@ -220,8 +220,8 @@ class Tracker:
     def __exit__(self, kind, error, traceback) -> None:
         """A sweep that was interrupted is KILLED, one that failed is FAILED, until the same sweep is opened again."""
         if error is not None:
-            os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-            with suppress(ValueError), self._one_line():
+            at_once = environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT="10")
+            with at_once, suppress(ValueError), self._one_line():
                 self.client.set_terminated(self.parent_id, "FAILED" if isinstance(error, Exception) else "KILLED")
 
     @property
@@ -239,14 +239,16 @@ class Tracker:
         """Why files cannot be logged, as far as it can be known before there are any; empty where nothing speaks
         against it."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+        from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-        where = self.client.get_run(self.parent_id).info.artifact_uri
+        with self._one_line():
+            where = self.client.get_run(self.parent_id).info.artifact_uri
         try:
-            get_artifact_repository(where)
+            repository = get_artifact_repository(where)
             if where.startswith(("s3:", "r2:", "b2:")):
-                import boto3  # noqa: F401
-            if urlsplit(where).scheme in ("", "file"):
-                folder = Path(urlsplit(where).path)
+                import boto3  # noqa: F401  # as MLflow does with the first file
+            if isinstance(repository, LocalArtifactRepository):
+                folder = Path(repository.artifact_dir)
                 folder.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=folder).close()
         except Exception as error:  # every artifact store has classes of its own

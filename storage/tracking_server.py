@@ -58,7 +58,7 @@ def ask(uri: str, question: Callable[[], object]) -> None:
     question, and says so while it asks again."""
     for pause in (*PAUSES_SECONDS, None):
         try:
-            with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT=ANSWER_SECONDS):
+            with environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT=ANSWER_SECONDS):
                 question()
                 return
         except Exception as error:
@@ -86,7 +86,8 @@ def _meaning(error: Exception) -> tuple[str, str, bool]:
 
 
 @contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def environment(**values: str) -> Iterator[None]:
+    """Variables of the environment, until the block ends."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -98,15 +99,11 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def root_of(error: BaseException) -> BaseException:
-    while error.__cause__:
-        error = error.__cause__
-    return error
-
-
 def cause(error: BaseException) -> str:
     """The root of an error in one line, with what to do where that is known; no password."""
-    root = root_of(error)
+    root = error
+    while root.__cause__:
+        root = root.__cause__
     said = " ".join(hidden(str(root)).split())[:300] or type(root).__name__
     if isinstance(root, ImportError):
         module = (root.name or "").partition(".")[0]

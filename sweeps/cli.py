@@ -66,7 +66,6 @@ def _run(main: Callable[[Config], None], config_class: type[Config], description
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, and the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-
     except Exception:  # here, where no password is printed
         traceback.print_exc()
         sys.exit(1)

@@ -35,14 +35,15 @@ def main(config: FinalTest) -> None:
             f"the test set has been looked at for {tested.cell} ({100 * tested.test_accuracy:.1f} %), and the "
             f"sweep has since chosen {chosen}; delete {folder / testing.RECORD} if you mean to look again"
         )
-    print(
-        f"{tested.cell} ({tested.setting}), {tested.num_train:,} training images\n"
+    lines = [
+        f"{tested.cell} ({tested.setting}), {tested.num_train:,} training images",
         f"test accuracy  {100 * tested.test_accuracy:.1f} +- {100 * tested.test_stderr:.1f} % "
-        f"on {tested.num_test:,} images, measured once on {tested.date}\n"
-        f"{tested.notes}{chr(10) * bool(tested.notes)}"
-        f"val accuracy   {100 * tested.val_accuracy:.1f} % when it was chosen"
-    )
-    cli.check_complete(testing.incomplete(folder))
+        f"on {tested.num_test:,} images, measured once on {tested.date}",
+        tested.notes,
+        f"val accuracy   {100 * tested.val_accuracy:.1f} % when it was chosen",
+    ]
+    print("\n".join(filter(None, lines)))
+    cli.check_complete(testing.incomplete(folder, (testing.NOT_LOGGED,)))  # the pictures are the sweep's to draw
 
 
 if __name__ == "__main__":

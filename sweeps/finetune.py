@@ -114,7 +114,8 @@ def main(config: Finetune) -> None:
     if config.dry_run:
         print(finetuning.estimate(setup))
     else:
-        print(finetuning.finished_report(setup) or finetuning.report(sweep(config, setup, started)))
+        finished = finetuning.finished_report(setup.folder, config.num_trials)
+        print(finished or finetuning.report(sweep(config, setup, started)))
         cli.check_complete(finetuning.incomplete(setup.folder))
 
 

@@ -14,9 +14,19 @@ from sweeps.cli import check_writable
 from sweeps.findings import logged
 from sweeps.findings.answer import without_text
 from sweeps.findings.folder import RECORD, Tested, named, newest_sweep, read_test, test_text, write_test
-from sweeps.findings.logged import incomplete, log_again
+from sweeps.findings.logged import NOT_LOGGED, incomplete, log_again
 
-__all__ = ["RECORD", "incomplete", "log_again", "measure", "named", "newest_sweep", "read_test", "room_of"]
+__all__ = [
+    "NOT_LOGGED",
+    "RECORD",
+    "incomplete",
+    "log_again",
+    "measure",
+    "named",
+    "newest_sweep",
+    "read_test",
+    "room_of",
+]
 
 
 def measure(folder: Path, date: str) -> Tested:

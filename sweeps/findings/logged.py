@@ -4,6 +4,7 @@ answer stands, and it is logged later, or to another server."""
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -83,9 +84,8 @@ def log(folder: Path, tracker: Tracker | None = None) -> None:
     waits.daemon = True
     waits.start()
     try:
-        if tracker:
-            tracker.hurry()
-        _log(record, folder, tracker or _open(record, uri))
+        with tracker.hurried() if tracker else nullcontext():
+            _log(record, folder, tracker or _open(record, uri))
     except ValueError as error:
         _mark(folder / NOT_LOGGED, hidden(str(error)))
     else:
@@ -99,6 +99,16 @@ def log_again(folder: Path) -> None:
     if (folder / NOT_LOGGED).exists():
         with only_process(folder):
             log(folder)
+
+
+def finished_report(folder: Path, num_trials: int) -> str | None:
+    """The report of a sweep that has ended with so many trials; what could not be logged then is logged now. None
+    where the sweep is to run, if only to draw what could not be drawn."""
+    if not (folder / RESULTS).exists() or (folder / NOT_DRAWN).exists():
+        return None
+    log_again(folder)
+    same = read_results(folder)["flags"]["num_trials"] == num_trials
+    return (folder / "report.txt").read_text(encoding="utf-8") if same else None
 
 
 def add(folder: Path, experiment: str, metrics: Mapping[str, float], artifacts: Sequence[Path] = ()) -> None:
@@ -134,10 +144,9 @@ def check(folder: Path) -> None:
         check_server(uri_of(folder))
 
 
-def incomplete(folder: Path) -> str:
+def incomplete(folder: Path, marks: Sequence[str] = (NOT_DRAWN, NOT_LOGGED)) -> str:
     """What of a finished sweep could not be logged or drawn, and why; empty where all is whole."""
-    marks = (folder / NOT_DRAWN, folder / NOT_LOGGED)
-    return "; ".join(mark.read_text(encoding="utf-8") for mark in marks if mark.exists())
+    return "; ".join((folder / mark).read_text(encoding="utf-8") for mark in marks if (folder / mark).exists())
 
 
 def sync(folders: Sequence[Path], out: Path, task: str) -> str:

@@ -19,8 +19,8 @@ from sweeps.cluster.train import check_shares
 from sweeps.cluster.tune import Run
 from sweeps.driver import no_needs, open_run, run_searches
 from sweeps.findings.answer import choose
-from sweeps.findings.folder import RESULTS, named, newest_sweep, read_results
-from sweeps.findings.logged import NOT_DRAWN, incomplete, log_again
+from sweeps.findings.folder import named, newest_sweep, read_results
+from sweeps.findings.logged import finished_report, incomplete
 from sweeps.finetune import Finetune
 from sweeps.finetuning.cost import estimate, kept_by_cuts, latents_needed
 from sweeps.finetuning.findings import Findings, outcome_of
@@ -212,15 +212,6 @@ def check_cuts(config: Finetune, backbone: Backbone) -> tuple[str, ...]:
                 f"timestep={timestep} is outside this model's schedule; allowed: {timesteps[0]} to {timesteps[-1]}"
             )
     return tuple(block.name for block in blocks)
-
-
-def finished_report(setup: Setup) -> str | None:
-    """The report of the same command, where it has ended before; what could not be logged then is logged now."""
-    if not (setup.folder / RESULTS).exists() or (setup.folder / NOT_DRAWN).exists():
-        return None
-    log_again(setup.folder)
-    same = read_results(setup.folder)["flags"]["num_trials"] == setup.config.num_trials
-    return (setup.folder / "report.txt").read_text(encoding="utf-8") if same else None
 
 
 class FinetuneSweep:

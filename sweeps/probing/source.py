@@ -182,8 +182,8 @@ def choose_blocks(backbone: Backbone, names: Iterable[str]) -> tuple[Block, ...]
         matching = [] if found else [path for path in paths if fnmatchcase(path, name)]
         if not found and not matching:
             raise ValueError(
-                f"block={name!r} is not known; allowed: {', '.join(known)}, or the path of a module, as --list-blocks "
-                f"--all shows{did_you_mean(name, [*known, *paths])}"
+                f"block={name!r} is not known; allowed: {', '.join(known)}, or the path of a module, as layer_noise.py "
+                f"--list-modules shows{did_you_mean(name, [*known, *paths])}"
             )
         backbone.add_modules(matching)
         found |= set(matching) & backbone.modules.keys()

@@ -18,8 +18,7 @@ from sweeps.cluster.pool import Pool
 from sweeps.cluster.session import check_cluster, one_line, ray_session
 from sweeps.cluster.tune import Run
 from sweeps.driver import open_run, run_searches
-from sweeps.findings.folder import RESULTS, read_results
-from sweeps.findings.logged import NOT_DRAWN, incomplete, log_again
+from sweeps.findings.logged import finished_report, incomplete
 from sweeps.flags import ModelAndData, as_flags
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing import cost, examples
@@ -37,7 +36,16 @@ from sweeps.progress import Progress
 from sweeps.search.halving import HalvingSearch, check_search
 from sweeps.search.task import Fit, Trial
 
-__all__ = ["estimate", "finished_report", "incomplete", "list_blocks", "open_sweep", "report", "set_up_search"]
+__all__ = [
+    "estimate",
+    "finished_report",
+    "incomplete",
+    "list_blocks",
+    "open_sweep",
+    "report",
+    "set_up_search",
+    "sweep_folder",
+]
 
 COLUMNS = "block", "timestep", "sigma", "pooling", "head", "num_images"
 """Params of a trial that MLflow's page of trials shows, in charts and in the table."""
@@ -117,16 +125,6 @@ def sweep_folder(config: LayerNoise, task: ProbeTask) -> Path:
         screening=(rules.rounds, rules.keep, rules.finalists, rules.start),
     )
     return config.out / f"{task.name}-{key[:8]}"
-
-
-def finished_report(config: LayerNoise, task: ProbeTask) -> str | None:
-    """The report of the same command, where it has ended before; what could not be logged then is logged now."""
-    folder = sweep_folder(config, task)
-    if not (folder / RESULTS).exists() or (folder / NOT_DRAWN).exists():
-        return None
-    log_again(folder)
-    same = read_results(folder)["flags"]["num_trials"] == config.num_trials
-    return (folder / "report.txt").read_text(encoding="utf-8") if same else None
 
 
 def list_blocks(config: ModelAndData, every_module: bool = False) -> str:
@@ -239,7 +237,7 @@ class Search(ProbeSweep):
             with self.progress, one_line():
                 return self.pool.submit(function, *args).result()
         except Exception as error:
-            self.failed.append(f"what is called {title} could not be made ({error})")
+            self.failed.append(f"the stage {title!r} failed ({error})")
             return None
 
     def _cost(self, task: ProbeTask, screening: Screening, trials: tuple[Trial, ...]) -> cost.Cost:

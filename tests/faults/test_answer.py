@@ -79,7 +79,7 @@ def test_what_cannot_be_logged_is_logged_by_the_same_command_or_elsewhere(begin,
         assert b"hush-hush" not in path.read_bytes(), path
 
 
-def test_a_picture_that_cannot_be_drawn_takes_no_answer(begin, tmp_path):
+def test_a_picture_that_cannot_be_drawn_takes_no_answer(begin, fork, tmp_path):
     out = finish(begin(cwd=tmp_path))
     [folder] = tmp_path.glob("out/layer-noise-*")
     (folder / "results.json").unlink()
@@ -93,6 +93,7 @@ def test_a_picture_that_cannot_be_drawn_takes_no_answer(begin, tmp_path):
         and "the same command tries again" in error
     )
     assert printed.splitlines()[:6] == out.splitlines()[:6]
+    assert "test accuracy" in finish(fork("final_test", cwd=tmp_path))  # which draws none of them
     (folder / "figures").unlink()
     finish(begin(cwd=tmp_path))
     assert (folder / "figures" / "cost.png").exists()

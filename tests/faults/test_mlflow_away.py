@@ -79,7 +79,7 @@ def whole(request):
 
 @pytest.fixture
 def proxy(server, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "6")  # a tracker that fails lowers it for the whole process
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "6")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
     proxy = Proxy(server.port)
     yield proxy

@@ -1,3 +1,4 @@
+import os
 import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -211,6 +212,21 @@ def test_files_that_have_nowhere_to_go_are_told_before_there_are_any(where, reme
 
 def test_files_that_can_be_written_are_no_trouble(sqlite):
     assert Tracker(sqlite, "digits", "sweep-5", "fifth").artifact_trouble() == ""
+
+
+@pytest.mark.parametrize("as_address", [str, Path.as_uri])
+def test_files_go_to_a_folder_of_any_name(as_address, tmp_path):
+    uri, folder = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "a#b c"
+    MlflowClient(uri).create_experiment("digits", artifact_location=as_address(folder))
+    assert Tracker(uri, "digits", "sweep", "sweep").artifact_trouble() == ""
+    assert folder.is_dir() and {path.name for path in tmp_path.iterdir() if path.is_dir()} == {folder.name}
+
+
+def test_a_sweep_that_fails_leaves_the_patience_of_the_next(sqlite, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "6")
+    with pytest.raises(KeyboardInterrupt), Tracker(sqlite, "digits", "sweep-6", "sixth"):
+        raise KeyboardInterrupt
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "6"
 
 
 def test_a_deleted_experiment_says_how_to_restore_it(tmp_path):
