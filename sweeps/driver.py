@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import yaml
@@ -99,7 +99,7 @@ def _standing(ended: tuple[Task, Trial]) -> tuple[bool, float]:
 @contextmanager
 def _logging(searches: Sequence[HalvingSearch], tracker: Tracker) -> Iterator[Callable[[], None]]:
     """Yield a function that has every ended trial that MLflow lacks logged in the background. What cannot be logged is
-    tried again with the next one; what is missing at the end is logged with the findings."""
+    tried again with the next one, and once at the end; what is missing then is logged with the findings."""
     some, over = threading.Event(), threading.Event()
     num_logged = [0] * len(searches)
 
@@ -110,9 +110,11 @@ def _logging(searches: Sequence[HalvingSearch], tracker: Tracker) -> Iterator[Ca
                 num_logged[number] += 1
 
     def log_on() -> None:
-        while some.wait() and not over.is_set():
+        last = False
+        while not last and some.wait():
             some.clear()
-            with suppress(ValueError, OSError):
+            last = over.is_set()
+            with tracker.hurried() if last else nullcontext(), suppress(ValueError, OSError):
                 log_all()
 
     writer = threading.Thread(target=log_on, daemon=True)  # an interrupt does not wait for a server that is away

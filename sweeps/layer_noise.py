@@ -57,8 +57,8 @@ class LayerNoise(ModelAndData):
     """Decides what is tried, and how heads begin."""
     list_blocks: bool = False
     """Print the model's blocks, and stop."""
-    list_modules: bool = False
-    """Print every module that returns a map of the image, by the path that --blocks takes, and stop."""
+    all: bool = False
+    """With --list-blocks: every module that returns a map of the image, by the path that --blocks takes."""
     sync: tuple[Path, ...] | None = None
     """Log finished sweeps to MLFLOW_TRACKING_URI, and stop: the folders that are named here, or all in --out."""
 
@@ -88,8 +88,10 @@ def main(config: LayerNoise) -> None:
     started = time.time()
     from sweeps.probing import sweep as probing
 
-    if config.list_blocks or config.list_modules:
-        print(probing.list_blocks(config, config.list_modules))
+    if config.all and not config.list_blocks:
+        raise ValueError("all=True goes with --list-blocks alone")
+    if config.list_blocks:
+        print(probing.list_blocks(config, config.all))
         return
     setup = probing.set_up_search(config)
     if config.dry_run:

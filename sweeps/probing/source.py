@@ -183,7 +183,7 @@ def choose_blocks(backbone: Backbone, names: Iterable[str]) -> tuple[Block, ...]
         if not found and not matching:
             raise ValueError(
                 f"block={name!r} is not known; allowed: {', '.join(known)}, or the path of a module, as layer_noise.py "
-                f"--list-modules shows{did_you_mean(name, [*known, *paths])}"
+                f"--list-blocks --all shows{did_you_mean(name, [*known, *paths])}"
             )
         backbone.add_modules(matching)
         found |= set(matching) & backbone.modules.keys()
