@@ -29,13 +29,13 @@ class Finetuning:
     labels: tuple[int, ...] = (100, 300, 1000, 4800)
     epochs: tuple[int, ...] = (100, 50, 20, 8)
     scratch_epochs: tuple[int, ...] = (200, 100, 60, 20)
-    augment: str = "flip+crop"
+    augment: tuple[str, ...] = ("flip+crop", "none")
     seeds: int = 3
     baseline: tuple[str, ...] = ("wrn:16-1",)
     out: Path = Path("out/benchmark")
 
 
-DIGITS = Finetuning("digits", (30, 300, 1000), (100, 50, 20), (400, 100, 60), "crop")
+DIGITS = Finetuning("digits", (30, 300, 1000), (100, 50, 20), (400, 100, 60), ("crop", "none"))
 
 
 def main(config: Finetuning) -> None:
@@ -46,13 +46,13 @@ def main(config: Finetuning) -> None:
     cell = found.cell
     flags = Finetune(
         sweep=found.folder, num_labels=config.labels, epochs=config.epochs, scratch_epochs=config.scratch_epochs,
-        learning_rates=(1e-4, 3e-4, 1e-3), batch_size=50 if config.dataset != "digits" else 30, num_trials=6,
+        learning_rates=(1e-5, 1e-4, 1e-3), batch_size=50 if config.dataset != "digits" else 30, num_trials=8,
         seeds=config.seeds, augment=config.augment, **where,
     )  # fmt: skip
     longer = 2 * config.scratch_epochs[-2]
     one = {"num_labels": config.labels[-2:-1], "epochs": config.epochs[-2:-1], "seeds": 1}
     one |= {"scratch_epochs": config.scratch_epochs[-2:-1]}
-    short = replace(flags, init=("finetune",), learning_rates=(1e-4,), head_start=("probe",), **one)
+    short = replace(flags, init=("finetune",), learning_rates=(1e-4,), head_start=("probe",), augment=("none",), **one)
     blocks = found.task.space.block_names
     cuts = blocks[blocks.index(cell.block) :][:3] if blocks.index(cell.block) + 3 < len(blocks) else blocks[-4:-1]
     told = tuple(sorted({0, cell.timestep, 300}))

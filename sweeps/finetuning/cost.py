@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 def latents_needed(setup: "Setup") -> dict[FeatureSource, list[Need]]:
     """What must be encoded, of a source for each encoder: val as it is, and the labelled images of every seed as they
-    are and in all views."""
+    are and, where they are augmented, in all views."""
     num_train, num_val = (len(setup.dataset.splits[split]) for split in ("train", "val"))
     seeds = range(setup.config.seed, setup.config.seed + setup.config.seeds)
     count = max(task.num_labels[0] for task in setup.tasks)
     last = max(first_labelled(seed, count, num_train) for seed in seeds) + count
-    views = range(1 + NUM_LATENT_VIEWS)
+    views = range(1 + (NUM_LATENT_VIEWS if set(setup.config.augment) - {"none"} else 0))
     needs = [Need(0, "val", num_val, ()), *(Need(0, "train", last, (), view=view) for view in views)]
     sources = {task.source.encoder: task.source for task in setup.tasks if task.source.encoder}
     return dict.fromkeys(sources.values(), needs)

@@ -29,7 +29,18 @@ WORDS = {word: page.WORDS[word] for word in ("block", "timestep", "pooling", "he
     "stays as it is, and the head alone is trained.",
     **{word: page.WORDS[word] for word in ("val, test", "\N{PLUS-MINUS SIGN}")},
 }
-HEADER = "labels", "start", "val accuracy", "learning rate", "weight decay", "head", "cut after", "t", "seconds"
+HEADER = (
+    "labels",
+    "start",
+    "val accuracy",
+    "learning rate",
+    "weight decay",
+    "head",
+    "augment",
+    "cut after",
+    "t",
+    "seconds",
+)
 
 
 def publish(found: Findings, config: Finetune, tracker: Tracker, trials: Sequence[tuple[FinetuneTask, Trial]]) -> None:
@@ -89,6 +100,7 @@ def rows(found: Findings) -> list[tuple[str, ...]]:
             f"{cell.learning_rate:g}" if cell.init != "frozen" else "",
             f"{cell.weight_decay:g}" if cell.init != "frozen" else "",
             cell.head_start,
+            cell.augment,
             cell.cut,
             str(cell.timestep),
             f"{outcome.seconds:.0f}",
@@ -107,7 +119,7 @@ def facts(found: Findings) -> dict[str, str]:
             for cut, kept in found.kept.items()
         ),
         "read": f"pooled to {task.pooling} x {task.pooling}, under {task.head}, images "
-        f"{'noised at the timestep' if task.noised else 'without noise'}; trained on with augment={task.augment}",
+        f"{'noised at the timestep' if task.noised else 'without noise'}",
         "images": "; ".join(found.notes),
         **balanced_fact(found),
         "trials": found.tracked,

@@ -49,7 +49,9 @@ SCRATCH_EPOCHS, SCRATCH_WARMUP_EPOCHS = 200, 5
 """DDAE's table 8."""
 MIN_STEPS = 500
 """A training whose epochs are not given has at least so many, however few its images; the paper's have 11,700."""
-COLUMNS = "init", "num_labels", "learning_rate", "weight_decay", "head_start", "cut", "timestep", "seed", "steps"
+COLUMNS = (
+    "init", "num_labels", "learning_rate", "weight_decay", "head_start", "augment", "cut", "timestep", "seed", "steps",
+)  # fmt: skip
 """Params of a trial that MLflow's page of trials shows."""
 
 
@@ -76,7 +78,7 @@ def set_up(config: Finetune) -> Setup:
     check_numbers(config, num_trials=many, seeds=(1, 1000), seed=SEEDS, pooling=(1, 64), num_workers=many)
     check_numbers(config, batch_size=(0, 10**6), baseline_size=(0, 4096))
     config = with_sweep(config)
-    for name in ("init", "head_start"):
+    for name in ("init", "head_start", "augment"):
         if not getattr(config, name):
             raise ValueError(f"--{name.replace('_', '-')} is empty; give at least one, or leave the flag out")
     backbone = load_model(config)
@@ -113,15 +115,15 @@ def make_task(
     decays = tuple(sorted(set(config.weight_decays or recipe.weight_decays)))
     if min(rates) <= 0 or min(decays) < 0:
         raise ValueError(f"learning_rates={list(rates)} must be above 0, and weight_decays={list(decays)} 0 or more")
-    if source.encoder and config.augment == "crop":
+    if source.encoder and "crop" in config.augment:
         raise ValueError(
             "augment='crop' is not for latents, which are stored flipped and cropped; give flip+crop or none"
         )
     return FinetuneTask(
         source, config.pooling, config.head, recipe, config.noised or recipe.noised, 0,
         SCRATCH_WARMUP_EPOCHS if init == "scratch" else 0, (init,), (cut,), (timestep,), (), rates,
-        decays, tuple(dict.fromkeys(config.head_start)), (config.seed,), config.augment, num_workers=config.num_workers,
-        gradient_checkpointing=config.gradient_checkpointing,
+        decays, tuple(dict.fromkeys(config.head_start)), tuple(dict.fromkeys(config.augment)), (config.seed,),
+        num_workers=config.num_workers, gradient_checkpointing=config.gradient_checkpointing,
     )  # fmt: skip
 
 
@@ -250,6 +252,7 @@ class FinetuneSweep:
                 learning_rates=(best.learning_rate,),
                 weight_decays=(best.weight_decay,),
                 head_starts=(best.head_start,),
+                augments=(best.augment,),
                 seeds=tuple(range(config.seed, config.seed + config.seeds)),
                 last_rung_alone=True,
             )

@@ -50,6 +50,8 @@ class Cell:
     learning_rate: float
     weight_decay: float
     head_start: str
+    augment: str
+    """flip+crop, crop or none."""
     seed: int
 
 
@@ -71,9 +73,8 @@ class FinetuneTask:
     learning_rates: tuple[float, ...]
     weight_decays: tuple[float, ...]
     head_starts: tuple[str, ...]
+    augments: tuple[str, ...]
     seeds: tuple[int, ...]
-    augment: str = "flip+crop"
-    """flip+crop, crop or none."""
     num_workers: int = 1
     """Processes that train one network together, each on a device of its own."""
     gradient_checkpointing: bool = False
@@ -112,17 +113,19 @@ class FinetuneTask:
         cells = []
         for init, cut, t, num, seed in product(self.inits, self.cuts, self.timesteps, self.num_labels, self.seeds):
             if init == "frozen":
-                cells.append(Cell(init, cut, t, num, 0.0, 0.0, "probe", seed))
+                cells.append(Cell(init, cut, t, num, 0.0, 0.0, "probe", "none", seed))
                 continue
             starts = self.head_starts if init == "finetune" else ("fresh",)
-            choices = product(self.learning_rates, self.weight_decays, starts)
-            cells += [Cell(init, cut, t, num, rate, decay, start, seed) for rate, decay, start in choices]
+            choices = product(self.learning_rates, self.weight_decays, starts, self.augments)
+            cells += [Cell(init, cut, t, num, *chosen, seed) for chosen in choices]
         return tuple(cells)
 
     @property
     def axes(self) -> Mapping[str, Axis]:
         values = {name: {getattr(cell, name) for cell in self.cells} for name in ("learning_rate", "weight_decay")}
-        starts = tuple(dict.fromkeys(cell.head_start for cell in self.cells))
+        starts, augments = (
+            tuple(dict.fromkeys(getattr(cell, name) for cell in self.cells)) for name in ("head_start", "augment")
+        )
         return {
             "init": Axis(self.inits, self.inits),
             "cut": Axis(self.cuts),
@@ -131,6 +134,7 @@ class FinetuneTask:
             "learning_rate": Axis(tuple(sorted(values["learning_rate"])), numeric=True),
             "weight_decay": Axis(tuple(sorted(values["weight_decay"])), numeric=True),
             "head_start": Axis(starts, starts),
+            "augment": Axis(augments, augments),
             "seed": Axis(self.seeds, numeric=True),
         }
 
@@ -143,7 +147,7 @@ class FinetuneTask:
         return content_key(
             features=self.source.key.asdict(),
             cell=asdict(cell),
-            read=(self.pooling, self.head, self.noised, self.augment),
+            read=(self.pooling, self.head, self.noised),
             recipe=(self.recipe.optimizer, self.recipe.momentum, self.recipe.decay, self.recipe.batch_size),
             steps=(rung, self.num_steps, self.warmup_epochs),
             num_workers=self.num_workers,
@@ -178,7 +182,7 @@ class FinetuneTask:
 
     def train(self, cell: Cell, rung: int, checkpoint: Checkpoint, started_seconds: float) -> Result:
         """Go on from the checkpoint to the rung. A training that diverges has classified nothing correctly."""
-        setting = f"lr={cell.learning_rate:g} weight_decay={cell.weight_decay:g} {cell.head_start}"
+        setting = f"lr={cell.learning_rate:g} weight_decay={cell.weight_decay:g} {cell.head_start} {cell.augment}"
         try:
             training = self.trained(cell, checkpoint, rung)
         except Diverged as error:
@@ -262,7 +266,7 @@ class FinetuneTask:
         if cell.init == "frozen":
             return f"frozen/{cell.cut}/{cell.timestep}/{cell.num_labels}/seed-{cell.seed}"
         start = self.baseline or cell.init
-        rates = f"{cell.learning_rate:g}/{cell.weight_decay:g}/{cell.head_start}"
+        rates = f"{cell.learning_rate:g}/{cell.weight_decay:g}/{cell.head_start}/{cell.augment}"
         return f"{start}/{cell.cut}/{cell.timestep}/{cell.num_labels}/{rates}/seed-{cell.seed}"
 
     def params(self, cell: Cell) -> dict[str, Value]:

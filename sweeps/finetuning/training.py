@@ -74,7 +74,7 @@ class CellTraining:
         chosen = batch_places(cell.num_labels, self.batch_size, step, cell.seed)
         places = self.task.labelled(cell)[chosen][self.rank :: self.world_size]
         view = 1 + step // max(1, cell.num_labels // self.batch_size)
-        x = inputs(self.source, self.network, "train", places, cell.seed, view, self.task.augment)
+        x = inputs(self.source, self.network, "train", places, cell.seed, view, cell.augment)
         return x, torch.from_numpy(opened(self.source).dataset.labels("train")[places]).to(x.device)
 
     def after_step(self, step: int) -> Mapping[str, float]:

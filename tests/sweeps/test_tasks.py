@@ -128,7 +128,7 @@ def finetune(tiny_model, store) -> Task:
     recipe = replace(RECIPES["ddae"], batch_size=10)
     return FinetuneTask(
         source, 2, "linear", recipe, False, 32, 1, ("finetune", "scratch"), ("mid", "up.0.0"), (10,), (20,),
-        (1e-4, 1e-3), (0.0, 0.1), ("fresh", "probe"), (0,),
+        (1e-4, 1e-3), (0.0, 0.1), ("fresh", "probe"), ("flip+crop",), (0,),
     )  # fmt: skip
 
 
