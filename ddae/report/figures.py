@@ -61,12 +61,14 @@ def score_scatter(
     accuracy: np.ndarray,
     timesteps: Sequence[int],
     correlation: float,
+    measure: str,
     path: Path,
     first: tuple[int, int] | None = None,
     star: tuple[int, int] | None = None,
 ) -> "Figure":
     """A label-free ranking against probe accuracy, [blocks, timesteps] each, one colour a timestep.
 
+    measure: accuracy, or balanced accuracy, for the axis.
     first, star: [block, timestep] positions of the ranking's first choice and of the answer.
     """
     from matplotlib import colormaps
@@ -82,7 +84,7 @@ def score_scatter(
         if at is not None:
             face = "none" if mark == "o" else "black"
             axes.plot(ranking[at], 100 * accuracy[at], mark, ms=size, mfc=face, mec="black", ls="", label=label)
-    axes.set(xlabel="label-free ranking (higher is better)", ylabel="accuracy of leave-one-out ridge (%)")
+    axes.set(xlabel="label-free ranking (higher is better)", ylabel=f"{measure} of leave-one-out ridge (%)")
     axes.set_title(f"Spearman {correlation:.2f} over {np.isfinite(accuracy).sum()} cells", size=10, loc="left")
     figure.legend(loc="outside upper left", frameon=False, fontsize=8, ncols=5, columnspacing=1)
     return save(open_frame(figure), path)
@@ -96,7 +98,12 @@ def image_grid(images: Tensor, path: Path) -> None:
 
 
 def alignment_uniformity(
-    alignment: np.ndarray, uniformity: np.ndarray, accuracy: np.ndarray, star: tuple[int, int], path: Path
+    alignment: np.ndarray,
+    uniformity: np.ndarray,
+    accuracy: np.ndarray,
+    star: tuple[int, int],
+    measure: str,
+    path: Path,
 ) -> "Figure":
     """The plane of both scores (DDAE paper, section 4), and accuracy's trend over it: a plane fitted by least
     squares, whose lines of equal accuracy are dashed.
@@ -118,14 +125,14 @@ def alignment_uniformity(
         lines = axes.contour(x, y, trend, 5, colors=FAINT, linestyles="dashed", linewidths=1)
         axes.clabel(lines, fmt="%.0f %%", fontsize=8)
     axes.set(xlabel="alignment (lower: two noise draws agree)", ylabel="uniformity (lower: images lie apart)")
-    axes.set_title(f"dashed: trend of accuracy, which explains {explained:.0%} of it", size=10, loc="left")
+    axes.set_title(f"dashed: trend of {measure}, which explains {explained:.0%} of it", size=10, loc="left")
     axes.legend(frameon=False, fontsize=8)
-    figure.colorbar(points, label="accuracy of leave-one-out ridge (%)")
+    figure.colorbar(points, label=f"{measure} of leave-one-out ridge (%)")
     return save(open_frame(figure), path)
 
 
 def paired_effects(
-    effects: Mapping[str, Mapping[str, np.ndarray]], references: Mapping[str, str], path: Path
+    effects: Mapping[str, Mapping[str, np.ndarray]], references: Mapping[str, str], measure: str, path: Path
 ) -> "Figure":
     """One choice against another, all else being equal.
 
@@ -147,7 +154,7 @@ def paired_effects(
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_title(f"{axis}, against {references[axis]}", size=10, loc="left")
-        axes.set_xlabel("points better (right) or worse (left)")
+        axes.set_xlabel(f"points of {measure}, better (right) or worse (left)")
     return save(open_frame(figure), path)
 
 
@@ -157,6 +164,7 @@ def cost_scatter(
     costs: Mapping[str, np.ndarray],
     kinds: Sequence[str],
     star: int,
+    measure: str,
     path: Path,
 ) -> "Figure":
     """Accuracy in [0, 1] of N cells against each of their costs, and the Pareto front: no cell is both cheaper and
@@ -172,7 +180,7 @@ def cost_scatter(
         axes.errorbar(cost[front], 100 * accuracy[front], 100 * stderr[front], fmt="o", mfc="none", ms=9, color="black",
                       capsize=2, label="Pareto front, ± s.e.")  # fmt: skip
         axes.plot(cost[star], 100 * accuracy[star], "*", color="black", ms=14, mec="white", ls="", label="the answer")
-        axes.set(xlabel=label, ylabel="val accuracy (%)")
+        axes.set(xlabel=label, ylabel=f"val {measure} (%)")
         if cost.max() > 10 * cost.min() >= 10:
             log_axis(axes, [2.0**power for power in range(31) if cost.min() <= 2**power <= cost.max()])
     handles, labels = np.atleast_1d(panels)[0].get_legend_handles_labels()

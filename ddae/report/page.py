@@ -55,6 +55,8 @@ hidden layer.""",
 timestep by it, on few images, each predicted by a fit to all the others, before any head is trained.""",
     "val, test": """Val images are set aside from the training images to choose by; their accuracy is therefore a little
 too good. Test images are looked at once, after the choice.""",
+    "balanced accuracy": """The mean of the accuracies of the classes, in which small classes count as much as large
+ones.""",
     "\N{PLUS-MINUS SIGN}": "One standard error. Differences below two of them are not differences.",
     "alignment, uniformity": """Measures that need no labels: how near two noised copies of one image stay, and how
 evenly different images spread.""",
@@ -78,8 +80,8 @@ class Page:
     command: str
     """That makes the page again."""
     versions: Mapping[str, str]
-    by: str = "the feature at"
-    """What classifies the images."""
+    says: str = "of the val images are classified correctly by the feature at"
+    """What the number is."""
     words: Mapping[str, str] = field(default_factory=lambda: WORDS)
     """Word -> what it means here."""
 

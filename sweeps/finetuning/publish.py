@@ -139,7 +139,7 @@ def page_of(found: Findings, config: Finetune, drawn: list[Section]) -> Page:
         sections=drawn,
         command=hidden(command_of(replace(config, sweep=None), "finetune")),
         versions=versions(model=task.source.key.backbone[:12], images=task.source.key.images[:12]),
-        by="the network",
+        says="of the val images are classified correctly by the network",
         words=WORDS,
     )
 
