@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from ddae.datasets.checks import find_twins, is_uneven, notes_of, summary
+from ddae.datasets.checks import find_twins, is_uneven, notes_of, seen_notes, summary
 from ddae.datasets.hugging_face import METADATA, data_files, hugging_face
 from ddae.datasets.images import (
     HELD_OUT,
@@ -80,12 +80,7 @@ def load_dataset(
     Raises ValueError for an unknown name, missing files, an empty folder, fewer than two classes, a class that is only
     in test, or an unreadable image.
     """
-    images = _images(name, image_size, str(Path(data_root).expanduser().absolute()), reading)
-    if reading.group_by:
-        if images.groups is None:
-            raise ValueError(f"group_by={reading.group_by!r}: dataset={name!r} has no files or columns to group by")
-        hashed = xxhash.xxh3_128(images.fingerprint.encode() + images.groups.tobytes()).hexdigest()
-        images = replace(images, fingerprint=hashed, old_fingerprint="")
+    images = load_images(name, image_size, data_root, reading)
     if len(images.classes) < 2:
         raise ValueError(
             f"dataset={name!r} has {counted(len(images.classes), 'class', 'classes')} ({', '.join(images.classes)}); "
@@ -106,6 +101,17 @@ def load_dataset(
         for note in notes[1:]:
             log.warning(f"{name}: {note}")
     return Dataset(name, images, splits, notes, twins)
+
+
+def load_images(name: str, image_size: int, data_root: str = "data", reading: Reading = OPENED) -> Images:
+    """The images of load_dataset before val is carved from train; its arguments. What is left out is in their notes."""
+    images = _images(name, image_size, str(Path(data_root).expanduser().absolute()), reading)
+    if not reading.group_by:
+        return images
+    if images.groups is None:
+        raise ValueError(f"group_by={reading.group_by!r}: dataset={name!r} has no files or columns to group by")
+    hashed = xxhash.xxh3_128(images.fingerprint.encode() + images.groups.tobytes()).hexdigest()
+    return replace(images, fingerprint=hashed, old_fingerprint="")
 
 
 def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.ndarray]:
@@ -216,6 +222,8 @@ __all__ = [
     "Reading",
     "is_uneven",
     "load_dataset",
+    "load_images",
+    "seen_notes",
     "split_rows",
     "stratified",
 ]

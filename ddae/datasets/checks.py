@@ -42,7 +42,7 @@ def notes_of(
     images: Images, splits: Mapping[str, np.ndarray], twins: Mapping[str, np.ndarray], num_channels: int = 3
 ) -> list[str]:
     """What a person should know of the images in the splits, a line each. num_channels: as load_dataset takes it."""
-    notes = [*_twin_notes(images, twins), *_seen_notes(images, splits, num_channels)]
+    notes = [*_twin_notes(images, twins), *seen_notes(images, splits["train"], num_channels)]
     for split in ("val", "test"):
         if lost := np.setdiff1d(images.labels, images.labels[splits[split]]).tolist():
             names = ", ".join(images.classes[label] for label in lost[:MAX_NAMES])
@@ -89,10 +89,10 @@ def _twin_notes(images: Images, twins: Mapping[str, np.ndarray]) -> list[str]:
     ]
 
 
-def _seen_notes(images: Images, splits: Mapping[str, np.ndarray], num_channels: int) -> list[str]:
-    """They look at what the network sees, at its size and with its channels."""
-    numbers = images.read(splits["train"][:1]).numel()
-    seen = images.read(splits["train"][: max(8, min(NUM_SEEN, MAX_NUMBERS // numbers))]).float()
+def seen_notes(images: Images, rows: np.ndarray, num_channels: int) -> list[str]:
+    """Notes on the first of these training images, as the network sees them, at its size and with its channels."""
+    numbers = images.read(rows[:1]).numel()
+    seen = images.read(rows[: max(8, min(NUM_SEEN, MAX_NUMBERS // numbers))]).float()
     notes = []
     if num_channels == 1:
         if num_coloured := int(((seen.amax(1) - seen.amin(1)).flatten(1).amax(1) > ALIKE).sum()):
