@@ -13,10 +13,7 @@ import xxhash
 from ddae.datasets.checks import find_twins, is_uneven, notes_of, seen_notes, summary
 from ddae.datasets.hugging_face import METADATA, data_files, hugging_face
 from ddae.datasets.images import (
-    HELD_OUT,
-    TRAIN,
     Images,
-    called,
     class_folders,
     image_folder,
     is_image,
@@ -25,6 +22,7 @@ from ddae.datasets.images import (
 )
 from ddae.datasets.named import ASSETS, DATASETS
 from ddae.datasets.scan import Reading, counted
+from ddae.datasets.spellings import HELD_OUT, TRAIN, called
 from ddae.nearest import did_you_mean
 
 log = logging.getLogger("ddae")
