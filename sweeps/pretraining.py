@@ -16,6 +16,7 @@ from ddae.datasets import Images, seen_notes
 from ddae.pretrain import FAMILIES, Pretraining, UNetShape, load_images_once, sample, save
 from ddae.report.figures import image_grid
 from ddae.report.training import loss_curve
+from ddae.units import duration
 from storage.files import published
 from storage.secrets import hidden
 from sweeps import cli
@@ -128,7 +129,7 @@ def publish(config: "Pretrain", training: Pretraining, trained: Trained) -> tupl
                 steps=config.steps,
                 batch_size=config.batch_size,
                 loss=final_loss,
-                minutes=trained.seconds / 60,
+                duration=duration(trained.seconds),
                 device=device_of(config),
                 threads=torch.get_num_threads(),
                 seed=config.seed,
@@ -164,5 +165,5 @@ Trained on the {num_images:,} images of the official train split, without labels
 | seed | {seed} |
 | steps x batch | {steps:,} x {batch_size} |
 | loss, mean of the last 500 steps | {loss:.4f} |
-| training time | {minutes:.0f} minutes on {device} ({threads} threads) |
+| training time | {duration} on {device} ({threads} threads) |
 """

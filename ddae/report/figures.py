@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from ddae.units import rounded
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -36,7 +38,8 @@ def heat_map(
 
     rings and star mark (block, timestep) cells.
     """
-    figure, axes = make_axes(max(4.5, 1.9 + 0.52 * len(sigmas)), 1.5 + 0.28 * len(blocks))
+    names = [shortened_path(block) for block in blocks]
+    figure, axes = make_axes(max(4.5, 1.9 + 0.52 * len(sigmas)) + room_for(names), 1.5 + 0.28 * len(blocks))
     image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="none")
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for row, block in enumerate(blocks):
@@ -48,8 +51,8 @@ def heat_map(
                 axes.plot(column - 0.38, row, "o", mfc="none", mec=ink, ms=4)
             if (block, timestep) == star:
                 axes.plot(column + 0.35, row, "*", color=INK, mec="white", mew=0.7, ms=10)
-    axes.set_yticks(range(len(blocks)), blocks)
-    axes.set_xticks(range(len(sigmas)), [f"{t}\n{sigma:.2g}" for t, sigma in sigmas.items()])
+    axes.set_yticks(range(len(blocks)), names)
+    axes.set_xticks(range(len(sigmas)), [f"{t}\n{rounded(sigma)}" for t, sigma in sigmas.items()])
     axes.set(xlabel="timestep, and below it the noise-to-signal ratio sigma", ylabel="block, input at the top")
     axes.set_title(title, size=10, loc="left")
     figure.colorbar(image, label=label)
@@ -80,12 +83,12 @@ def score_scatter(
             ranking[:, column], 100 * accuracy[:, column], s=28, color=color, marker=MARKERS[column % len(MARKERS)],
             edgecolors=FAINT, linewidths=0.5, rasterized=ranking.size > MANY, label=f"t = {timestep}",
         )  # fmt: skip
-    for at, mark, size, label in ((first, "o", 13, "first choice"), (star, "*", 15, "the answer's place")):
+    for at, mark, size, label in ((first, "o", 13, "first choice"), (star, "*", 15, "the answer")):
         if at is not None:
             face = "none" if mark == "o" else "black"
             axes.plot(ranking[at], 100 * accuracy[at], mark, ms=size, mfc=face, mec="black", ls="", label=label)
     axes.set(xlabel="label-free ranking (higher is better)", ylabel=f"{measure} of leave-one-out ridge (%)")
-    axes.set_title(f"Spearman {correlation:.2f} over {np.isfinite(accuracy).sum()} cells", size=10, loc="left")
+    axes.set_title(f"Spearman {correlation:.2f} over {np.isfinite(accuracy).sum()} sites", size=10, loc="left")
     figure.legend(loc="outside upper left", frameon=False, fontsize=8, ncols=5, columnspacing=1)
     return save(open_frame(figure), path)
 
@@ -125,7 +128,7 @@ def alignment_uniformity(
         lines = axes.contour(x, y, trend, 5, colors=FAINT, linestyles="dashed", linewidths=1)
         axes.clabel(lines, fmt="%.0f %%", fontsize=8)
     axes.set(xlabel="alignment (lower: two noise draws agree)", ylabel="uniformity (lower: images lie apart)")
-    axes.set_title(f"dashed: trend of {measure}, which explains {explained:.0%} of it", size=10, loc="left")
+    axes.set_title(f"dashed: trend of {measure}, which explains {100 * explained:.0f} % of it", size=10, loc="left")
     axes.legend(frameon=False, fontsize=8)
     figure.colorbar(points, label=f"{measure} of leave-one-out ridge (%)")
     return save(open_frame(figure), path)
@@ -280,6 +283,17 @@ def shortened(name: str, length: int = 14) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
+def shortened_path(name: str, length: int = 64) -> str:
+    """A module's path of at most so many letters, without its middle."""
+    half = length // 2
+    return name if len(name) <= length else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def room_for(names: Sequence[str], size: float = 10) -> float:
+    """Inches that the longest of the labels, in letters of so many points, needs beyond ten letters."""
+    return 0.0085 * size * max(0, max(map(len, names)) - 10)
+
+
 def _stderr(points: np.ndarray) -> float:
     """The standard error of the mean; 0 for one point."""
     return float(points.std(ddof=1) / len(points) ** 0.5) if len(points) > 1 else 0.0
@@ -317,7 +331,8 @@ def similarity_map(
 ) -> "Figure":
     """values: [rows, columns] in 0 to 1; rows, columns: of each its group and its name in it, groups one after the
     other. Names stand left and below, groups right and above, with lines between them."""
-    figure, axes = make_axes(2.6 + max(2.8, 0.13 * len(columns)), 1.9 + max(1.2, 0.13 * len(rows)))
+    aside, below = (room_for([name for _, name in axis], 6) for axis in (rows, columns))
+    figure, axes = make_axes(2.6 + max(2.8, 0.13 * len(columns)) + aside, 1.9 + max(1.2, 0.13 * len(rows)) + below)
     figure.set_layout_engine("compressed")  # its cells are squares
     image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     axes.set_yticks(range(len(rows)), [name for _, name in rows], size=6)

@@ -34,8 +34,9 @@ class Section:
 
     @property
     def wide(self) -> bool:
-        """Whether the figure wants both columns."""
-        return self.figure is not None and self.figure.get_figwidth() > 7
+        """Whether the figure or the table wants both columns."""
+        cells = [cell for row in self.table.rows for cell in row] if self.table else []
+        return max(map(len, cells), default=0) > 32 or (self.figure is not None and self.figure.get_figwidth() > 7)
 
 
 WORDS = {
@@ -96,7 +97,7 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = svg
+    environment.filters |= {"svg": svg, "breakable": breakable}
     return environment.get_template("page.html").render(page=page)
 
 
@@ -108,7 +109,13 @@ def with_test(html: str, test: str) -> str:
 def typeset(value: Any) -> Any:
     """As print has it; what is marked up already stays."""
     typed = isinstance(value, str) and not isinstance(value, Markup)
-    return value.replace("+-", "±").replace(" %", "\N{NO-BREAK SPACE}%") if typed else value
+    return re.sub(r"(?<=\d) ?%(?!\w)", "\N{NO-BREAK SPACE}%", value.replace("+-", "±")) if typed else value
+
+
+def breakable(text: str) -> Markup:
+    """Text whose long names may be broken after dots and slashes."""
+    typed = str(escape(typeset(text)))
+    return Markup(re.sub(r"\S{20,}", lambda name: re.sub(r"([./])(?=\w)", r"\1<wbr>", name[0]), typed))
 
 
 def svg(section: Section) -> Markup:
@@ -128,8 +135,9 @@ def svg(section: Section) -> Markup:
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index(">", drawing.index("<svg")) + 1 :].replace("#000000", "currentColor")
     drawing = re.sub(r' id="[A-Za-z.]+_[\d_]+"', "", drawing)  # the same ones in every figure
+    wide = section.figure.get_figwidth() > 7
     width, height = (72 * inches for inches in section.figure.get_size_inches())
     opening = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {:.1f} {:.1f}" style="{}">').format(
-        section.alt, width, height, f"min-width:{0.8 * width:.0f}px;max-width:{1.7 * width:.0f}px"
+        section.alt, width, height, f"min-width:{0.8 * width:.0f}px;max-width:{(1.2 if wide else 1.7) * width:.0f}px"
     )
     return opening + Markup(drawing)

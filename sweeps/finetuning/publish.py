@@ -9,6 +9,7 @@ from typing import Any
 from ddae.report import page
 from ddae.report.page import Page, Section, Table, render
 from ddae.report.training import accuracy_curves
+from ddae.units import rounded
 from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.cli import aligned
@@ -186,7 +187,7 @@ def spread(line: list[tuple[float, float, float]]) -> str:
     """How much a choice matters, from its points (number, accuracy, standard error)."""
     lowest, highest = (choose(line, key=lambda point: point[1]) for choose in (min, max))
     points = 100 * (highest[1] - lowest[1])
-    return f"{points:.1f} points between the best ({highest[0]:.2g}) and the worst ({lowest[0]:.2g})"
+    return f"{points:.1f} points between the best ({rounded(highest[0])}) and the worst ({rounded(lowest[0])})"
 
 
 def answer_text(found: Findings) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ddae.report.page import WORDS, Page, Section, Table, render
+from ddae.units import rounded
 from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.findings import logged
@@ -61,8 +62,8 @@ def page(found: Findings, drawn: Sequence[Section], config: ModelAndData) -> Pag
     header, *rows = text.tied_rows(found)
     return Page(
         title=f"The best frozen feature of {config.backbone} on {task.source.name}",
-        cell=f"block {cell.block} at timestep {cell.timestep} (sigma {task.space.sigmas[cell.timestep]:.3g}), pooled "
-        f"to {cell.pooling} x {cell.pooling}, under the head {cell.head} ({answer.result.params['setting']})",
+        cell=f"block {cell.block} at timestep {cell.timestep} (sigma {rounded(task.space.sigmas[cell.timestep], 3)}), "
+        f"pooled to {cell.pooling} x {cell.pooling}, under the head {cell.head} ({answer.result.params['setting']})",
         accuracy=text.accuracy_text(answer.result, task.measure),
         says=SAYS[task.measure],
         test=test_text(read_test(found.folder), found.folder, cell.name),

@@ -73,6 +73,7 @@ class Screening:
         found: dict[int, dict[str, np.ndarray]] = {}
         for need, correct in answers.items():
             found.setdefault(need.timestep, {})[need.blocks[0]] = correct
+        found = dict(sorted(found.items()))  # a tie goes by the number, not by what was ready first
         sites = self.sites
         if not self.rules.exhaustive:
             cut = self.rules.first_cut + len(self.rounds)

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
+from ddae.datasets.scan import counted
 from ddae.label_free import spearman
 from ddae.report import figures
 from ddae.report.page import Section, Table
+from ddae.units import rounded
 from sweeps.probing.findings import Findings
 from sweeps.probing.screening import best_three
 from sweeps.probing.text import lost_text, points_of
@@ -65,11 +67,11 @@ def where(found: Findings, path: Path) -> Section:
         title += "\nblank: left out by the label-free ranking" * bool(np.isnan(screened).any())
     answer = found.cell.block, found.cell.timestep
     figure = figures.heat_map(100 * table, space.block_names, space.sigmas, label, title, path, rings, answer)
-    timesteps = [f"t = {t} (sigma {sigma:.2g})" for t, sigma in space.sigmas.items()]
+    timesteps = [f"timestep {t} (sigma {rounded(sigma)})" for t, sigma in space.sigmas.items()]
     says = []
     for others, one, values in (
         ("blocks", timesteps, table.mean(0)),
-        ("timesteps", space.block_names, np.nanmean(table, 1)),
+        ("timesteps", [f"block {name}" for name in space.block_names], np.nanmean(table, 1)),
     ):
         best, worst = np.nanargmax(values), np.nanargmin(values)
         if best != worst:
@@ -103,19 +105,20 @@ def screening(found: Findings, path: Path) -> Section | None:
     names, is_dropped = [f"t = {t}" for t in timesteps], [t not in sites for t in timesteps]
     after = [set(answers) for answers in rounds[1:]] + [set(sites)]
     says = [
-        f"after {num_images:,} images t = {', '.join(dropped)} {'was' if len(dropped) == 1 else 'were'} dropped"
+        f"after {num_images:,} images {timesteps_text(dropped)} {'was' if len(dropped) == 1 else 'were'} dropped"
         for num_images, answers, stayed in zip(rules.rounds, rounds, after, strict=True)
-        if (dropped := [str(t) for t in answers if t not in stayed])
+        if (dropped := [t for t in answers if t not in stayed])
     ]
     says.append(
-        f"t = {', '.join(map(str, sites))} stayed to the end, with {sum(map(len, sites.values()))} of their "
-        f"{len(sites) * len(found.task.space.blocks)} sites"
+        f"{timesteps_text(list(sites))} stayed to the end, with {sum(map(len, sites.values()))} of "
+        f"{'its' if len(sites) == 1 else 'their'} {len(sites) * len(found.task.space.blocks)} sites"
     )
+    mark, how = ("mark", "") if len(rounds) == 1 else ("line", ", on more images in each round")
     return Section(
         "How the timesteps were screened",
         sentence(says),
-        "Each line is a timestep, judged by its three best blocks under ridge, on more images in each round. Where a "
-        "dashed line ends in a cross the timestep was dropped, and no more images passed the network at it.",
+        f"Each {mark} is a timestep, judged by its three best blocks under ridge{how}. Where there is a cross the "
+        "timestep was dropped, and no more images passed the network at it.",
         figures.courses(lines, is_dropped, names, f"{found.task.measure} of the three best blocks (%)", path),
         f"Lines of {found.task.measure} against number of images, one a timestep.",
     )
@@ -134,9 +137,9 @@ def rungs(found: Findings, path: Path) -> Section | None:
     standing = 1 + sum(line[0][1] > lines[star][0][1] for line in lines)
     return Section(
         "Which trials were worth all images",
-        f"{sum(stopped)} of {len(trials)} trials were stopped at {all_rungs[0]:,} images; {len(full)} went on to "
-        f"{all_rungs[-1]:,}, which gave them {gain:.1f} {points_of(found)} on average; the answer was number "
-        f"{standing} at {all_rungs[0]:,}.",
+        f"{sum(stopped)} of {counted(len(trials), 'trial', 'trials')} {'was' if sum(stopped) == 1 else 'were'} stopped "
+        f"at {all_rungs[0]:,} images; {len(full)} went on to {all_rungs[-1]:,}, for {gain:.1f} {points_of(found)} more "
+        f"on average; the answer was number {standing} at {all_rungs[0]:,}.",
         "Each line is a trial: its head is fitted to the end on few images, and on all of them only where it is among "
         "the best of the trials before it.",
         figures.courses(lines, stopped, [""] * len(lines), f"val {found.task.measure} (%)", path, star),
@@ -151,16 +154,18 @@ def choices(found: Findings, path: Path) -> Section | None:
         if len(values) > 1:
             reference = getattr(found.cell, axis)
             points = paired_points(found.tried, axis, reference, found.task.objectives[0])
-            effects[axis] = {choice_name(value): points[value] for value in values if value != reference}
             references[axis] = choice_name(reference)
-            says += [f"{choice} {against(of, references[axis])}" for choice, of in effects[axis].items()]
-    if not effects:
+            others = {choice_name(value): points[value] for value in values if value != reference}
+            says += [f"{axis} {choice} {against(of, references[axis])}" for choice, of in others.items()]
+            effects[axis] = {choice: of for choice, of in others.items() if len(of)}
+    if not any(effects.values()):
         return None
     chosen = (
         ""
         if found.screening.rules.exhaustive
         else " The search tries what looks good: pairs are few, and no fair sample."
     )
+    effects = {axis: each for axis, each in effects.items() if each}
     return Section(
         "Which pooling and which head",
         sentence(says),
@@ -198,6 +203,8 @@ def choice_name(value: object) -> str:
 def against(points: np.ndarray, reference: str) -> str:
     """What pairs of trials say of a choice, as the rest of a sentence."""
     pairs = f"{len(points)} pair{'s' * (len(points) != 1)}"
+    if not len(points):
+        return f"was never tried where {reference} was, all else equal"
     if len(points) < FEW:
         return f"was tried too seldom to compare it with {reference} ({pairs})"
     mean, error = points.mean(), points.std(ddof=1) / len(points) ** 0.5
@@ -243,7 +250,7 @@ def samples(found: Findings, path: Path) -> Section:
     latents = "; these are latents, of which three channels are shown as colours" if task.source.encoder else ""
     return Section(
         "What the network saw",
-        f"At t = {t} the noise is {task.space.sigmas[t]:.2g} times as strong as the image{latents}.",
+        f"At timestep {t} the noise is {rounded(task.space.sigmas[t])} times as strong as the image{latents}.",
         "Above val images as they are, below with the very noise under which their features were read.",
         figures.pictures([examples.clean, examples.noised], [names, [f"t = {t}"] * len(names)], path),
         f"{len(names)} val images, clean and noised.",
@@ -295,9 +302,15 @@ def confusions(found: Findings, path: Path) -> Section:
     wrong = np.where(np.eye(len(classes), dtype=bool), 0, counts)
     order = np.unravel_index(np.argsort(-wrong, axis=None, kind="stable")[:MAX_PAIRS], wrong.shape)
     pairs = [(classes[a], classes[b], wrong[a, b], of_class[a]) for a, b in zip(*order, strict=True) if wrong[a, b]]
-    says = [f"{of} is most often taken for {other}: {n} of {total} times" for of, other, n, total in pairs[:1]]
+    says = [
+        f"the class {of} is most often taken for {other}: {counted(n, 'time', 'times')} in {total}"
+        for of, other, n, total in pairs[:1]
+    ]
     says.append(
-        f"{classes[best]} is known best ({percent(known[best])}), {classes[worst]} least ({percent(known[worst])})"
+        f"the class {classes[best]} is known best ({percent(known[best])}), {classes[worst]} least "
+        f"({percent(known[worst])})"
+        if known[best] > known[worst]
+        else f"all classes are known equally well ({percent(known[best])})"
     )
     if len(classes) > MAX_CLASSES:
         rows = [(of, other, f"{n} of {total}", percent(n / total)) for of, other, n, total in pairs]
@@ -355,6 +368,12 @@ def plane(found: Findings, path: Path) -> Section | None:
         figures.alignment_uniformity(tables["alignment"], tables["uniformity"], screened, answer, measure, path),
         f"Uniformity against alignment, coloured by {measure}, with the fitted trend.",
     )
+
+
+def timesteps_text(timesteps: Sequence[int]) -> str:
+    """timestep 10; timesteps 0, 10 and 30"""
+    *others, last = map(str, timesteps)
+    return f"timesteps {', '.join(others)} and {last}" if others else f"timestep {last}"
 
 
 def percent(share: float, digits: int = 0) -> str:

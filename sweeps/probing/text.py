@@ -5,6 +5,7 @@ from shlex import quote
 import numpy as np
 
 from ddae.label_free import Trust
+from ddae.units import rounded
 from sweeps.cli import aligned
 from sweeps.findings.answer import without_text
 from sweeps.probing.findings import Findings, FirstChoice
@@ -38,13 +39,17 @@ def report(found: Findings) -> str:
 
 def sure(found: Findings, newline: bool = False) -> str:
     """How sure the answer is."""
-    answer = found.answer
+    answer, others = found.answer, found.answer.num_full - 1
     by = f", by {found.task.measure}" * (found.task.measure != "accuracy")
-    return (
-        f"{len(answer.tied)} of the {answer.num_full} cells that were fitted on all images are statistically tied with "
-        f"the best (^)\non val ({found.task.num_val:,} images, paired bootstrap, 95 %{by}); the cheapest of them is "
-        "the answer (*)"
-    ).replace("\n", "\n" if newline else " ")
+    how = f"on val ({found.task.num_val:,} images, paired bootstrap, 95 %{by})"
+    fitted = "cells that were fitted on all images"
+    says = f"{len(answer.tied)} of the {answer.num_full} {fitted} are statistically tied with the best (^)\n{how}; "
+    says += "the cheapest of them is the answer (*)"
+    if len(answer.tied) == 1:
+        says = f"none of the {fitted} beside it ({others}) is statistically tied with the best, the answer (*^)\n{how}"
+    if not others:
+        says = "one cell alone was fitted on all images; it is the answer (*^)"
+    return says.replace("\n", "\n" if newline else " ")
 
 
 def tied_rows(found: Findings) -> list[tuple[str, ...]]:
@@ -60,7 +65,7 @@ def tied_rows(found: Findings) -> list[tuple[str, ...]]:
                 "*" * (trial is answer.winner) + "^" * (trial is answer.best),
                 cell.block,
                 str(cell.timestep),
-                f"{space.sigmas[cell.timestep]:.3g}",
+                rounded(space.sigmas[cell.timestep], 3),
                 f"{cell.pooling}x{cell.pooling}",
                 cell.head,
                 *(accuracy_text(trial.last, measure) for measure in found.task.measures),

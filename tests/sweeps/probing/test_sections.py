@@ -14,7 +14,7 @@ from sweeps.probing.cost import Cost
 from sweeps.probing.findings import Findings
 from sweeps.probing.publish import page, results
 from sweeps.probing.screening import LabelFree, Screening, ScreeningRules
-from sweeps.probing.sections import draw
+from sweeps.probing.sections import draw, timesteps_text
 from sweeps.probing.space import Space
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import Trial
@@ -121,3 +121,25 @@ def test_the_error_of_screening_is_that_of_the_numbers_shown(tmp_path):
     accuracy = right.mean(1)
     assert plain.stderr == pytest.approx(np.median((accuracy * (1 - accuracy) / right.shape[1]) ** 0.5))
     assert findings(tmp_path).screening.stderr > plain.stderr
+
+
+def test_sentences_leave_names_as_they_are(tmp_path):
+    """No capital for a timestep's letter, a class or a head, and a verb that fits the number."""
+    sections = {section.title: section for section in drawn(findings(tmp_path, "accuracy"), tmp_path)}
+    screened = sections["How the timesteps were screened"].conclusion
+    assert screened == "Timesteps 0, 10 and 30 stayed to the end, with 9 of their 9 sites."
+    chosen = sections["Which pooling and which head"].conclusion
+    assert "pooling" in chosen.lower() and "head" in chosen and not re.search(r"T = |Mlp|Linear|Knn", chosen)
+    assert timesteps_text([10]) == "timestep 10" and timesteps_text([0, 10]) == "timesteps 0 and 10"
+
+
+def test_a_choice_that_was_never_paired_has_no_row(tmp_path):
+    found = findings(tmp_path, "accuracy", tried=2)  # pooling 1 under both heads
+    [section] = [each for each in drawn(found, tmp_path) if each.title.startswith("Which pooling")]
+    assert "(0 pairs)" not in " ".join(words(section)) and "pooling 2 x 2 was never tried" in section.conclusion.lower()
+
+
+@pytest.mark.parametrize(("num", "says"), [(1, "one cell alone was"), (5, "cells that were fitted on all images ")])
+def test_how_sure_the_answer_is_in_a_sentence_that_fits(num, says, tmp_path):
+    found = findings(tmp_path, "accuracy", exhaustive=True, tried=num)
+    assert says in text.sure(found) and " 1 of the" not in f" {text.sure(found)}"
