@@ -39,6 +39,7 @@ class Section:
         return max(map(len, cells), default=0) > 32 or (self.figure is not None and self.figure.get_figwidth() > 7)
 
 
+PLUS_MINUS = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
 WORDS = {
     "feature": """Numbers that stand for an image: what one block of the network holds when it is shown the image with
 noise added. The network was trained to remove noise, never to classify, and stays as it is.""",
@@ -109,7 +110,7 @@ def with_test(html: str, test: str) -> str:
 def typeset(value: Any) -> Any:
     """As print has it; what is marked up already stays."""
     typed = isinstance(value, str) and not isinstance(value, Markup)
-    return re.sub(r"(?<=\d) ?%(?!\w)", "\N{NO-BREAK SPACE}%", value.replace("+-", "±")) if typed else value
+    return re.sub(r"(?<=\d) ?%(?!\w)", "\N{NO-BREAK SPACE}%", value.replace(" +- ", PLUS_MINUS)) if typed else value
 
 
 def breakable(text: str) -> Markup:

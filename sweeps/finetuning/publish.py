@@ -103,12 +103,12 @@ def facts(found: Findings) -> dict[str, str]:
     task = found.task
     return {
         "kept": "; ".join(
-            f"after {cut} {kept.num_parameters / 1e6:.2f}M parameters ({kept.share_of_parameters:.0%} of the network), "
+            f"after {cut}: {kept.num_parameters / 1e6:.2f}M parameters ({kept.share_of_parameters:.0%} of the network), "
             f"{kept.share_of_forward:.0%} of a forward pass"
             for cut, kept in found.kept.items()
         ),
-        "read": f"pooled to {task.pooling} x {task.pooling}, under {task.head}, images "
-        f"{'noised at the timestep' if task.noised else 'without noise'}; trained on with augment={task.augment}",
+        "read": f"pooled to {task.pooling} x {task.pooling}, under the head {task.head}, images "
+        f"{'noised at the timestep' if task.noised else 'without noise'}; trained with augment={task.augment}",
         "images": "; ".join(found.notes),
         **balanced_fact(found),
         "trials": found.tracked,
