@@ -103,8 +103,8 @@ def facts(found: Findings) -> dict[str, str]:
     task = found.task
     return {
         "kept": "; ".join(
-            f"after {cut}: {kept.num_parameters / 1e6:.2f}M parameters ({kept.share_of_parameters:.0%} of the network), "
-            f"{kept.share_of_forward:.0%} of a forward pass"
+            f"after {cut}: {kept.num_parameters / 1e6:.2f}M parameters, {kept.share_of_parameters:.0%} of the network, "
+            f"and {kept.share_of_forward:.0%} of a forward pass"
             for cut, kept in found.kept.items()
         ),
         "read": f"pooled to {task.pooling} x {task.pooling}, under the head {task.head}, images "
