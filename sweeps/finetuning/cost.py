@@ -15,8 +15,8 @@ from ddae.finetune import Cut, cut_network
 from ddae.units import duration, size
 from sweeps.cluster.loop import update
 from sweeps.finetuning.findings import Kept
-from sweeps.finetuning.task import first_labelled
-from sweeps.finetuning.training import NUM_LATENT_VIEWS, CellTraining
+from sweeps.finetuning.task import latents_seen
+from sweeps.finetuning.training import CellTraining
 from sweeps.probing.extractor import opened
 from sweeps.probing.source import FeatureSource, Need
 
@@ -25,16 +25,14 @@ if TYPE_CHECKING:
 
 
 def latents_needed(setup: "Setup") -> dict[FeatureSource, list[Need]]:
-    """What must be encoded, of a source for each encoder: val as it is, and the labelled images of every seed as they
-    are and in all views."""
+    """What must be encoded for all trainings of all seeds, of a source for each encoder."""
     num_train, num_val = (len(setup.dataset.splits[split]) for split in ("train", "val"))
     seeds = range(setup.config.seed, setup.config.seed + setup.config.seeds)
-    count = max(task.num_labels[0] for task in setup.tasks)
-    last = max(first_labelled(seed, count, num_train) for seed in seeds) + count
-    views = range(1 + NUM_LATENT_VIEWS)
-    needs = [Need(0, "val", num_val, ()), *(Need(0, "train", last, (), view=view) for view in views)]
     sources = {task.source.encoder: task.source for task in setup.tasks if task.source.encoder}
-    return dict.fromkeys(sources.values(), needs)
+    counts = {count for task in setup.tasks for count in task.num_labels}
+    needs = [need for seed in seeds for n in counts for need in latents_seen(seed, n, num_train, num_val)]
+    most = {(need.split, need.view): need for need in sorted(needs, key=lambda need: need.num_images)}
+    return {source: list(most.values()) for source in sources.values()}
 
 
 def kept_by_cuts(setup: "Setup") -> dict[str, Kept]:
