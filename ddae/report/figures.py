@@ -331,6 +331,7 @@ def similarity_map(
 ) -> "Figure":
     """values: [rows, columns] in 0 to 1; rows, columns: of each its group and its name in it, groups one after the
     other. Names stand left and below, groups right and above, with lines between them."""
+    rows, columns = ([(group, shortened_path(name)) for group, name in axis] for axis in (rows, columns))
     aside, below = (room_for([name for _, name in axis], 6) for axis in (rows, columns))
     figure, axes = make_axes(2.6 + max(2.8, 0.13 * len(columns)) + aside, 1.9 + max(1.2, 0.13 * len(rows)) + below)
     figure.set_layout_engine("compressed")  # its cells are squares
