@@ -128,6 +128,8 @@ def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.n
 
 
 def _images(name: str, image_size: int, data_root: str, reading: Reading) -> Images:
+    if not name:
+        raise ValueError("dataset='' is empty; give a name or a folder, as . for this one")
     if name in DATASETS:
         _check_no_column(name, reading)
         try:

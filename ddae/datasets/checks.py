@@ -1,6 +1,7 @@
 """What a person should know of a dataset before anything is computed of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from unicodedata import normalize
 
 import numpy as np
 
@@ -48,6 +49,9 @@ def notes_of(
             names = ", ".join(images.classes[label] for label in lost[:MAX_NAMES])
             num_lost, more = counted(len(lost), "class", "classes"), ", ..." * (len(lost) > MAX_NAMES)
             notes.append(f"{split} has no image of {num_lost} ({names}{more})")
+    notes += _alike_names(images.classes)
+    if images.groups is not None and (num_groups := len(np.unique(images.groups))) == len(images.groups):
+        notes.append(f"each of the {num_groups:,} images is a group of its own, so --group-by keeps nothing together")
     if images.groups is not None and images.has_own_test:
         seen, held_out = images.groups[: images.num_train], images.groups[images.num_train :]
         if shared := len(np.intersect1d(seen, held_out)):
@@ -62,6 +66,15 @@ def notes_of(
             "given beside accuracy; layer_noise.py --metric balanced_accuracy chooses by it"
         )
     return notes
+
+
+def _alike_names(classes: Sequence[str]) -> list[str]:
+    """Classes that may be one, because a person hardly sees that their names differ."""
+    same: dict[str, list[str]] = {}
+    for name in classes:
+        same.setdefault(" ".join(normalize("NFKC", name).casefold().split()), []).append(repr(name))
+    how = "differ in capitals, spaces or the encoding of letters alone; make them one, if they are"
+    return [f"the classes {' and '.join(names)} {how}" for names in same.values() if len(names) > 1]
 
 
 def is_uneven(labels: np.ndarray) -> bool:

@@ -172,13 +172,15 @@ def groups_of(paths: Sequence[str], pattern: str) -> np.ndarray | None:
     if not pattern:
         return None
     try:
-        found = [re.search(pattern, path) for path in paths]
-        names = [match.group(1) if match else None for match in found]
-    except (re.error, IndexError) as error:
+        compiled = re.compile(pattern)
+        if compiled.groups != 1:
+            raise re.error(f"it has {compiled.groups}; brackets that are none begin with (?:")
+    except re.error as error:
         raise ValueError(
             f"group_by={pattern!r} must be a regular expression with one group in brackets ({error}), such as "
             "'(patient[0-9]+)'; it is searched in paths below the set's folder"
         ) from error
+    names = [match.group(1) if (match := compiled.search(path)) else None for path in paths]
     if None in names:
         raise ValueError(f"group_by={pattern!r} is not found in {paths[names.index(None)]}; give what all paths hold")
     return np.unique(list(map(str, names)), return_inverse=True)[1]
@@ -190,8 +192,9 @@ def image_folder(root: Path, image_size: int, reading: Reading) -> Images:
     train, others = splits_of(root)
     held_out = next((name for name in others if class_folders(root / name)), None)
     if train == ".":
-        check_classes(class_folders(root))
-        classes = [name for name in class_folders(root) if name not in others]
+        names = list(class_folders(root))
+        check_classes(names)
+        classes = [name for name in names if name not in others]
         taken = classes if len(classes) > 1 else None  # of two folders one may well be called test
         images = class_images(root, image_size, train, None, reading, taken)
         left = left_out(root, [train], others if taken else ())

@@ -23,28 +23,36 @@ def called(names: Iterable[str], words: Sequence[str]) -> list[str]:
 
 
 def check_classes(names: Iterable[str]) -> None:
-    """Raises ValueError where names of class folders say split and class at once, as trainA and testA do: as classes
-    they would have test images trained on."""
-    splits: dict[str, dict[str, tuple[str, str]]] = {}
+    """Raises ValueError where names of folders of images say split and class at once, as trainA and testA do, or a
+    split alone: as classes they would have test images trained on."""
+    splits: dict[str, dict[str, str]] = {}
+    """class -> split -> the folder that is called like both"""
     for name in sorted(names):
-        if found := split_and_class(name):
-            split, of = found
-            splits.setdefault(of.lower(), {}).setdefault("train" if split in TRAIN else split, (name, of))
-    for both in splits.values():
-        if len(both) > 1:
-            (one, of), (other, _) = list(both.values())[:2]
+        split, of = split_and_class(name)
+        splits.setdefault(of, {}).setdefault("train" if split in TRAIN else split, name)
+    paired = {of: both for of, both in splits.items() if len(both) > 1}
+    every = len(paired) == len(splits) > 1  # cats, cats_test, dogs and dogs_test; but a tube beside a test tube
+    for of, both in paired.items():
+        if every or len(both.keys() - {""}) > 1:
+            one, other = list(both.values())[:2]
+            where = f"move their images to train/{of}/ and test/{of}/, and those of other classes beside them"
+            if not of:
+                where = "make one sub-folder a class in each"
             raise ValueError(
-                f"{one} and {other} are called like two splits of one class; move their images to train/{of}/ and "
-                f"test/{of}/, and those of other classes beside them, or rename the folders if they are classes"
+                f"{one} and {other} are called like two splits of one class; {where}, or rename the folders if they "
+                "are classes"
             )
 
 
-def split_and_class(name: str) -> tuple[str, str] | None:
-    """(split, in lower case; what else the name says) of a folder's name that has a word for a split and others."""
+def split_and_class(name: str) -> tuple[str, str]:
+    """(split, what else the name says), in lower case; a name without a word for a split is a class."""
     words = re.findall(WORDS, name)
+    if called([name], (*TRAIN, *HELD_OUT)):
+        return "".join(filter(str.isalpha, name)).lower(), ""
     if len(words) == 1 and (found := re.fullmatch(r"(.{3,})([^\WsS_\d])", name)):  # traina, TESTB; no plural
-        words = list(found.groups())
+        words = list(found.groups()) if found[1].lower() in (*TRAIN, *HELD_OUT) else words
+    words = [word.lower() for word in words]
     for number, word in enumerate(words):
-        if len(words) > 1 and word.lower() in (*TRAIN, *HELD_OUT):
-            return word.lower(), "_".join(words[:number] + words[number + 1 :])
-    return None
+        if len(words) > 1 and word in (*TRAIN, *HELD_OUT):
+            return word, "_".join(words[:number] + words[number + 1 :])
+    return "", "_".join(words) or name
