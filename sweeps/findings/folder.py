@@ -162,7 +162,6 @@ def test_text(tested: Tested | None, folder: Path, cell: str) -> str:
         once = f"python sweeps/final_test.py --sweep {quote(str(folder))}"
         return f"The test images have not been looked at. Once: {once}"
     other = "" if tested.cell == cell else f", of {tested.cell}, which was the answer then"
-    return (
-        f"On test {tested.percent}{f' {tested.measure}' * (tested.measure != 'accuracy')} "
-        f"({tested.num_test:,} images), measured once, on {tested.date}{other}.{' ' * bool(tested.notes)}{tested.notes}"
-    )
+    named = f" {tested.measure}" * (tested.measure != "accuracy")
+    says = f"On test {tested.percent}{named} ({tested.num_test:,} images), measured once, on {tested.date}{other}"
+    return "; ".join(filter(None, [says, tested.notes])) + "."

@@ -8,6 +8,7 @@ import pytest
 
 from ddae.label_free import SCORES
 from ddae.probe import Fitted
+from sweeps.findings import folder as records
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing import text
 from sweeps.probing.cost import Cost
@@ -143,3 +144,17 @@ def test_a_choice_that_was_never_paired_has_no_row(tmp_path):
 def test_how_sure_the_answer_is_in_a_sentence_that_fits(num, says, tmp_path):
     found = findings(tmp_path, "accuracy", exhaustive=True, tried=num)
     assert says in text.sure(found) and " 1 of the" not in f" {text.sure(found)}"
+
+
+def test_the_test_number_is_of_the_metric_that_has_chosen(tmp_path):
+    numbers = {"test_accuracy": 0.9, "test_stderr": 0.01, "val_accuracy": 0.92}
+    kept = {"cell": "a", "setting": "", "num_train": 8, "num_test": 200, "date": "today"}
+    earlier = records.Tested(**kept, **numbers)  # as final_test.json of version 0.2 is read
+    assert records.test_text(earlier, tmp_path, "a") == "On test 90.0 +- 1.0 % (200 images), measured once, on today."
+    balanced = {"test_balanced_accuracy": 0.6, "test_balanced_stderr": 0.05, "val_balanced_accuracy": 0.7}
+    chosen = records.Tested(**kept, **numbers, **balanced, notes="accuracy 90.0 +- 1.0 %", measure="balanced accuracy")
+    assert (chosen.percent, chosen.val_chosen) == ("60.0 +- 5.0 %", 0.7)
+    said = "On test 60.0 +- 5.0 % balanced accuracy (200 images), measured once, on today; accuracy 90.0 +- 1.0 %."
+    assert records.test_text(chosen, tmp_path, "a") == said
+    beside = records.Tested(**kept, **numbers, **balanced)
+    assert (beside.percent, beside.val_chosen) == ("90.0 +- 1.0 %", 0.92)
