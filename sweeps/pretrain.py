@@ -20,7 +20,9 @@ from sweeps.flags import ImagesAndLabels
 
 
 @dataclass(frozen=True)
-class Pretrain(ImagesAndLabels):
+class Training:
+    """What is trained, and how."""
+
     family: Literal["ddpm", "edm"] = "ddpm"
     """DDPM's UNet and loss, or DDPM++ with EDM's preconditioning."""
     dataset: str = "fashion-mnist"
@@ -48,6 +50,11 @@ class Pretrain(ImagesAndLabels):
     num_workers: int = 1
     """Processes that train together, each on its share of every batch, which they must share evenly; their number
     changes losses in the last digits alone."""
+
+
+@dataclass(frozen=True)
+class Pretrain(ImagesAndLabels, Training):
+    """The flags of this command."""
 
 
 def main(config: Pretrain) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ddae.datasets import Images, seen_notes
+from ddae.datasets.scan import counted
 from ddae.pretrain import FAMILIES, Pretraining, UNetShape, load_images_once, sample, save
 from ddae.report.figures import image_grid
 from ddae.report.training import loss_curve
@@ -131,7 +132,7 @@ def publish(config: "Pretrain", training: Pretraining, trained: Trained) -> tupl
                 loss=final_loss,
                 duration=duration(trained.seconds),
                 device=device_of(config),
-                threads=torch.get_num_threads(),
+                threads=counted(torch.get_num_threads(), "thread", "threads"),
                 seed=config.seed,
             )
         )
@@ -165,5 +166,5 @@ Trained on the {num_images:,} images of the official train split, without labels
 | seed | {seed} |
 | steps x batch | {steps:,} x {batch_size} |
 | loss, mean of the last 500 steps | {loss:.4f} |
-| training time | {duration} on {device} ({threads} threads) |
+| training time | {duration} on {device} ({threads}) |
 """
