@@ -116,7 +116,7 @@ def typeset(value: Any) -> Any:
 def breakable(text: str) -> Markup:
     """Text whose long names may be broken after dots and slashes."""
     typed = str(escape(typeset(text)))
-    return Markup(re.sub(r"\S{20,}", lambda name: re.sub(r"([./])(?=\w)", r"\1<wbr>", name[0]), typed))
+    return Markup(re.sub(r"\S{32,}", lambda name: re.sub(r"([./])(?=\w)", r"\1<wbr>", name[0]), typed))
 
 
 def svg(section: Section) -> Markup:
