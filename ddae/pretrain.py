@@ -4,14 +4,14 @@ import copy
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ddae.datasets import Images, load_dataset
+from ddae.datasets import Reading, load_images
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -146,10 +146,8 @@ def warmup_cosine(step: int, num_steps: int, warmup_steps: int) -> float:
     return float(0.5 * (1 + torch.cos(torch.pi * progress)))
 
 
-@cache
-def train_images(dataset: str, image_size: int, data_root: str) -> Images:
-    """A dataset's images; only those of its official train split are trained on."""
-    return load_dataset(dataset, image_size, data_root).images
+load_images_once = lru_cache(maxsize=1)(load_images)
+"""As load_images; only images of the official train split are trained on."""
 
 
 @dataclass
@@ -165,6 +163,8 @@ class Pretraining:
     dataset: str
     image_size: int
     data_root: str
+    reading: Reading
+    """How the files are read; they are not opened first."""
     num_steps: int
     batch_size: int
     learning_rate: float
@@ -184,7 +184,7 @@ class Pretraining:
         from diffusers.training_utils import EMAModel
 
         self.device, self.rank, self.world_size = device, rank, world_size
-        self.images = train_images(self.dataset, self.image_size, self.data_root)
+        self.images = load_images_once(self.dataset, self.image_size, self.data_root, self.reading)
         self.scheduler = self.family.make_scheduler()
         torch.manual_seed(self.seed)
         self.network = self.family.make_unet(self.shape).to(device)
@@ -198,7 +198,8 @@ class Pretraining:
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         mine = slice(self.rank, None, self.world_size)
         rows = torch.randint(self.images.num_train, (self.batch_size,), generator=rng)[mine].numpy()
-        x0 = self.images.read(rows)[:, : self.shape.in_channels].to(self.device).float() / 127.5 - 1
+        x0 = self.images.read(rows).to(self.device).float()
+        x0 = (x0 if self.shape.in_channels == 3 else x0.mean(1, keepdim=True)) / 127.5 - 1
         levels = self.family.draw_levels(self.batch_size, rng)
         noise = torch.randn((self.batch_size, *x0.shape[1:]), generator=rng)
         return self.family.loss(network, self.scheduler, x0, levels[mine], noise[mine].to(self.device))

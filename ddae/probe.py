@@ -61,6 +61,14 @@ def balanced_accuracy(correct: np.ndarray, labels: np.ndarray) -> tuple[float, f
     return float(np.mean([each.mean() for each in accuracies])), float(np.linalg.norm(errors) / len(errors))
 
 
+def measured(correct: np.ndarray, labels: np.ndarray, measure: str) -> tuple[float, float]:
+    """(accuracy or balanced accuracy, as `measure` says; its standard error). correct: bool [N]."""
+    if measure == "balanced accuracy":
+        return balanced_accuracy(correct, labels)
+    accuracy = float(correct.mean())
+    return accuracy, standard_error(accuracy, len(correct))
+
+
 def tied_with_best(
     correct: np.ndarray,
     level: float = 0.95,

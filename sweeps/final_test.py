@@ -32,15 +32,14 @@ def main(config: FinalTest) -> None:
     tested = tested or testing.measure(folder, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     if tested.cell != chosen:
         raise ValueError(
-            f"the test set has been looked at for {tested.cell} ({100 * tested.test_accuracy:.1f} %), and the "
+            f"the test set has been looked at for {tested.cell} ({tested.percent}), and the "
             f"sweep has since chosen {chosen}; delete {folder / testing.RECORD} if you mean to look again"
         )
     lines = [
         f"{tested.cell} ({tested.setting}), {tested.num_train:,} training images",
-        f"test accuracy  {100 * tested.test_accuracy:.1f} +- {100 * tested.test_stderr:.1f} % "
-        f"on {tested.num_test:,} images, measured once on {tested.date}",
+        f"test {tested.measure}  {tested.percent} on {tested.num_test:,} images, measured once on {tested.date}",
         tested.notes,
-        f"val accuracy   {100 * tested.val_accuracy:.1f} % when it was chosen",
+        f"val {tested.measure}   {100 * tested.val_chosen:.1f} % when it was chosen",
     ]
     print("\n".join(filter(None, lines)))
     cli.check_complete(testing.incomplete(folder, (testing.NOT_LOGGED,)))  # the pictures are the sweep's to draw

@@ -14,8 +14,8 @@ SEEDS = 0, 2**32 - 1
 
 
 @dataclass(frozen=True)
-class ModelAndData:
-    """The flags that every command takes which looks into a model."""
+class Inputs:
+    """What is looked into, and where the results lie."""
 
     backbone: str = "ddpm-fashion-mnist"
     """A diffusers folder, a hub id `owner/model[@revision]`, or an official checkpoint file (.pt, .pth, .pkl,
@@ -37,6 +37,12 @@ class ModelAndData:
     that pyarrow or fsspec knows. What lies at an address is fetched once a machine."""
     out: Path = Path("out")
     """Folder in which the sweep's own folder is made."""
+
+
+@dataclass(frozen=True)
+class ImagesAndLabels:
+    """How a dataset is read."""
+
     data_root: str = "data"
     """Where the named datasets lie, or torchvision downloads them to."""
     label_column: str = ""
@@ -47,9 +53,15 @@ class ModelAndData:
     white: float = 0
     """The value of white in images of more than 8 bits a channel; 0 is found from the bits that all of them use."""
     check_data: bool = True
-    """Open every image before anything is extracted; of 100,000 images or more only 1,000."""
+    """Open every image before anything is computed; of 100,000 images or more only 1,000."""
     skip_unreadable: bool = False
     """Leave out images that cannot be read, and name them."""
+
+
+@dataclass(frozen=True)
+class ModelAndData(ImagesAndLabels, Inputs):
+    """The flags that every command takes which looks into a model."""
+
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
     gpus_per_extractor: float = 1.0

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
@@ -26,6 +27,7 @@ from sweeps.findings.folder import named, newest_sweep, read_test
 __all__ = ["hand_over", "named", "newest_sweep"]
 
 PORT = 5001
+TEST_METRICS = "test_accuracy", "test_stderr", "test_balanced_accuracy", "test_balanced_stderr"
 
 
 def hand_over(folder: Path, include_backbone: bool, kind: str, register: str) -> tuple[str, str]:
@@ -43,7 +45,9 @@ def hand_over(folder: Path, include_backbone: bool, kind: str, register: str) ->
     fitted: Classifier = room.reopen(folder, wanted)
     measured = dict(fitted.result.metrics)
     if tested and tested.cell == room.answer_name(folder):
-        measured |= {"test_accuracy": tested.test_accuracy, "test_stderr": tested.test_stderr}
+        measured |= {
+            name: value for name, value in asdict(tested).items() if name in TEST_METRICS and value is not None
+        }
     model, example = folder / "model", folder / "example.png"
     write_example(fitted, example)
     shutil.rmtree(model, ignore_errors=True)
@@ -51,9 +55,10 @@ def hand_over(folder: Path, include_backbone: bool, kind: str, register: str) ->
     features = folder / "features"
     if kind != "none":
         write_features(fitted, features, kind, ("train", "val", *wanted))
+    chosen = fitted.task.objectives[0].text(fitted.result)
     lines = [
-        f"{fitted.name} ({fitted.result.params.get('setting', '')}): {100 * measured['val_accuracy']:.1f} "
-        f"% on val, fitted on {fitted.num_train:,} images\n",
+        f"{fitted.name} ({fitted.result.params.get('setting', '')}): {chosen} on val, "
+        f"fitted on {fitted.num_train:,} images\n",
         f"load it   import ddae\n          winner = ddae.load({as_text(folder)})",
         f"          winner.predict([{as_text(example)}])",
     ]

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 from sweeps import cli
+from sweeps.flags import ImagesAndLabels
 
 
 @dataclass(frozen=True)
-class Pretrain:
+class Training:
+    """What is trained, and how."""
+
     family: Literal["ddpm", "edm"] = "ddpm"
     """DDPM's UNet and loss, or DDPM++ with EDM's preconditioning."""
     dataset: str = "fashion-mnist"
@@ -47,8 +50,11 @@ class Pretrain:
     num_workers: int = 1
     """Processes that train together, each on its share of every batch, which they must share evenly; their number
     changes losses in the last digits alone."""
-    data_root: str = "data"
-    """Where the named datasets lie, or torchvision downloads them to."""
+
+
+@dataclass(frozen=True)
+class Pretrain(ImagesAndLabels, Training):
+    """The flags of this command."""
 
 
 def main(config: Pretrain) -> None:

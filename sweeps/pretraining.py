@@ -1,19 +1,23 @@
 """Sets up, runs and publishes the training of a small DDPM or EDM."""
 
 import json
+import logging
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ddae.pretrain import FAMILIES, Pretraining, UNetShape, sample, save, train_images
+from ddae.datasets import Images, seen_notes
+from ddae.datasets.scan import counted
+from ddae.pretrain import FAMILIES, Pretraining, UNetShape, load_images_once, sample, save
 from ddae.report.figures import image_grid
 from ddae.report.training import loss_curve
+from ddae.units import duration
 from storage.files import published
 from storage.secrets import hidden
 from sweeps import cli
@@ -22,13 +26,16 @@ from sweeps.cluster.train import FileCheckpoint, Trained, check_shares, training
 from sweeps.cluster.train import train as run_training
 from sweeps.findings.folder import attempt
 from sweeps.flags import SEEDS, check_numbers
-from sweeps.probing.source import absolute, choose_device
+from sweeps.probing.source import absolute, choose_device, reading_of
 from sweeps.progress import bars
 
 if TYPE_CHECKING:
     from sweeps.pretrain import Pretrain
 
-FREE = ("out", "device", "checkpoint_every", "snapshot_every", "num_workers", "data_root")
+log = logging.getLogger("sweeps")
+
+READING = "label_column", "group_by", "white", "skip_unreadable"
+FREE = ("out", "device", "checkpoint_every", "snapshot_every", "num_workers", "data_root", "check_data")
 """Flags that do not decide the trained weights; a checkpoint of other values of the rest is not gone on from."""
 
 
@@ -43,25 +50,44 @@ def set_up(config: "Pretrain") -> Pretraining:
         raise ValueError("--channels is empty; give one width a resolution, or leave the flag out for the default")
     device_of(config)
     data = absolute(config.dataset), config.image_size, str(Path(config.data_root).absolute())
-    images = train_images(*data)
+    images = load_images_once(*data, reading_of(config))
     first = images.read(np.linspace(0, images.num_train - 1, 64).astype(int))
     in_channels = 1 if (first == first[:, :1]).all() else 3
     shape = UNetShape(first.shape[-1], in_channels, tuple(config.channels))
+    say(config, images, in_channels)
     cli.check_writable(folder_of(config))
     return Pretraining(
         FAMILIES[config.family],
         shape,
         *data,
+        reading=replace(images.reading, check=False),
         num_steps=config.steps,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         ema_decay=config.ema_decay,
         seed=config.seed,
         autocast=torch.bfloat16 if config.autocast else None,
-        recipe=json.loads(json.dumps({name: value for name, value in asdict(config).items() if name not in FREE})),
+        recipe=recipe_of(config),
         snapshots=folder_of(config).absolute(),
         snapshot_every=config.snapshot_every,
     )
+
+
+def say(config: "Pretrain", images: Images, in_channels: int) -> None:
+    """The number of images, then what is left out of them and what else is to be known; a line each."""
+    num_test = len(images.labels) - images.num_train
+    others = "the official test images" if images.has_own_test else "a fifth of every class, kept for test"
+    notes = [f"{images.num_train:,} training images; {num_test:,} are left out, {others}", *images.notes]
+    if config.check_data:
+        notes += seen_notes(images, np.random.default_rng(0).permutation(images.num_train), in_channels)
+    for note in notes:
+        log.warning(f"{config.dataset}: {note}")
+
+
+def recipe_of(config: "Pretrain") -> dict[str, Any]:
+    """The flags that decide the weights, as JSON knows them; those of version 0.2, and others that are given."""
+    flags = {name: value for name, value in asdict(config).items() if name not in FREE}
+    return json.loads(json.dumps({name: value for name, value in flags.items() if name not in READING or value}))
 
 
 def folder_of(config: "Pretrain") -> Path:
@@ -104,9 +130,9 @@ def publish(config: "Pretrain", training: Pretraining, trained: Trained) -> tupl
                 steps=config.steps,
                 batch_size=config.batch_size,
                 loss=final_loss,
-                minutes=trained.seconds / 60,
+                duration=duration(trained.seconds),
                 device=device_of(config),
-                threads=torch.get_num_threads(),
+                threads=counted(torch.get_num_threads(), "thread", "threads"),
                 seed=config.seed,
             )
         )
@@ -140,5 +166,5 @@ Trained on the {num_images:,} images of the official train split, without labels
 | seed | {seed} |
 | steps x batch | {steps:,} x {batch_size} |
 | loss, mean of the last 500 steps | {loss:.4f} |
-| training time | {minutes:.0f} minutes on {device} ({threads} threads) |
+| training time | {duration} on {device} ({threads}) |
 """

@@ -1,15 +1,15 @@
 """Measures the answer of a finished sweep on the test set, of any Task that ends in a classifier."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ddae.datasets import is_uneven
-from ddae.probe import balanced_accuracy, standard_error
+from ddae.probe import measured
 from ddae.report.page import with_test
 from storage.files import published
-from sweeps.classifiers import room_of
+from sweeps.classifiers import Classifier, room_of
 from sweeps.cli import check_writable
 from sweeps.findings import logged
 from sweeps.findings.answer import without_text
@@ -34,21 +34,25 @@ def measure(folder: Path, date: str) -> Tested:
     its page and in MLflow."""
     check_writable(folder)
     logged.check(folder)
-    fitted = room_of(folder).reopen(folder, ("test",))
-    correct = fitted.correct("test")
-    accuracy = float(correct.mean())
+    fitted: Classifier = room_of(folder).reopen(folder, ("test",))
+    correct, labels, on_val = fitted.correct("test"), fitted.dataset.labels("test"), fitted.result.metrics
+    metrics = dict(zip(("test_accuracy", "test_stderr"), measured(correct, labels, "accuracy"), strict=True))
+    measure = fitted.task.objectives[0].measure
+    if measure != "accuracy" or "val_balanced_accuracy" in on_val or is_uneven(labels):
+        balanced = measured(correct, labels, "balanced accuracy")
+        metrics |= zip(("test_balanced_accuracy", "test_balanced_stderr"), balanced, strict=True)
     tested = Tested(
         cell=fitted.name,
         setting=str(fitted.result.params.get("setting", "")),
         num_train=fitted.num_train,
         num_test=len(correct),
-        test_accuracy=accuracy,
-        test_stderr=standard_error(accuracy, len(correct)),
-        val_accuracy=fitted.result.metrics["val_accuracy"],
+        **metrics,
+        **{name: on_val[name] for name in ("val_accuracy", "val_balanced_accuracy") if name in on_val},
         date=date,
-        notes=notes_of(fitted, correct),
+        notes=notes_of(fitted, correct, metrics),
+        measure=measure,
     )
-    metrics, page = {"test_accuracy": accuracy, "test_stderr": tested.test_stderr}, folder / "report.html"
+    page = folder / "report.html"
     logged.add(folder, fitted.experiment, metrics, [page])
     write_test(folder, tested)
     if page.exists():
@@ -59,13 +63,14 @@ def measure(folder: Path, date: str) -> Tested:
     return tested
 
 
-def notes_of(fitted: Any, correct: np.ndarray) -> str:
-    """What else there is to say of the test images that are right, bool [n]."""
+def notes_of(fitted: Classifier, correct: np.ndarray, metrics: Mapping[str, float]) -> str:
+    """What else there is to say of the test images that are right, bool [n]. metrics: what is measured on them."""
     notes, twins = [], fitted.dataset.twins.get("test", np.zeros(0, dtype=bool))
-    labels = fitted.dataset.labels("test")
-    if is_uneven(labels):
-        accuracy, stderr = balanced_accuracy(correct, labels)
-        notes.append(f"balanced accuracy {100 * accuracy:.1f} +- {100 * stderr:.1f} %")
+    labels, measure = fitted.dataset.labels("test"), fitted.task.objectives[0].measure
+    if "test_balanced_accuracy" in metrics:
+        other = "balanced accuracy" if measure == "accuracy" else "accuracy"
+        value, stderr = measured(correct, labels, other)
+        notes.append(f"{other} {100 * value:.1f} +- {100 * stderr:.1f} %")
     if twins.any():
-        notes.append(without_text(correct, twins, "test", "train or val"))
+        notes.append(without_text(correct, labels, twins, "test", "train or val", measure))
     return "; ".join(notes)

@@ -19,6 +19,7 @@ from ddae.datasets import Dataset
 from ddae.features import check_timestep
 from ddae.probe import standard_error
 from ddae.text_embedding import Encoded, TextProbe, TextRecipe, TextTraining, encode_split
+from ddae.units import duration, rounded
 from storage.files import published
 from storage.ledger import content_key
 from sweeps.cli import check_writable
@@ -143,8 +144,8 @@ def estimate(setup: Setup) -> str:
     return (
         f"images          {num_train:,} train, {num_val:,} val, {dataset.num_classes} classes, each encoded once\n"
         f"forward passes  {num_passes:,} with the null text, {num_passes:,} with the learned one\n"
-        f"learning        {1000 * seconds:.3g} ms an image, there and back, on {backbone.settings.device}\n"
-        f"in all          at most {2 * num_passes * seconds / 60:.3g} minutes, and the encoding"
+        f"learning        {rounded(1000 * seconds, 3)} ms an image, there and back, on {backbone.settings.device}\n"
+        f"in all          at most {duration(2 * num_passes * seconds)}, and the encoding"
     )
 
 

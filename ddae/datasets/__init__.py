@@ -10,13 +10,10 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from ddae.datasets.checks import find_twins, is_uneven, notes_of, summary
+from ddae.datasets.checks import find_twins, is_uneven, notes_of, seen_notes, summary
 from ddae.datasets.hugging_face import METADATA, data_files, hugging_face
 from ddae.datasets.images import (
-    HELD_OUT,
-    TRAIN,
     Images,
-    called,
     class_folders,
     image_folder,
     is_image,
@@ -25,6 +22,7 @@ from ddae.datasets.images import (
 )
 from ddae.datasets.named import ASSETS, DATASETS
 from ddae.datasets.scan import Reading, counted
+from ddae.datasets.spellings import HELD_OUT, TRAIN, called
 from ddae.nearest import did_you_mean
 
 log = logging.getLogger("ddae")
@@ -80,12 +78,7 @@ def load_dataset(
     Raises ValueError for an unknown name, missing files, an empty folder, fewer than two classes, a class that is only
     in test, or an unreadable image.
     """
-    images = _images(name, image_size, str(Path(data_root).expanduser().absolute()), reading)
-    if reading.group_by:
-        if images.groups is None:
-            raise ValueError(f"group_by={reading.group_by!r}: dataset={name!r} has no files or columns to group by")
-        hashed = xxhash.xxh3_128(images.fingerprint.encode() + images.groups.tobytes()).hexdigest()
-        images = replace(images, fingerprint=hashed, old_fingerprint="")
+    images = load_images(name, image_size, data_root, reading)
     if len(images.classes) < 2:
         raise ValueError(
             f"dataset={name!r} has {counted(len(images.classes), 'class', 'classes')} ({', '.join(images.classes)}); "
@@ -108,6 +101,17 @@ def load_dataset(
     return Dataset(name, images, splits, notes, twins)
 
 
+def load_images(name: str, image_size: int, data_root: str = "data", reading: Reading = OPENED) -> Images:
+    """The images of load_dataset before val is carved from train; its arguments. What is left out is in their notes."""
+    images = _images(name, image_size, str(Path(data_root).expanduser().absolute()), reading)
+    if not reading.group_by:
+        return images
+    if images.groups is None:
+        raise ValueError(f"group_by={reading.group_by!r}: dataset={name!r} has no files or columns to group by")
+    hashed = xxhash.xxh3_128(images.fingerprint.encode() + images.groups.tobytes()).hexdigest()
+    return replace(images, fingerprint=hashed, old_fingerprint="")
+
+
 def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.ndarray]:
     """Row numbers of train, val (the same fraction of every class of the official train split) and test."""
     rng = np.random.default_rng(seed)
@@ -124,6 +128,8 @@ def split_rows(images: Images, seed: int, val_fraction: float) -> dict[str, np.n
 
 
 def _images(name: str, image_size: int, data_root: str, reading: Reading) -> Images:
+    if not name:
+        raise ValueError("dataset='' is empty; give a name or a folder, as . for this one")
     if name in DATASETS:
         _check_no_column(name, reading)
         try:
@@ -216,6 +222,8 @@ __all__ = [
     "Reading",
     "is_uneven",
     "load_dataset",
+    "load_images",
+    "seen_notes",
     "split_rows",
     "stratified",
 ]

@@ -1,6 +1,7 @@
 """What a person should know of a dataset before anything is computed of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from unicodedata import normalize
 
 import numpy as np
 
@@ -42,12 +43,15 @@ def notes_of(
     images: Images, splits: Mapping[str, np.ndarray], twins: Mapping[str, np.ndarray], num_channels: int = 3
 ) -> list[str]:
     """What a person should know of the images in the splits, a line each. num_channels: as load_dataset takes it."""
-    notes = [*_twin_notes(images, twins), *_seen_notes(images, splits, num_channels)]
+    notes = [*_twin_notes(images, twins), *seen_notes(images, splits["train"], num_channels)]
     for split in ("val", "test"):
         if lost := np.setdiff1d(images.labels, images.labels[splits[split]]).tolist():
             names = ", ".join(images.classes[label] for label in lost[:MAX_NAMES])
             num_lost, more = counted(len(lost), "class", "classes"), ", ..." * (len(lost) > MAX_NAMES)
             notes.append(f"{split} has no image of {num_lost} ({names}{more})")
+    notes += _alike_names(images.classes)
+    if images.groups is not None and (num_groups := len(np.unique(images.groups))) == len(images.groups):
+        notes.append(f"each of the {num_groups:,} images is a group of its own, so --group-by keeps nothing together")
     if images.groups is not None and images.has_own_test:
         seen, held_out = images.groups[: images.num_train], images.groups[images.num_train :]
         if shared := len(np.intersect1d(seen, held_out)):
@@ -62,6 +66,15 @@ def notes_of(
             "given beside accuracy; layer_noise.py --metric balanced_accuracy chooses by it"
         )
     return notes
+
+
+def _alike_names(classes: Sequence[str]) -> list[str]:
+    """Classes that may be one, because a person hardly sees that their names differ."""
+    same: dict[str, list[str]] = {}
+    for name in classes:
+        same.setdefault(" ".join(normalize("NFKC", name).casefold().split()), []).append(repr(name))
+    how = "differ in capitals, spaces or the encoding of letters alone; make them one, if they are"
+    return [f"the classes {' and '.join(names)} {how}" for names in same.values() if len(names) > 1]
 
 
 def is_uneven(labels: np.ndarray) -> bool:
@@ -89,10 +102,10 @@ def _twin_notes(images: Images, twins: Mapping[str, np.ndarray]) -> list[str]:
     ]
 
 
-def _seen_notes(images: Images, splits: Mapping[str, np.ndarray], num_channels: int) -> list[str]:
-    """They look at what the network sees, at its size and with its channels."""
-    numbers = images.read(splits["train"][:1]).numel()
-    seen = images.read(splits["train"][: max(8, min(NUM_SEEN, MAX_NUMBERS // numbers))]).float()
+def seen_notes(images: Images, rows: np.ndarray, num_channels: int) -> list[str]:
+    """Notes on the first of these training images, as the network sees them, at its size and with its channels."""
+    numbers = images.read(rows[:1]).numel()
+    seen = images.read(rows[: max(8, min(NUM_SEEN, MAX_NUMBERS // numbers))]).float()
     notes = []
     if num_channels == 1:
         if num_coloured := int(((seen.amax(1) - seen.amin(1)).flatten(1).amax(1) > ALIKE).sum()):

@@ -13,9 +13,10 @@ import numpy as np
 import xxhash
 from torch import Tensor
 
-from ddae.datasets.images import HELD_OUT, IMAGE_SUFFIXES, TRAIN, Images, called, fifth_as_test, is_image
+from ddae.datasets.images import IMAGE_SUFFIXES, Images, fifth_as_test, is_image
 from ddae.datasets.pixels import decode
 from ddae.datasets.scan import Reading, learn, scan_sources, stride
+from ddae.datasets.spellings import HELD_OUT, TRAIN, called
 
 if TYPE_CHECKING:
     from datasets import Dataset

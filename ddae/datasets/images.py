@@ -15,20 +15,12 @@ from torch import Tensor
 
 from ddae.datasets.pixels import decode
 from ddae.datasets.scan import MANY, Reading, counted, learn, scan_files, stride
+from ddae.datasets.spellings import HELD_OUT, TRAIN, called, check_classes
 
 IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
     ".tif", ".tiff", ".webp",
 )  # fmt: skip
-ENDINGS = ("", "set", "data", "dataset", "images", "split")
-TRAIN = tuple(word + end for word in ("train", "training", "trn") for end in ENDINGS)
-HELD_OUT = tuple(
-    word + end
-    for word in ("test", "testing", "tests", "tst", "holdout", "heldout", "val", "valid", "validation", "dev", "eval",
-                 "evaluation")
-    for end in ENDINGS
-)  # fmt: skip
-"""The letters of the names of splits, in lower case, the first choice first."""
 NO_CLASSES = ("__MACOSX",)
 """Folders that unpacking leaves behind."""
 
@@ -180,13 +172,15 @@ def groups_of(paths: Sequence[str], pattern: str) -> np.ndarray | None:
     if not pattern:
         return None
     try:
-        found = [re.search(pattern, path) for path in paths]
-        names = [match.group(1) if match else None for match in found]
-    except (re.error, IndexError) as error:
+        compiled = re.compile(pattern)
+        if compiled.groups != 1:
+            raise re.error(f"it has {compiled.groups}; brackets that are none begin with (?:")
+    except re.error as error:
         raise ValueError(
             f"group_by={pattern!r} must be a regular expression with one group in brackets ({error}), such as "
             "'(patient[0-9]+)'; it is searched in paths below the set's folder"
         ) from error
+    names = [match.group(1) if (match := compiled.search(path)) else None for path in paths]
     if None in names:
         raise ValueError(f"group_by={pattern!r} is not found in {paths[names.index(None)]}; give what all paths hold")
     return np.unique(list(map(str, names)), return_inverse=True)[1]
@@ -198,7 +192,9 @@ def image_folder(root: Path, image_size: int, reading: Reading) -> Images:
     train, others = splits_of(root)
     held_out = next((name for name in others if class_folders(root / name)), None)
     if train == ".":
-        classes = [name for name in class_folders(root) if name not in others]
+        names = list(class_folders(root))
+        check_classes(names)
+        classes = [name for name in names if name not in others]
         taken = classes if len(classes) > 1 else None  # of two folders one may well be called test
         images = class_images(root, image_size, train, None, reading, taken)
         left = left_out(root, [train], others if taken else ())
@@ -213,12 +209,6 @@ def splits_of(root: Path) -> tuple[str, list[str]]:
     names = [entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != "."]
     found = (name for name in called(names, TRAIN) if name == "train" or class_folders(root / name))
     return next(found, "."), called(names, HELD_OUT)
-
-
-def called(names: Iterable[str], words: Sequence[str]) -> list[str]:
-    """Those of the names whose letters are one of the words, in any case, in the order of the words."""
-    found = {name: "".join(filter(str.isalpha, name)).lower() for name in sorted(names, key=lambda n: (len(n), n))}
-    return [name for word in words for name, letters in found.items() if letters == word]
 
 
 def left_out(root: Path, used: Sequence[str], no_classes: Sequence[str] = ()) -> list[str]:

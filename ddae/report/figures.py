@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from ddae.units import rounded
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -36,7 +38,8 @@ def heat_map(
 
     rings and star mark (block, timestep) cells.
     """
-    figure, axes = make_axes(max(4.5, 1.9 + 0.52 * len(sigmas)), 1.5 + 0.28 * len(blocks))
+    names = [shortened_path(block) for block in blocks]
+    figure, axes = make_axes(max(4.5, 1.9 + 0.52 * len(sigmas)) + room_for(names), 1.5 + 0.28 * len(blocks))
     image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="none")
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for row, block in enumerate(blocks):
@@ -48,8 +51,8 @@ def heat_map(
                 axes.plot(column - 0.38, row, "o", mfc="none", mec=ink, ms=4)
             if (block, timestep) == star:
                 axes.plot(column + 0.35, row, "*", color=INK, mec="white", mew=0.7, ms=10)
-    axes.set_yticks(range(len(blocks)), blocks)
-    axes.set_xticks(range(len(sigmas)), [f"{t}\n{sigma:.2g}" for t, sigma in sigmas.items()])
+    axes.set_yticks(range(len(blocks)), names)
+    axes.set_xticks(range(len(sigmas)), [f"{t}\n{rounded(sigma)}" for t, sigma in sigmas.items()])
     axes.set(xlabel="timestep, and below it the noise-to-signal ratio sigma", ylabel="block, input at the top")
     axes.set_title(title, size=10, loc="left")
     figure.colorbar(image, label=label)
@@ -61,12 +64,14 @@ def score_scatter(
     accuracy: np.ndarray,
     timesteps: Sequence[int],
     correlation: float,
+    measure: str,
     path: Path,
     first: tuple[int, int] | None = None,
     star: tuple[int, int] | None = None,
 ) -> "Figure":
     """A label-free ranking against probe accuracy, [blocks, timesteps] each, one colour a timestep.
 
+    measure: accuracy, or balanced accuracy, for the axis.
     first, star: [block, timestep] positions of the ranking's first choice and of the answer.
     """
     from matplotlib import colormaps
@@ -78,12 +83,12 @@ def score_scatter(
             ranking[:, column], 100 * accuracy[:, column], s=28, color=color, marker=MARKERS[column % len(MARKERS)],
             edgecolors=FAINT, linewidths=0.5, rasterized=ranking.size > MANY, label=f"t = {timestep}",
         )  # fmt: skip
-    for at, mark, size, label in ((first, "o", 13, "first choice"), (star, "*", 15, "the answer's place")):
+    for at, mark, size, label in ((first, "o", 13, "first choice"), (star, "*", 15, "the answer")):
         if at is not None:
             face = "none" if mark == "o" else "black"
             axes.plot(ranking[at], 100 * accuracy[at], mark, ms=size, mfc=face, mec="black", ls="", label=label)
-    axes.set(xlabel="label-free ranking (higher is better)", ylabel="accuracy of leave-one-out ridge (%)")
-    axes.set_title(f"Spearman {correlation:.2f} over {np.isfinite(accuracy).sum()} cells", size=10, loc="left")
+    axes.set(xlabel="label-free ranking (higher is better)", ylabel=f"{measure} of leave-one-out ridge (%)")
+    axes.set_title(f"Spearman {correlation:.2f} over {np.isfinite(accuracy).sum()} sites", size=10, loc="left")
     figure.legend(loc="outside upper left", frameon=False, fontsize=8, ncols=5, columnspacing=1)
     return save(open_frame(figure), path)
 
@@ -96,7 +101,12 @@ def image_grid(images: Tensor, path: Path) -> None:
 
 
 def alignment_uniformity(
-    alignment: np.ndarray, uniformity: np.ndarray, accuracy: np.ndarray, star: tuple[int, int], path: Path
+    alignment: np.ndarray,
+    uniformity: np.ndarray,
+    accuracy: np.ndarray,
+    star: tuple[int, int],
+    measure: str,
+    path: Path,
 ) -> "Figure":
     """The plane of both scores (DDAE paper, section 4), and accuracy's trend over it: a plane fitted by least
     squares, whose lines of equal accuracy are dashed.
@@ -118,14 +128,14 @@ def alignment_uniformity(
         lines = axes.contour(x, y, trend, 5, colors=FAINT, linestyles="dashed", linewidths=1)
         axes.clabel(lines, fmt="%.0f %%", fontsize=8)
     axes.set(xlabel="alignment (lower: two noise draws agree)", ylabel="uniformity (lower: images lie apart)")
-    axes.set_title(f"dashed: trend of accuracy, which explains {explained:.0%} of it", size=10, loc="left")
+    axes.set_title(f"dashed: trend of {measure}, which explains {100 * explained:.0f} % of it", size=10, loc="left")
     axes.legend(frameon=False, fontsize=8)
-    figure.colorbar(points, label="accuracy of leave-one-out ridge (%)")
+    figure.colorbar(points, label=f"{measure} of leave-one-out ridge (%)")
     return save(open_frame(figure), path)
 
 
 def paired_effects(
-    effects: Mapping[str, Mapping[str, np.ndarray]], references: Mapping[str, str], path: Path
+    effects: Mapping[str, Mapping[str, np.ndarray]], references: Mapping[str, str], measure: str, path: Path
 ) -> "Figure":
     """One choice against another, all else being equal.
 
@@ -147,7 +157,7 @@ def paired_effects(
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_title(f"{axis}, against {references[axis]}", size=10, loc="left")
-        axes.set_xlabel("points better (right) or worse (left)")
+        axes.set_xlabel(f"points of {measure}, better (right) or worse (left)")
     return save(open_frame(figure), path)
 
 
@@ -157,6 +167,7 @@ def cost_scatter(
     costs: Mapping[str, np.ndarray],
     kinds: Sequence[str],
     star: int,
+    measure: str,
     path: Path,
 ) -> "Figure":
     """Accuracy in [0, 1] of N cells against each of their costs, and the Pareto front: no cell is both cheaper and
@@ -172,7 +183,7 @@ def cost_scatter(
         axes.errorbar(cost[front], 100 * accuracy[front], 100 * stderr[front], fmt="o", mfc="none", ms=9, color="black",
                       capsize=2, label="Pareto front, ± s.e.")  # fmt: skip
         axes.plot(cost[star], 100 * accuracy[star], "*", color="black", ms=14, mec="white", ls="", label="the answer")
-        axes.set(xlabel=label, ylabel="val accuracy (%)")
+        axes.set(xlabel=label, ylabel=f"val {measure} (%)")
         if cost.max() > 10 * cost.min() >= 10:
             log_axis(axes, [2.0**power for power in range(31) if cost.min() <= 2**power <= cost.max()])
     handles, labels = np.atleast_1d(panels)[0].get_legend_handles_labels()
@@ -272,6 +283,17 @@ def shortened(name: str, length: int = 14) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
+def shortened_path(name: str, length: int = 64) -> str:
+    """A module's path of at most so many letters, without its middle."""
+    half = length // 2
+    return name if len(name) <= length else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def room_for(names: Sequence[str], size: float = 10) -> float:
+    """Inches that the longest of the labels, in letters of so many points, needs beyond ten letters."""
+    return 0.0085 * size * max(0, max(map(len, names)) - 10)
+
+
 def _stderr(points: np.ndarray) -> float:
     """The standard error of the mean; 0 for one point."""
     return float(points.std(ddof=1) / len(points) ** 0.5) if len(points) > 1 else 0.0
@@ -309,7 +331,9 @@ def similarity_map(
 ) -> "Figure":
     """values: [rows, columns] in 0 to 1; rows, columns: of each its group and its name in it, groups one after the
     other. Names stand left and below, groups right and above, with lines between them."""
-    figure, axes = make_axes(2.6 + max(2.8, 0.13 * len(columns)), 1.9 + max(1.2, 0.13 * len(rows)))
+    rows, columns = ([(group, shortened_path(name)) for group, name in axis] for axis in (rows, columns))
+    aside, below = (room_for([name for _, name in axis], 6) for axis in (rows, columns))
+    figure, axes = make_axes(2.6 + max(2.8, 0.13 * len(columns)) + aside, 1.9 + max(1.2, 0.13 * len(rows)) + below)
     figure.set_layout_engine("compressed")  # its cells are squares
     image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     axes.set_yticks(range(len(rows)), [name for _, name in rows], size=6)

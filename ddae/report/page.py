@@ -34,10 +34,12 @@ class Section:
 
     @property
     def wide(self) -> bool:
-        """Whether the figure wants both columns."""
-        return self.figure is not None and self.figure.get_figwidth() > 7
+        """Whether the figure or the table wants both columns."""
+        cells = [cell for row in self.table.rows for cell in row] if self.table else []
+        return max(map(len, cells), default=0) > 32 or (self.figure is not None and self.figure.get_figwidth() > 7)
 
 
+PLUS_MINUS = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
 WORDS = {
     "feature": """Numbers that stand for an image: what one block of the network holds when it is shown the image with
 noise added. The network was trained to remove noise, never to classify, and stays as it is.""",
@@ -55,6 +57,8 @@ hidden layer.""",
 timestep by it, on few images, each predicted by a fit to all the others, before any head is trained.""",
     "val, test": """Val images are set aside from the training images to choose by; their accuracy is therefore a little
 too good. Test images are looked at once, after the choice.""",
+    "balanced accuracy": """The mean of the accuracies of the classes, in which small classes count as much as large
+ones.""",
     "\N{PLUS-MINUS SIGN}": "One standard error. Differences below two of them are not differences.",
     "alignment, uniformity": """Measures that need no labels: how near two noised copies of one image stay, and how
 evenly different images spread.""",
@@ -78,8 +82,8 @@ class Page:
     command: str
     """That makes the page again."""
     versions: Mapping[str, str]
-    by: str = "the feature at"
-    """What classifies the images."""
+    says: str = "of the val images are classified correctly by the feature at"
+    """What the number is."""
     words: Mapping[str, str] = field(default_factory=lambda: WORDS)
     """Word -> what it means here."""
 
@@ -94,7 +98,7 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = svg
+    environment.filters |= {"svg": svg, "breakable": breakable}
     return environment.get_template("page.html").render(page=page)
 
 
@@ -106,7 +110,13 @@ def with_test(html: str, test: str) -> str:
 def typeset(value: Any) -> Any:
     """As print has it; what is marked up already stays."""
     typed = isinstance(value, str) and not isinstance(value, Markup)
-    return value.replace("+-", "±").replace(" %", "\N{NO-BREAK SPACE}%") if typed else value
+    return re.sub(r"(?<=\d) ?%(?!\w)", "\N{NO-BREAK SPACE}%", value.replace(" +- ", PLUS_MINUS)) if typed else value
+
+
+def breakable(text: str) -> Markup:
+    """Text whose long names may be broken after dots and slashes."""
+    typed = str(escape(typeset(text)))
+    return Markup(re.sub(r"\S{32,}", lambda name: re.sub(r"([./])(?=\w)", r"\1<wbr>", name[0]), typed))
 
 
 def svg(section: Section) -> Markup:
@@ -126,8 +136,9 @@ def svg(section: Section) -> Markup:
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index(">", drawing.index("<svg")) + 1 :].replace("#000000", "currentColor")
     drawing = re.sub(r' id="[A-Za-z.]+_[\d_]+"', "", drawing)  # the same ones in every figure
+    wide = section.figure.get_figwidth() > 7
     width, height = (72 * inches for inches in section.figure.get_size_inches())
     opening = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {:.1f} {:.1f}" style="{}">').format(
-        section.alt, width, height, f"min-width:{0.8 * width:.0f}px;max-width:{1.7 * width:.0f}px"
+        section.alt, width, height, f"min-width:{0.8 * width:.0f}px;max-width:{(1.2 if wide else 1.7) * width:.0f}px"
     )
     return opening + Markup(drawing)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddae.report.figures import MARKERS, log_axis, make_axes, open_frame, save
+from ddae.report.figures import MARKERS, log_axis, make_axes, open_frame, room_for, save, shortened_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,9 +19,10 @@ def trajectories(
     block, a point a checkpoint, the last one filled."""
     from matplotlib import colormaps
 
-    figure, axes = make_axes(7, 5)
+    names = [shortened_path(block) for block in blocks]
+    figure, axes = make_axes(7 + room_for(names, 8), 5)
     colors = colormaps["viridis"](np.linspace(0, 0.9, len(blocks)))
-    for column, (block, color) in enumerate(zip(blocks, colors, strict=True)):
+    for column, (block, color) in enumerate(zip(names, colors, strict=True)):
         marker = "os^Dv<>p"[column % 8]
         x, y = uniformity[:, column], alignment[:, column]
         axes.plot(x, y, f"{marker}-", color=color, mfc="white", ms=4, linewidth=1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ddae.probe import standard_error, tied_with_best
+from ddae.probe import measured, tied_with_best
 from sweeps.search.task import Cell, Result, Task, Trial, Value
 
 
@@ -67,13 +67,15 @@ def table(task: Task, trials: Sequence[Trial]) -> list[dict[str, Value]]:
     return [row(task, trial) for trial in ranked]
 
 
-def without_text(correct: np.ndarray, twins: np.ndarray, split: str, others: str) -> str:
-    """The accuracy on the images of a split that are not among the others, too. correct, twins: bool [n]."""
-    rest = correct[~twins]
-    if not len(rest):
+def without_text(
+    correct: np.ndarray, labels: np.ndarray, twins: np.ndarray, split: str, others: str, measure: str = "accuracy"
+) -> str:
+    """The accuracy, or the balanced one, on the images of a split that are not among the others, too. correct, twins:
+    bool [n]."""
+    if twins.all():
         return f"all {len(twins):,} {split} images are in {others}, too: it says nothing of others"
-    accuracy = float(rest.mean())
+    value, stderr = measured(correct[~twins], labels[~twins], measure)
     return (
-        f"{100 * accuracy:.1f} +- {100 * standard_error(accuracy, len(rest)):.1f} % on the {len(rest):,} {split} "
-        f"images that are not in {others} too; {int(twins.sum()):,} are"
+        f"{100 * value:.1f} +- {100 * stderr:.1f} %{f' {measure}' * (measure != 'accuracy')} on the "
+        f"{int((~twins).sum()):,} {split} images that are not in {others} too; {int(twins.sum()):,} are"
     )

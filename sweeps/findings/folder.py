@@ -116,7 +116,25 @@ class Tested:
     val_accuracy: float
     date: str
     notes: str = ""
-    """What else the test images say: balanced accuracy, and what those that are in train do to the number."""
+    """What else the test images say: what does not choose, and what those that are in train do to the number."""
+    measure: str = "accuracy"
+    """What has chosen, accuracy or balanced accuracy."""
+    test_balanced_accuracy: float | None = None
+    test_balanced_stderr: float | None = None
+    val_balanced_accuracy: float | None = None
+
+    @property
+    def percent(self) -> str:
+        """What has chosen, on the test images, and its standard error."""
+        if self.test_balanced_accuracy is None or self.test_balanced_stderr is None or self.measure == "accuracy":
+            return f"{100 * self.test_accuracy:.1f} +- {100 * self.test_stderr:.1f} %"
+        return f"{100 * self.test_balanced_accuracy:.1f} +- {100 * self.test_balanced_stderr:.1f} %"
+
+    @property
+    def val_chosen(self) -> float:
+        """What has chosen, on val."""
+        balanced = self.val_balanced_accuracy
+        return self.val_accuracy if balanced is None or self.measure == "accuracy" else balanced
 
 
 def read_test(folder: Path) -> Tested | None:
@@ -144,7 +162,6 @@ def test_text(tested: Tested | None, folder: Path, cell: str) -> str:
         once = f"python sweeps/final_test.py --sweep {quote(str(folder))}"
         return f"The test images have not been looked at. Once: {once}"
     other = "" if tested.cell == cell else f", of {tested.cell}, which was the answer then"
-    return (
-        f"On test {100 * tested.test_accuracy:.1f} +- {100 * tested.test_stderr:.1f} % "
-        f"({tested.num_test:,} images), measured once, on {tested.date}{other}.{' ' * bool(tested.notes)}{tested.notes}"
-    )
+    named = f" {tested.measure}" * (tested.measure != "accuracy")
+    says = f"On test {tested.percent}{named} ({tested.num_test:,} images), measured once, on {tested.date}{other}"
+    return "; ".join(filter(None, [says, tested.notes])) + "."

@@ -1,19 +1,23 @@
 """What a fine-tuning sweep keeps of the network, and what it costs."""
 
+import math
 import time
 from dataclasses import replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ddae.finetune import Cut, cut_network
+from ddae.units import duration, size
 from sweeps.cluster.loop import update
 from sweeps.finetuning.findings import Kept
-from sweeps.finetuning.task import first_labelled
-from sweeps.finetuning.training import NUM_LATENT_VIEWS, CellTraining
+from sweeps.finetuning.task import latents_seen
+from sweeps.finetuning.training import CellTraining
+from sweeps.probing.extractor import opened
 from sweeps.probing.source import FeatureSource, Need
 
 if TYPE_CHECKING:
@@ -21,16 +25,15 @@ if TYPE_CHECKING:
 
 
 def latents_needed(setup: "Setup") -> dict[FeatureSource, list[Need]]:
-    """What must be encoded, of a source for each encoder: val as it is, and the labelled images of every seed as they
-    are and, where they are augmented, in all views."""
+    """What must be encoded for all trainings of all seeds, of a source for each encoder."""
     num_train, num_val = (len(setup.dataset.splits[split]) for split in ("train", "val"))
     seeds = range(setup.config.seed, setup.config.seed + setup.config.seeds)
-    count = max(task.num_labels[0] for task in setup.tasks)
-    last = max(first_labelled(seed, count, num_train) for seed in seeds) + count
-    views = range(1 + (NUM_LATENT_VIEWS if set(setup.config.augment) - {"none"} else 0))
-    needs = [Need(0, "val", num_val, ()), *(Need(0, "train", last, (), view=view) for view in views)]
     sources = {task.source.encoder: task.source for task in setup.tasks if task.source.encoder}
-    return dict.fromkeys(sources.values(), needs)
+    counts = {count for task in setup.tasks for count in task.num_labels}
+    sizes, is_augmented = (num_train, num_val), set(setup.config.augment) != {"none"}
+    needs = [need for seed in seeds for count in counts for need in latents_seen(seed, count, *sizes, is_augmented)]
+    most = {(need.split, need.view): need for need in sorted(needs, key=lambda need: need.num_images)}
+    return {source: list(most.values()) for source in sources.values()}
 
 
 def kept_by_cuts(setup: "Setup") -> dict[str, Kept]:
@@ -70,18 +73,31 @@ def estimate(setup: "Setup") -> str:
         lines.append(
             f"{task.start:<9} {task.cuts[0]}, t = {task.timesteps[0]}, {task.num_labels[0]:,} labels: at most "
             f"{num_trials} trainings of {task.num_steps:,} steps of {training.batch_size} images, "
-            f"{1000 * step_seconds:.0f} ms each; {seconds:,.0f} s with val"
+            f"{1000 * step_seconds:,.0f} ms each; {duration(seconds)} with val"
         )
-    for needs in latents_needed(setup).values():
-        lines.append(f"latents   {sum(need.num_images for need in needs):,} images are encoded once, and kept")
+    for source, needs in latents_needed(setup).items():
+        lines.append(f"latents   {latents_text(source, sum(need.num_images for need in needs))}")
     return "\n".join(
         [
             *(f"{name:<10}{note}" for name, note in zip_longest(["images"], setup.dataset.notes, fillvalue="")),
             *lines,
-            f"in all    at most {most_seconds / 60:.3g} minutes on one {device}, divided by their number; most trials "
+            f"in all    at most {duration(most_seconds)} on one {device}, divided by their number; most trials "
             "are stopped early",
             f"memory    {memory_bytes / 1e6:,.0f} MB of weights, gradients, moments and activations for each training",
         ]
+    )
+
+
+def latents_text(source: FeatureSource, num_images: int) -> str:
+    """What encoding so many images takes, by timing one after another, and what the store holds of them then."""
+    extractor, num_bytes = opened(source), 2 * math.prod(opened(source).backbone.encoder.shape) * num_images
+    for row in extractor.dataset.splits["train"][:2]:
+        started = time.perf_counter()
+        extractor.backbone.encode(extractor.dataset.images.read(np.array([row])))
+        seconds = time.perf_counter() - started
+    return (
+        f"{num_images:,} images and views of images are encoded once, in {duration(num_images * seconds)} on one "
+        f"{source.settings.device}, and kept: {size(num_bytes)} in {source.store}"
     )
 
 

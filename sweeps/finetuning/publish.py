@@ -9,6 +9,7 @@ from typing import Any
 from ddae.report import page
 from ddae.report.page import Page, Section, Table, render
 from ddae.report.training import accuracy_curves
+from ddae.units import rounded
 from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.cli import aligned
@@ -114,11 +115,11 @@ def facts(found: Findings) -> dict[str, str]:
     task = found.task
     return {
         "kept": "; ".join(
-            f"after {cut} {kept.num_parameters / 1e6:.2f}M parameters ({kept.share_of_parameters:.0%} of the network), "
-            f"{kept.share_of_forward:.0%} of a forward pass"
+            f"after {cut}: {kept.num_parameters / 1e6:.2f}M parameters, {kept.share_of_parameters:.0%} of the network, "
+            f"and {kept.share_of_forward:.0%} of a forward pass"
             for cut, kept in found.kept.items()
         ),
-        "read": f"pooled to {task.pooling} x {task.pooling}, under {task.head}, images "
+        "read": f"pooled to {task.pooling} x {task.pooling}, under the head {task.head}, images "
         f"{'noised at the timestep' if task.noised else 'without noise'}",
         "images": "; ".join(found.notes),
         **balanced_fact(found),
@@ -151,7 +152,7 @@ def page_of(found: Findings, config: Finetune, drawn: list[Section]) -> Page:
         sections=drawn,
         command=hidden(command_of(replace(config, sweep=None), "finetune")),
         versions=versions(model=task.source.key.backbone[:12], images=task.source.key.images[:12]),
-        by="the network",
+        says="of the val images are classified correctly by the network",
         words=WORDS,
     )
 
@@ -198,7 +199,7 @@ def spread(line: list[tuple[float, float, float]]) -> str:
     """How much a choice matters, from its points (number, accuracy, standard error)."""
     lowest, highest = (choose(line, key=lambda point: point[1]) for choose in (min, max))
     points = 100 * (highest[1] - lowest[1])
-    return f"{points:.1f} points between the best ({highest[0]:.2g}) and the worst ({lowest[0]:.2g})"
+    return f"{points:.1f} points between the best ({rounded(highest[0])}) and the worst ({rounded(lowest[0])})"
 
 
 def answer_text(found: Findings) -> str:

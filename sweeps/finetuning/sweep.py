@@ -1,5 +1,6 @@
 """A fine-tuning sweep from its flags to its findings."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ from sweeps.probing.source import (
 from sweeps.progress import Progress
 from sweeps.search.halving import HalvingSearch
 from sweeps.search.task import Trial
+
+log = logging.getLogger("sweeps")
 
 __all__ = ["estimate", "finished_report", "incomplete", "open_sweep", "report", "set_up"]
 
@@ -174,6 +177,10 @@ def with_sweep(config: Finetune) -> Finetune:
         raise ValueError(f"--sweep {folder} is a sweep of {task}; give one of layer_noise.py")
     cell = answer_cell(folder)
     theirs, whole = recorded_flags(folder, LayerNoise), with_whole_paths(config)
+    if theirs.metric != "accuracy":
+        log.warning(
+            f"{folder} has chosen its cell by {theirs.metric.replace('_', ' ')}; the training is chosen by accuracy"
+        )
     default = with_whole_paths(Finetune())
     decides = (
         "backbone", "dataset", "data_seed", "data_root", "label_column", "group_by", "white", "skip_unreadable",

@@ -27,9 +27,9 @@ from ddae.probe import Fitted, balanced_accuracy, fit_probe, standard_error
 from storage.ledger import content_key
 from sweeps.cluster.loop import Diverged, run_loop
 from sweeps.cluster.train import train
-from sweeps.finetuning.training import CellTraining, batches, correct_of
+from sweeps.finetuning.training import NUM_LATENT_VIEWS, CellTraining, batches, correct_of
 from sweeps.probing.extractor import opened
-from sweeps.probing.source import FeatureSource
+from sweeps.probing.source import FeatureSource, Need
 from sweeps.search.task import REDUCTION, Axis, Checkpoint, Objective, Resources, Result, Value, pack, unpack
 
 INITS = "finetune", "scratch", "frozen"
@@ -168,8 +168,13 @@ class FinetuneTask:
         """Every training is a trial of its own."""
         return cell
 
-    def needs(self, cell: Cell, rung: int) -> tuple:
-        return ()
+    def needs(self, cell: Cell, rung: int) -> list[Need]:
+        """The latents that its training sees, where the network has an encoder."""
+        if not self.source.encoder:
+            return []
+        splits = opened(self.source).dataset.splits
+        sizes = len(splits["train"]), len(splits["val"])
+        return latents_seen(cell.seed, cell.num_labels, *sizes, cell.augment != "none")
 
     def run(self, cells: Sequence[Cell], rung: int, checkpoints: Sequence[Checkpoint]) -> Iterator[Result]:
         for cell, checkpoint in zip(cells, checkpoints, strict=True):
@@ -277,6 +282,14 @@ class FinetuneTask:
             "head": self.head,
             "num_steps": self.num_steps,
         }
+
+
+def latents_seen(seed: int, num_labels: int, num_train: int, num_val: int, is_augmented: bool) -> list[Need]:
+    """Val as it is, and the train split up to the last labelled image of the seed, as it is and, where it is augmented,
+    in all views."""
+    last = first_labelled(seed, num_labels, num_train) + num_labels
+    views = range(1 + NUM_LATENT_VIEWS * is_augmented)
+    return [Need(0, "val", num_val, ()), *(Need(0, "train", last, (), view=view) for view in views)]
 
 
 def first_labelled(seed: int, num_labels: int, num_train: int) -> int:

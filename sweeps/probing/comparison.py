@@ -15,6 +15,7 @@ from ddae.pooling import pool
 from ddae.probe import to_maps
 from ddae.report.figures import similarity_map
 from ddae.similarity import cka
+from ddae.units import rounded
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
 from sweeps.findings.folder import answered, attempt
@@ -196,7 +197,7 @@ def grouped(axis: Sequence[Feature]) -> list[tuple[str, str]]:
     several_networks, several_poolings = len(networks_of(axis)) > 1, len({one.pooling for one in axis}) > 1
     groups = []
     for one in axis:
-        noise = f"t = {one.timestep}, sigma {one.sigma:.2g}"
+        noise = f"t = {one.timestep}, sigma {rounded(one.sigma)}"
         lines = one.network * several_networks, noise, f"{one.pooling} x {one.pooling}" * several_poolings
         groups.append(("\n".join(filter(None, lines)), one.block.name))
     return groups

@@ -12,6 +12,7 @@ import torch
 from ddae.backbones import Backbone
 from ddae.datasets import Dataset
 from ddae.features import extract
+from ddae.units import duration, rounded, size
 from sweeps.cli import aligned
 from sweeps.probing.screening import NUM_LABEL_FREE, Screening, ScreeningRules
 from sweeps.probing.source import Need
@@ -96,8 +97,8 @@ def estimate(task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float
     num_encodings = (task.views * task.num_train + task.num_val) if source.encoder else 0
     latent_bytes = 2 * math.prod(backbone.encoder.shape) * num_encodings
     bytes_per_pass = space.bytes_per_image(source.key.pooling) / space.pass_share(space.block_names)
-    gigabytes = [(num * bytes_per_pass + latent_bytes) / 1e9 for num in (least, most)]
-    minutes = [(num * seconds + num_encodings * encoding_seconds) / 60 for num in (least, most)]
+    sizes = [size(num * bytes_per_pass + latent_bytes) for num in (least, most)]
+    extraction = [duration(num * seconds + num_encodings * encoding_seconds) for num in (least, most)]
     cells = f"{len(space.blocks)} blocks x {len(space.timesteps)} timesteps"
     if space.heads:
         cells += (
@@ -108,14 +109,16 @@ def estimate(task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float
         f"space           {cells}",
         *(f"{name:<16}{note}" for name, note in zip_longest(["images"], dataset.notes, fillvalue="")),
         f"forward passes  {least:,.0f} to {most:,.0f}; the grid would be {task.grid_passes:,.0f}",
-        f"one pass        {backbone.flops / 1e9:.3g} GFLOP an image, {1000 * seconds:.3g} ms on "
+        f"one pass        {rounded(backbone.flops / 1e9, 3)} GFLOP an image, {rounded(1000 * seconds, 3)} ms on "
         f"{source.settings.device}",
-        f"features        {gigabytes[0]:.2g} to {gigabytes[1]:.2g} GB in {source.store}",
-        f"extraction      {minutes[0]:.2g} to {minutes[1]:.2g} minutes, divided by the number of cores or GPUs",
+        f"features        {' to '.join(dict.fromkeys(sizes))} in {source.store}",
+        f"extraction      {' to '.join(dict.fromkeys(extraction))}, divided by the number of cores or GPUs",
     ]
     if source.encoder:
         lines.insert(
-            3, f"encodings       at most {num_encodings:,}, each image once; {1000 * encoding_seconds:.3g} ms an image"
+            3,
+            f"encodings       at most {num_encodings:,}, each image once; "
+            f"{rounded(1000 * encoding_seconds, 3)} ms an image",
         )
     return "\n".join(lines)
 
@@ -144,7 +147,7 @@ def block_table(backbone: Backbone) -> str:
     timesteps = backbone.schedule.timesteps
     parameters = sum(parameter.numel() for parameter in backbone.network.parameters())
     return "\n".join(aligned(rows)) + (
-        f"\n\n{parameters / 1e6:.1f}M parameters, {backbone.flops / 1e9:.3g} GFLOP a pass of one image of side "
+        f"\n\n{parameters / 1e6:.1f}M parameters, {rounded(backbone.flops / 1e9, 3)} GFLOP a pass of one image of side "
         f"{backbone.image_size}; timesteps {timesteps[0]} to {timesteps[-1]}, of which "
         f"{' '.join(map(str, backbone.schedule.defaults))} are tried if none are given"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddae.probe import measured
 from sweeps.findings.answer import Answer, choose, table
 from sweeps.probing.cost import Cost
 from sweeps.probing.examples import Examples
@@ -22,7 +23,7 @@ class FirstChoice:
     block: str
     timestep: int
     lost: tuple[float, float] | None
-    """Points of accuracy, and their standard error; None where ridge did not screen the site."""
+    """Points of the metric that chooses, and their standard error; None where ridge did not screen the site."""
 
     @property
     def name(self) -> str:
@@ -66,7 +67,7 @@ class Findings:
     @property
     def more_metrics(self) -> dict[str, float]:
         """The share of the largest class in val, where classes are uneven; the share of val images that are in train
-        too, where there are some, and the answer's accuracy without them."""
+        too, where there are some, and what the answer comes to without them."""
         labels, metrics = self.task.labels["val"], dict[str, float]()
         if self.task.is_balanced:
             metrics["val_majority_share"] = float(np.bincount(labels).max() / len(labels))
@@ -74,7 +75,9 @@ class Findings:
         if twins.any():
             metrics["val_copies_share"] = float(twins.mean())
         if twins.any() and not twins.all():
-            metrics["val_accuracy_without_copies"] = float(self.answer.result.correct[~twins].mean())
+            for measure in self.task.measures:
+                value, _ = measured(self.answer.result.correct[~twins], labels[~twins], measure)
+                metrics[f"val_{measure.replace(' ', '_')}_without_copies"] = value
         return metrics
 
     def first_choice(self, merit: np.ndarray) -> FirstChoice:
@@ -86,12 +89,12 @@ class Findings:
         return FirstChoice(block, timestep, lost)
 
     def best_accuracies(self) -> np.ndarray | None:
-        """Val accuracy of the best pooling and head at every site, on all images, [blocks, timesteps]; None where a
-        site lacks such a trial, as in any search but the grid."""
+        """The metric that chooses, of the best pooling and head at every site, on all images, [blocks, timesteps]; None
+        where a site lacks such a trial, as in any search but the grid."""
         best: dict[tuple[str, int], float] = {}
         for trial in self.full:
             site = trial.cell.block, trial.cell.timestep
-            best[site] = max(best.get(site, 0.0), trial.last.metrics["val_accuracy"])
+            best[site] = max(best.get(site, 0.0), self.task.objectives[0].merit(trial.last))
         accuracies = self.task.space.table(best)
         return accuracies if np.isfinite(accuracies).all() else None
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ddae.report.page import Page, Section, Table, render
+from ddae.report.page import WORDS, Page, Section, Table, render
+from ddae.units import rounded
 from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.findings import logged
@@ -20,7 +21,12 @@ from sweeps.probing.source import with_whole_paths
 from sweeps.search.study import write_study
 from sweeps.search.task import Result, Trial
 
-NOTED = "answer", "images", "without copies", "balanced", "cost"
+NOTED = "answer", "images", "without copies", "balanced", "accuracy", "cost"
+SAYS = {
+    "accuracy": "of the val images are classified correctly by the feature at",
+    "balanced accuracy": "is the mean of the classes' accuracies on val (balanced accuracy) by the feature at",
+}
+"""What the page's number is."""
 FILES = "report.html", "report.txt", "trials.csv", "config.yaml"
 
 
@@ -29,10 +35,10 @@ def publish(
 ) -> None:
     """A sweep that has results.json is done; then it is logged. undrawn: what the report lacks, and why."""
     folder, answer, cost = found.folder, found.answer, found.cost
-    report = text.report(found)
+    report, raw_pixels = text.report(found), found.raw_pixels.metrics if found.raw_pixels else {}
     metrics = {
         **answer.result.metrics,
-        **({"raw_pixels_val_accuracy": found.raw_pixels.metrics["val_accuracy"]} if found.raw_pixels else {}),
+        **{f"raw_pixels_{name}": value for name, value in raw_pixels.items() if name.endswith("accuracy")},
         **found.more_metrics,
         "forward_passes": cost.passes,
         "share_of_grid": cost.passes / cost.grid_passes,
@@ -56,14 +62,16 @@ def page(found: Findings, drawn: Sequence[Section], config: ModelAndData) -> Pag
     header, *rows = text.tied_rows(found)
     return Page(
         title=f"The best frozen feature of {config.backbone} on {task.source.name}",
-        cell=f"block {cell.block} at timestep {cell.timestep} (sigma {task.space.sigmas[cell.timestep]:.3g}), pooled "
-        f"to {cell.pooling} x {cell.pooling}, under the head {cell.head} ({answer.result.params['setting']})",
-        accuracy=text.accuracy_text(answer.result),
+        cell=f"block {cell.block} at timestep {cell.timestep} (sigma {rounded(task.space.sigmas[cell.timestep], 3)}), "
+        f"pooled to {cell.pooling} x {cell.pooling}, under the head {cell.head} ({answer.result.params['setting']})",
+        accuracy=text.accuracy_text(answer.result, task.measure),
+        says=SAYS[task.measure],
         test=test_text(read_test(found.folder), found.folder, cell.name),
         facts={"how sure": text.sure(found)} | {n: fact for n, fact in text.facts(found).items() if n != "answer"},
         tied=Table(header, rows),
         sections=drawn,
         command=hidden(command_of(config, "layer_noise")),
+        words={word: meaning for word, meaning in WORDS.items() if task.is_balanced or word != "balanced accuracy"},
         versions=versions(model=task.source.key.backbone[:12], images=task.source.key.images[:12]),
     )
 
@@ -81,7 +89,7 @@ def results(found: Findings, config: ModelAndData) -> dict[str, Any]:
         "cost": asdict(found.cost),
         "images": list(found.task.notes),
         "blocks": list(found.task.space.block_names),
-        "ridge_accuracy": np.where(np.isnan(screened), np.array(None), screened).tolist(),
+        f"ridge_{found.task.metric}": np.where(np.isnan(screened), np.array(None), screened).tolist(),
         "timesteps_at": {
             num_images: list(answers)
             for num_images, answers in zip(found.screening.rules.rounds, found.screening.rounds, strict=True)

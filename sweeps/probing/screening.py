@@ -20,7 +20,8 @@ CLEARLY = 2.0
 """A site is clearly worse than the best where the paired difference is so many of its standard errors."""
 
 Answers = Mapping[int, Mapping[str, np.ndarray]]
-"""timestep -> block -> bool [num_images]: which images leave-one-out ridge classifies correctly."""
+"""timestep -> block -> [num_images]: which images leave-one-out ridge classifies correctly, as ProbeTask.counted counts
+them."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Screening:
         found: dict[int, dict[str, np.ndarray]] = {}
         for need, correct in answers.items():
             found.setdefault(need.timestep, {})[need.blocks[0]] = correct
+        found = dict(sorted(found.items()))  # a tie goes by the number, not by what was ready first
         sites = self.sites
         if not self.rules.exhaustive:
             cut = self.rules.first_cut + len(self.rounds)
@@ -80,9 +82,16 @@ class Screening:
 
     @property
     def accuracy(self) -> np.ndarray:
-        """Accuracy of leave-one-out ridge in the first round, [blocks, timesteps]; NaN where it was not measured."""
+        """The metric that chooses, of leave-one-out ridge in the first round, [blocks, timesteps]; NaN where it
+        was not measured."""
         first = {(block, t): right.mean() for t, blocks in self.rounds[0].items() for block, right in blocks.items()}
         return self.space.table(first)
+
+    @property
+    def stderr(self) -> float:
+        """The standard error of these, of the site in the middle."""
+        answers = [right for blocks in self.rounds[0].values() for right in blocks.values()]
+        return float(np.median([right.std() / len(right) ** 0.5 for right in answers]))
 
     @property
     def ranked(self) -> list[tuple[str, int]]:

@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
+from ddae.datasets.scan import counted
 from ddae.label_free import spearman
-from ddae.probe import standard_error
 from ddae.report import figures
 from ddae.report.page import Section, Table
+from ddae.units import rounded
 from sweeps.probing.findings import Findings
 from sweeps.probing.screening import best_three
-from sweeps.probing.text import lost_text
+from sweeps.probing.text import lost_text, points_of
 from sweeps.search.axes import as_values
-from sweeps.search.task import Trial
+from sweeps.search.task import Objective, Trial
 
 MAX_CLASSES = 30
 """More make a confusion matrix that nobody can read."""
@@ -50,27 +51,27 @@ def draw(found: Findings, folder: Path) -> tuple[list[Section], list[str]]:
 
 def where(found: Findings, path: Path) -> Section:
     """Block x timestep."""
-    space, screened = found.task.space, found.screening.accuracy
+    space, screened, measure = found.task.space, found.screening.accuracy, found.task.measure
     measured, num_screened = found.best_accuracies(), found.screening.rules.rounds[0]
     rings: set[tuple[str, int]] = set()
     if measured is not None:
-        table, label = measured, "val accuracy (%)"
-        number = "the val accuracy of a site's best pooling and head"
+        table, label = measured, f"val {measure} (%)"
+        number = f"the val {measure} of a site's best pooling and head"
         title = f"best pooling and head on {found.task.num_train:,} images\nstar: the answer"
     else:
-        table, label, rings = screened, "accuracy (%)", set(found.screening.ranked)
-        doubt = 100 * standard_error(float(np.nanmedian(table)), num_screened)
-        number = f"a first, coarse measurement: +- {doubt:.0f} points, and a little too good"
+        table, label, rings = screened, f"{measure} (%)", set(found.screening.ranked)
+        doubt = 100 * found.screening.stderr
+        number = f"a first, coarse measurement of {measure}: +- {doubt:.0f} points, and a little too good"
         title = f"screening: ridge on {num_screened:,} images, one left out\n"
         title += "o: left at the end of screening, star: the answer"
         title += "\nblank: left out by the label-free ranking" * bool(np.isnan(screened).any())
     answer = found.cell.block, found.cell.timestep
     figure = figures.heat_map(100 * table, space.block_names, space.sigmas, label, title, path, rings, answer)
-    timesteps = [f"t = {t} (sigma {sigma:.2g})" for t, sigma in space.sigmas.items()]
+    timesteps = [f"timestep {t} (sigma {rounded(sigma)})" for t, sigma in space.sigmas.items()]
     says = []
     for others, one, values in (
         ("blocks", timesteps, table.mean(0)),
-        ("timesteps", space.block_names, np.nanmean(table, 1)),
+        ("timesteps", [f"block {name}" for name in space.block_names], np.nanmean(table, 1)),
     ):
         best, worst = np.nanargmax(values), np.nanargmin(values)
         if best != worst:
@@ -83,7 +84,7 @@ def where(found: Findings, path: Path) -> Section:
         sentence(says or ["all sites that were searched are alike"]),
         f"Rows are blocks in the order in which the image meets them; noise grows to the right. A number is {number}.",
         figure,
-        f"Heat map of accuracy, {len(space.blocks)} blocks by {len(space.sigmas)} timesteps.",
+        f"Heat map of {measure}, {len(space.blocks)} blocks by {len(space.sigmas)} timesteps.",
     )
 
 
@@ -104,30 +105,31 @@ def screening(found: Findings, path: Path) -> Section | None:
     names, is_dropped = [f"t = {t}" for t in timesteps], [t not in sites for t in timesteps]
     after = [set(answers) for answers in rounds[1:]] + [set(sites)]
     says = [
-        f"after {num_images:,} images t = {', '.join(dropped)} {'was' if len(dropped) == 1 else 'were'} dropped"
+        f"after {num_images:,} images {timesteps_text(dropped)} {'was' if len(dropped) == 1 else 'were'} dropped"
         for num_images, answers, stayed in zip(rules.rounds, rounds, after, strict=True)
-        if (dropped := [str(t) for t in answers if t not in stayed])
+        if (dropped := [t for t in answers if t not in stayed])
     ]
     says.append(
-        f"t = {', '.join(map(str, sites))} stayed to the end, with {sum(map(len, sites.values()))} of their "
-        f"{len(sites) * len(found.task.space.blocks)} sites"
+        f"{timesteps_text(list(sites))} stayed to the end, with {sum(map(len, sites.values()))} of "
+        f"{'its' if len(sites) == 1 else 'their'} {len(sites) * len(found.task.space.blocks)} sites"
     )
+    mark, how = ("mark", "") if len(rounds) == 1 else ("line", ", on more images in each round")
     return Section(
         "How the timesteps were screened",
         sentence(says),
-        "Each line is a timestep, judged by its three best blocks under ridge, on more images in each round. Where a "
-        "dashed line ends in a cross the timestep was dropped, and no more images passed the network at it.",
-        figures.courses(lines, is_dropped, names, "accuracy of the three best blocks (%)", path),
-        "Lines of accuracy against number of images, one a timestep.",
+        f"Each {mark} is a timestep, judged by its three best blocks under ridge{how}. Where there is a cross the "
+        "timestep was dropped, and no more images passed the network at it.",
+        figures.courses(lines, is_dropped, names, f"{found.task.measure} of the three best blocks (%)", path),
+        f"Lines of {found.task.measure} against number of images, one a timestep.",
     )
 
 
 def rungs(found: Findings, path: Path) -> Section | None:
-    """Accuracy against number of images, and where trials were stopped; None where all were fitted on all images."""
-    all_rungs, trials = found.task.rungs, found.tried
+    """The metric against number of images, and where trials were stopped; None where all were fitted on all images."""
+    all_rungs, trials, merit = found.task.rungs, found.tried, found.task.objectives[0].merit
     if len(all_rungs) == 1:
         return None
-    lines = [[(rung, result.metrics["val_accuracy"]) for rung, result in trial.results.items()] for trial in trials]
+    lines = [[(rung, merit(result)) for rung, result in trial.results.items()] for trial in trials]
     stopped = [trial.stopped_early for trial in trials]
     star = next(number for number, trial in enumerate(trials) if trial is found.answer.winner)
     full = [line for line, is_stopped in zip(lines, stopped, strict=True) if not is_stopped]
@@ -135,13 +137,13 @@ def rungs(found: Findings, path: Path) -> Section | None:
     standing = 1 + sum(line[0][1] > lines[star][0][1] for line in lines)
     return Section(
         "Which trials were worth all images",
-        f"{sum(stopped)} of {len(trials)} trials were stopped at {all_rungs[0]:,} images; {len(full)} went on to "
-        f"{all_rungs[-1]:,}, which gave them {gain:.1f} points on average; the answer was number {standing} at "
-        f"{all_rungs[0]:,}.",
+        f"{sum(stopped)} of {counted(len(trials), 'trial', 'trials')} {'was' if sum(stopped) == 1 else 'were'} stopped "
+        f"at {all_rungs[0]:,} images; {len(full)} went on to {all_rungs[-1]:,}, for {gain:.1f} {points_of(found)} more "
+        f"on average; the answer was number {standing} at {all_rungs[0]:,}.",
         "Each line is a trial: its head is fitted to the end on few images, and on all of them only where it is among "
         "the best of the trials before it.",
-        figures.courses(lines, stopped, [""] * len(lines), "val accuracy (%)", path, star),
-        "Lines of val accuracy against number of training images, one a trial.",
+        figures.courses(lines, stopped, [""] * len(lines), f"val {found.task.measure} (%)", path, star),
+        f"Lines of val {found.task.measure} against number of training images, one a trial.",
     )
 
 
@@ -151,35 +153,39 @@ def choices(found: Findings, path: Path) -> Section | None:
     for axis, values in (("pooling", found.task.space.poolings), ("head", found.task.space.heads)):
         if len(values) > 1:
             reference = getattr(found.cell, axis)
-            points = paired_points(found.tried, axis, reference)
-            effects[axis] = {choice_name(value): points[value] for value in values if value != reference}
+            points = paired_points(found.tried, axis, reference, found.task.objectives[0])
             references[axis] = choice_name(reference)
-            says += [f"{choice} {against(of, references[axis])}" for choice, of in effects[axis].items()]
-    if not effects:
+            others = {choice_name(value): points[value] for value in values if value != reference}
+            says += [f"{axis} {choice} {against(of, references[axis])}" for choice, of in others.items()]
+            effects[axis] = {choice: of for choice, of in others.items() if len(of)}
+    if not any(effects.values()):
         return None
     chosen = (
         ""
         if found.screening.rules.exhaustive
         else " The search tries what looks good: pairs are few, and no fair sample."
     )
+    effects = {axis: each for axis, each in effects.items() if each}
     return Section(
         "Which pooling and which head",
         sentence(says),
         "A dot is a pair of trials that differ in nothing else, on the most images that both were fitted on; the "
         f"diamond is their mean with its standard error; the line at 0 is the answer's choice.{chosen}",
-        figures.paired_effects(effects, references, path),
-        "Differences in accuracy between pairs of trials, by pooling and by head.",
+        figures.paired_effects(effects, references, found.task.measure, path),
+        f"Differences in {found.task.measure} between pairs of trials, by pooling and by head.",
     )
 
 
-def paired_points(trials: Sequence[Trial], axis: str, reference: object) -> Mapping[object, np.ndarray]:
-    """choice -> points of val accuracy by which it is better than the reference, one for every pair of trials that
+def paired_points(
+    trials: Sequence[Trial], axis: str, reference: object, objective: Objective
+) -> Mapping[object, np.ndarray]:
+    """choice -> points of the objective by which it is better than the reference, one for every pair of trials that
     differ in the axis alone, on the most images that both were fitted on."""
     alike: dict[tuple, dict[object, dict[int, float]]] = defaultdict(dict)
     for trial in trials:
         values = as_values(trial.cell)
         choice = values.pop(axis)
-        accuracies = {rung: result.metrics["val_accuracy"] for rung, result in trial.results.items()}
+        accuracies = {rung: objective.merit(result) for rung, result in trial.results.items()}
         alike[tuple(values.values())][choice] = accuracies
     points: dict[object, list[float]] = defaultdict(list)
     for by_choice in alike.values():
@@ -197,6 +203,8 @@ def choice_name(value: object) -> str:
 def against(points: np.ndarray, reference: str) -> str:
     """What pairs of trials say of a choice, as the rest of a sentence."""
     pairs = f"{len(points)} pair{'s' * (len(points) != 1)}"
+    if not len(points):
+        return f"was never tried where {reference} was, all else equal"
     if len(points) < FEW:
         return f"was tried too seldom to compare it with {reference} ({pairs})"
     mean, error = points.mean(), points.std(ddof=1) / len(points) ** 0.5
@@ -206,29 +214,31 @@ def against(points: np.ndarray, reference: str) -> str:
 
 
 def costs(found: Findings, path: Path) -> Section:
-    """Accuracy against what a feature costs to use."""
-    answer, space, full = found.answer, found.task.space, found.full
+    """The metric against what a feature costs to use."""
+    answer, space, full, measure = found.answer, found.task.space, found.full, found.task.measure
     share = np.array([space.block(trial.cell.block).flops_share for trial in full])
     width = np.array([space.num_features(trial.cell) for trial in full])
+    metric = found.task.objectives[0].metric
     accuracy, stderr = (
-        np.array([trial.last.metrics[name] for trial in full]) for name in ("val_accuracy", "val_stderr")
+        np.array([trial.last.metrics[name] for trial in full])
+        for name in (metric, metric.replace("accuracy", "stderr"))
     )
     winner, best = (next(i for i, trial in enumerate(full) if trial is each) for each in (answer.winner, answer.best))
     dearest = (
-        "no other fully fitted cell is more accurate"
+        f"no other fully fitted cell has a higher {measure}"
         if winner == best
-        else f"the most accurate cell, {answer.best.cell.name}, needs {share[best]:.2f} and {width[best]:,} for "
-        f"{100 * (accuracy[best] - accuracy[winner]):.1f} points more"
+        else f"the cell of the highest {measure}, {answer.best.cell.name}, needs {share[best]:.2f} and {width[best]:,} "
+        f"for {100 * (accuracy[best] - accuracy[winner]):.1f} points more"
     )
     heads = [trial.cell.head for trial in full]
     each_cost = {"share of a forward pass": share, "numbers an image": width}
     return Section(
-        "What accuracy costs",
+        f"What {measure} costs",
         f"The answer needs {share[winner]:.2f} of a forward pass and {width[winner]:,} numbers an image; {dearest}.",
         "Every mark is a cell that was fitted on all images; those on the line cannot be had both cheaper and better. "
         "A pass stops after the cell's block, and its head reads so many numbers.",
-        figures.cost_scatter(accuracy, stderr, each_cost, heads, winner, path),
-        "Val accuracy against share of a forward pass, and against numbers an image.",
+        figures.cost_scatter(accuracy, stderr, each_cost, heads, winner, measure, path),
+        f"Val {measure} against share of a forward pass, and against numbers an image.",
     )
 
 
@@ -240,7 +250,7 @@ def samples(found: Findings, path: Path) -> Section:
     latents = "; these are latents, of which three channels are shown as colours" if task.source.encoder else ""
     return Section(
         "What the network saw",
-        f"At t = {t} the noise is {task.space.sigmas[t]:.2g} times as strong as the image{latents}.",
+        f"At timestep {t} the noise is {rounded(task.space.sigmas[t])} times as strong as the image{latents}.",
         "Above val images as they are, below with the very noise under which their features were read.",
         figures.pictures([examples.clean, examples.noised], [names, [f"t = {t}"] * len(names)], path),
         f"{len(names)} val images, clean and noised.",
@@ -292,9 +302,15 @@ def confusions(found: Findings, path: Path) -> Section:
     wrong = np.where(np.eye(len(classes), dtype=bool), 0, counts)
     order = np.unravel_index(np.argsort(-wrong, axis=None, kind="stable")[:MAX_PAIRS], wrong.shape)
     pairs = [(classes[a], classes[b], wrong[a, b], of_class[a]) for a, b in zip(*order, strict=True) if wrong[a, b]]
-    says = [f"{of} is most often taken for {other}: {n} of {total} times" for of, other, n, total in pairs[:1]]
+    says = [
+        f"the class {of} is most often taken for {other}: {counted(n, 'time', 'times')} in {total}"
+        for of, other, n, total in pairs[:1]
+    ]
     says.append(
-        f"{classes[best]} is known best ({percent(known[best])}), {classes[worst]} least ({percent(known[worst])})"
+        f"the class {classes[best]} is known best ({percent(known[best])}), {classes[worst]} least "
+        f"({percent(known[worst])})"
+        if known[best] > known[worst]
+        else f"all classes are known equally well ({percent(known[best])})"
     )
     if len(classes) > MAX_CLASSES:
         rows = [(of, other, f"{n} of {total}", percent(n / total)) for of, other, n, total in pairs]
@@ -307,7 +323,7 @@ def confusions(found: Findings, path: Path) -> Section:
 
 def scores(found: Findings, path: Path) -> Section | None:
     """Choices without labels against accuracy; None where there are too few sites to rank."""
-    label_free, screened = found.label_free, found.screening.accuracy
+    label_free, screened, measure = found.label_free, found.screening.accuracy, found.task.measure
     if np.isfinite(screened).sum() < FEW:
         return None
     agreement, rows = label_free.trust(screened), []
@@ -321,19 +337,19 @@ def scores(found: Findings, path: Path) -> Section | None:
     return Section(
         "What would have been chosen without labels",
         f"Without labels {choice.name} would have been chosen: {lost_text(choice, found)}; over "
-        f"{np.isfinite(screened).sum():,} sites the ranking agrees with accuracy by a Spearman of {correlation:.2f}.",
-        f"Scores without labels, of every block and timestep, against ridge on {found.screening.rules.rounds[0]:,} "
-        "images. Points lost (regret) are those of a score's first choice against the answer's site under that ridge; "
-        "below 0 it gains some.",
-        figures.score_scatter(label_free.ranking, screened, space.timesteps, correlation, path, *places),
-        "Accuracy against the label-free ranking, one mark a block and timestep.",
+        f"{np.isfinite(screened).sum():,} sites the ranking agrees with {measure} by a Spearman of {correlation:.2f}.",
+        f"Scores without labels, of every block and timestep, against {measure} of ridge on "
+        f"{found.screening.rules.rounds[0]:,} images. Points lost (regret) are those of a score's first choice against "
+        "the answer's site under that ridge; below 0 it gains some.",
+        figures.score_scatter(label_free.ranking, screened, space.timesteps, correlation, measure, path, *places),
+        f"{measure.capitalize()} against the label-free ranking, one mark a block and timestep.",
         Table(("score", "Spearman", "at one timestep", "first choice", "points lost"), rows),
     )
 
 
 def plane(found: Findings, path: Path) -> Section | None:
     """Alignment and uniformity."""
-    screened, tables = found.screening.accuracy, found.label_free.scores
+    screened, tables, measure = found.screening.accuracy, found.label_free.scores, found.task.measure
     if np.isfinite(screened).sum() < FEW or not {"alignment", "uniformity"} <= set(tables):
         return None
     says = []
@@ -342,16 +358,22 @@ def plane(found: Findings, path: Path) -> Section | None:
         verb = (
             f"grows with {'lower' if correlation < 0 else 'higher'}" if abs(correlation) > 0.2 else "hardly depends on"
         )
-        says.append(f"accuracy {verb} {name} (Spearman {correlation:.2f})")
+        says.append(f"{measure} {verb} {name} (Spearman {correlation:.2f})")
     answer = found.task.space.position(found.cell.block, found.cell.timestep)
     return Section(
         "Alignment and uniformity",
         sentence(says),
         "Every mark is a block at a timestep. Good features are where both are low, says the DDAE paper; along a "
-        "dashed line accuracy is the same by the trend.",
-        figures.alignment_uniformity(tables["alignment"], tables["uniformity"], screened, answer, path),
-        "Uniformity against alignment, coloured by accuracy, with the fitted trend.",
+        f"dashed line {measure} is the same by the trend.",
+        figures.alignment_uniformity(tables["alignment"], tables["uniformity"], screened, answer, measure, path),
+        f"Uniformity against alignment, coloured by {measure}, with the fitted trend.",
     )
+
+
+def timesteps_text(timesteps: Sequence[int]) -> str:
+    """timestep 10; timesteps 0, 10 and 30"""
+    *others, last = map(str, timesteps)
+    return f"timesteps {', '.join(others)} and {last}" if others else f"timestep {last}"
 
 
 def percent(share: float, digits: int = 0) -> str:

@@ -19,7 +19,7 @@ from storage.remote import Remote, is_address
 from sweeps import cli
 from sweeps.cluster.session import address
 from sweeps.findings.folder import started_in
-from sweeps.flags import SEEDS, ModelAndData, check_numbers
+from sweeps.flags import SEEDS, ImagesAndLabels, ModelAndData, check_numbers
 
 VAL_FRACTION = 0.2
 
@@ -112,14 +112,14 @@ def open_source(config: ModelAndData, backbone: Backbone, pooling: int) -> tuple
 
 def load_images(config: ModelAndData, backbone: Backbone) -> Dataset:
     """The dataset that the flags name, at the network's size."""
-    check_numbers(config, white=(0, 1e30))
-    reading = Reading(
-        config.label_column, config.group_by, config.white, config.check_data, config.skip_unreadable
-    )  # fmt: skip
     num_channels = 3 if backbone.encoder.fingerprint else backbone.encoder.shape[0]  # latents are made of colours
-    return load_dataset(
-        config.dataset, backbone.image_size, config.data_root, config.data_seed, VAL_FRACTION, reading, num_channels
-    )
+    where, how = (config.dataset, backbone.image_size, config.data_root), reading_of(config)
+    return load_dataset(*where, config.data_seed, VAL_FRACTION, how, num_channels)
+
+
+def reading_of(config: ImagesAndLabels) -> Reading:
+    check_numbers(config, white=(0, 1e30))
+    return Reading(config.label_column, config.group_by, config.white, config.check_data, config.skip_unreadable)
 
 
 def as_stored(source: FeatureSource, old_fingerprint: str) -> FeatureSource:

@@ -72,6 +72,17 @@ class ProbeTask:
     def objectives(self) -> tuple[Objective, ...]:
         return (Objective(f"val_{self.metric}"),)
 
+    @property
+    def measure(self) -> str:
+        """What chooses, as a person says it."""
+        return self.metric.replace("_", " ")
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What is measured, what chooses first, as a person says it."""
+        both = "accuracy", *(["balanced accuracy"] if self.is_balanced else [])
+        return tuple(sorted(both, key=lambda measure: measure != self.measure))
+
     @cached_property
     def is_balanced(self) -> bool:
         """Whether balanced accuracy is measured beside accuracy: it chooses, or the classes are uneven."""

@@ -5,10 +5,17 @@ from shlex import quote
 import numpy as np
 
 from ddae.label_free import Trust
+from ddae.units import rounded
 from sweeps.cli import aligned
 from sweeps.findings.answer import without_text
 from sweeps.probing.findings import Findings, FirstChoice
 from sweeps.search.task import Result
+
+WHAT = {
+    "balanced accuracy": ("balanced", "is the mean of the classes' accuracies"),
+    "accuracy": ("accuracy", "of the val images are classified correctly"),
+}
+"""Measure -> name and wording of the fact that gives it where another chooses."""
 
 
 def report(found: Findings) -> str:
@@ -32,21 +39,25 @@ def report(found: Findings) -> str:
 
 def sure(found: Findings, newline: bool = False) -> str:
     """How sure the answer is."""
-    answer = found.answer
-    by = ", by balanced accuracy" * (found.task.metric == "balanced_accuracy")
-    return (
-        f"{len(answer.tied)} of the {answer.num_full} cells that were fitted on all images are statistically tied with "
-        f"the best (^)\non val ({found.task.num_val:,} images, paired bootstrap, 95 %{by}); the cheapest of them is "
-        "the answer (*)"
-    ).replace("\n", "\n" if newline else " ")
+    answer, others = found.answer, found.answer.num_full - 1
+    by = f", by {found.task.measure}" * (found.task.measure != "accuracy")
+    how = f"on val ({found.task.num_val:,} images, paired bootstrap, 95 %{by})"
+    fitted = "cells that were fitted on all images"
+    says = f"{len(answer.tied)} of the {answer.num_full} {fitted} are statistically tied with the best (^)\n{how}; "
+    says += "the cheapest of them is the answer (*)"
+    if len(answer.tied) == 1:
+        says = f"none of the {fitted} beside it ({others}) is statistically tied with the best, the answer (*^)\n{how}"
+    if not others:
+        says = "one cell alone was fitted on all images; it is the answer (*^)"
+    return says.replace("\n", "\n" if newline else " ")
 
 
 def tied_rows(found: Findings) -> list[tuple[str, ...]]:
     """A header, and the cells that are tied with the best, cheapest first; ten, and the best."""
     answer, space = found.answer, found.task.space
-    balanced = ("balanced",) if found.task.is_balanced else ()
+    chooses, *others = found.task.measures
     rows: list[tuple[str, ...]] = []
-    rows.append(("", "block", "t", "sigma", "pooling", "head", "val accuracy", *balanced, "forward", "features"))
+    rows.append(("", "block", "t", "sigma", "pooling", "head", f"val {chooses}", *others, "forward", "features"))
     for trial in [trial for number, trial in enumerate(answer.tied) if number < 10 or trial is answer.best]:
         cell = trial.cell
         rows.append(
@@ -54,11 +65,10 @@ def tied_rows(found: Findings) -> list[tuple[str, ...]]:
                 "*" * (trial is answer.winner) + "^" * (trial is answer.best),
                 cell.block,
                 str(cell.timestep),
-                f"{space.sigmas[cell.timestep]:.3g}",
+                rounded(space.sigmas[cell.timestep], 3),
                 f"{cell.pooling}x{cell.pooling}",
                 cell.head,
-                accuracy_text(trial.last),
-                *(accuracy_text(trial.last, "balanced_") for _ in balanced),
+                *(accuracy_text(trial.last, measure) for measure in found.task.measures),
                 f"{space.block(cell.block).flops_share:.2f}",
                 f"{space.num_features(cell):,}",
             )
@@ -73,7 +83,7 @@ def facts(found: Findings) -> dict[str, str]:
     timesteps = ", ".join(map(str, found.screening.sites))
     new = "" if cost.new_passes else "; all of it was in the store"
     return {
-        "answer": f"{answer.cell.name} ({answer.result.params['setting']}): {accuracy_text(answer.result)} % on val",
+        "answer": f"{answer.cell.name} ({answer.result.params['setting']}): {chosen_text(found, answer.result)} on val",
         "raw pixels": raw_pixels_text(found),
         **images_facts(found),
         "without labels": without_labels(found),
@@ -89,24 +99,24 @@ def facts(found: Findings) -> dict[str, str]:
 def raw_pixels_text(found: Findings) -> str:
     if found.raw_pixels is None:
         return "could not be measured"
-    beaten = found.answer.result.metrics["val_accuracy"] > found.raw_pixels.metrics["val_accuracy"]
+    merit = found.task.objectives[0].merit
+    beaten = merit(found.answer.result) > merit(found.raw_pixels)
     more = "" if beaten else "; the answer does not beat them"
-    return f"{accuracy_text(found.raw_pixels)} % under the same head{more}"
+    return f"{chosen_text(found, found.raw_pixels)} under the same head{more}"
 
 
 def images_facts(found: Findings) -> dict[str, str]:
     """The dataset, what is left out of it and why, and what val images that are in train do to the answer's number."""
-    summary, *others = found.task.notes or ("",)
-    twins = found.task.twins.get("val", np.zeros(0, dtype=bool))
+    task, result = found.task, found.answer.result
+    summary, *others = task.notes or ("",)
+    twins, labels = task.twins.get("val", np.zeros(0, dtype=bool)), task.labels["val"]
     facts = {"images": summary, "to know": "; ".join(others)}
     if twins.any():
-        facts["without copies"] = without_text(found.answer.result.correct, twins, "val", "train")
-    if found.task.is_balanced:
-        labels = found.task.labels["val"]
-        facts["balanced"] = (
-            f"{accuracy_text(found.answer.result, 'balanced_')} % is the mean of the classes' accuracies; always "
-            f"saying the largest class is right on {100 * np.bincount(labels).max() / len(labels):.1f} % of val"
-        )
+        facts["without copies"] = without_text(result.correct, labels, twins, "val", "train", task.measure)
+    majority = f"always saying the largest class is right on {100 * np.bincount(labels).max() / len(labels):.1f} %"
+    for measure in task.measures[1:]:
+        name, what = WHAT[measure]
+        facts[name] = f"{accuracy_text(result, measure)} % {what}; {majority} of val"
     return {name: fact for name, fact in facts.items() if fact}
 
 
@@ -128,10 +138,22 @@ def lost_text(choice: FirstChoice, found: Findings) -> str:
     if choice.lost is None:
         return "ridge did not screen it"
     points, stderr = choice.lost
-    return f"{points:.1f} +- {stderr:.1f} points lost under ridge on {found.screening.rules.rounds[0]:,} images"
+    num_images = found.screening.rules.rounds[0]
+    return f"{points:.1f} +- {stderr:.1f} {points_of(found)} lost under ridge on {num_images:,} images"
 
 
-def accuracy_text(result: Result, balanced: str = "") -> str:
-    """Val accuracy in percent, with its standard error. balanced: "balanced_" for balanced accuracy."""
-    accuracy, stderr = (result.metrics[f"val_{balanced}{name}"] for name in ("accuracy", "stderr"))
+def points_of(found: Findings) -> str:
+    return "points" if found.task.measure == "accuracy" else f"points of {found.task.measure}"
+
+
+def chosen_text(found: Findings, result: Result) -> str:
+    """What chooses, in percent, by its name where that is not accuracy."""
+    measure = found.task.measure
+    return f"{accuracy_text(result, measure)} %{f' {measure}' * (measure != 'accuracy')}"
+
+
+def accuracy_text(result: Result, measure: str = "accuracy") -> str:
+    """Val accuracy, or the balanced one, in percent, with its standard error."""
+    metric = f"val_{measure.replace(' ', '_')}"
+    accuracy, stderr = result.metrics[metric], result.metrics[metric.replace("accuracy", "stderr")]
     return f"{100 * accuracy:.1f} +- {100 * stderr:.1f}"

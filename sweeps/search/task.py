@@ -41,6 +41,11 @@ class Objective:
     metric: str
     direction: Literal["maximize", "minimize"] = "maximize"
 
+    @property
+    def measure(self) -> str:
+        """What is measured on val, as a person says it: balanced accuracy."""
+        return self.metric.removeprefix("val_").replace("_", " ")
+
     def merit(self, result: "Result") -> float:
         """The metric, or minus it where lower is better."""
         value = result.metrics[self.metric]
@@ -49,7 +54,9 @@ class Objective:
     def text(self, result: "Result") -> str:
         """The metric as a person reads it."""
         value = result.metrics[self.metric]
-        return f"{100 * value:.1f} %" if self.metric.endswith("accuracy") else f"{self.metric} {value:.4g}"
+        if not self.metric.endswith("accuracy"):
+            return f"{self.metric} {value:.4g}"
+        return f"{100 * value:.1f} %{' balanced accuracy' if 'balanced' in self.metric else ''}"
 
 
 @dataclass(frozen=True)

@@ -214,3 +214,41 @@ def save_16_bits(file, pixels, channels):
         Image.fromarray(pixels).save(f"{file}.tif")
     else:
         file.with_suffix(".png").write_bytes(png_of_16_bits(np.repeat(pixels[..., None], 3, -1)))
+
+
+@pytest.mark.parametrize(
+    "names", [("Cat", "cat"), ("big cat", "big  cat"), ("caf\u00e9", "cafe\u0301"), ("stra\u00dfe", "STRASSE")]
+)
+def test_classes_whose_names_a_person_takes_for_one_are_said(names, tmp_path):
+    name = draw(tmp_path / "set", {names[0]: noise(20, 0), names[1]: noise(20, 1), "dog": noise(20, 2)})
+    [said] = [note for note in notes_of(name) if "make them one" in note]
+    assert all(repr(each) in said for each in names) and "dog" not in said
+
+
+def test_classes_whose_names_differ_are_not(tmp_path):
+    name = draw(tmp_path / "set", {"cat 1": noise(20, 0), "cat 11": noise(20, 1), "cat": noise(20, 2)})
+    assert not [note for note in notes_of(name) if "make them one" in note]
+
+
+def test_a_group_for_each_image_keeps_nothing_together_and_is_said(tmp_path):
+    name = draw(tmp_path / "set", {"cat": noise(20, 0), "dog": noise(20, 1)})
+    said = "each of the 40 images is a group of its own, so --group-by keeps nothing together"
+    assert said in load_dataset(name, 8, reading=Reading(group_by="(.*)")).notes
+    assert said not in load_dataset(name, 8, reading=Reading(group_by="([0-9])[.]png")).notes
+
+
+@pytest.mark.parametrize("pattern", ["(c|d)(.*)", "((c)|d)", "[cd]"])
+def test_a_pattern_of_no_group_or_of_several_is_refused(pattern, tmp_path):
+    name = draw(tmp_path / "set", {"cat": noise(20, 0), "dog": noise(20, 1)})
+    with pytest.raises(
+        ValueError, match=r"with one group in brackets \(it has [02]; brackets that are none begin with"
+    ):
+        load_dataset(name, 8, reading=Reading(group_by=pattern))
+
+
+def test_an_empty_name_is_not_the_working_folder(tmp_path, monkeypatch):
+    draw(tmp_path, {"cat": noise(20, 0), "dog": noise(20, 1)})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="dataset='' is empty"):
+        load_dataset("", 8)
+    assert load_dataset(".", 8).images.classes == ("cat", "dog")

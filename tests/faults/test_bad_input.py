@@ -67,6 +67,13 @@ CASES = [
     (["--backbone", "../nowhere"], "backbone='../nowhere' is neither a folder or file here"),
     (["--backbone", "ddpm-fashion-mnits"], "did you mean 'ddpm-fashion-mnist'?"),
     (["--backbone", "a b/c@../.."], "backbone='a b/c@../..' is neither"),
+    (["--dataset", ""], "--dataset is empty; give a value, or leave it out"),
+    (["--backbone="], "--backbone is empty; give a value, or leave it out"),
+    (["--store", ""], "--store is empty"),
+    (["--data-root", ""], "--data-root is empty"),
+    (["--white", "nan"], "white=nan must be 0 or more"),
+    (["--label-column", "class"], "label_column='class' is for Hugging Face sets"),
+    (["--group-by", "(.*)"], "group_by='(.*)': dataset='digits' has no files or columns to group by"),
     (["--config"], "--config wants a file"),
     (["--config", "/dev"], "--config /dev cannot be read (Is a directory)"),
 ]
@@ -190,6 +197,10 @@ PRETRAINING = [
     (["--ema-decay", "2"], "ema_decay=2.0 must be 0 or more, and 1 at most"),
     (["--seed", "-1"], "seed=-1 must be 0 or more"),
     (["--device", "tpu"], "device='tpu' is not available"),
+    (["--white", "-1"], "white=-1.0 must be 0 or more"),
+    (["--dataset", ""], "--dataset is empty"),
+    (["--label-column", "class"], "label_column='class' is for Hugging Face sets"),
+    (["--group-by", "(.*)"], "group_by='(.*)': dataset='digits' has no files or columns to group by"),
     (["--out", "/proc/out"], "/proc/out: no such file or directory; allow it, or name other folders"),
 ]
 

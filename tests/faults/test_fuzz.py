@@ -1,5 +1,6 @@
 """Whatever a flag, a config file, an image or a checkpoint holds: it is used, or it is one line and nothing written."""
 
+import dataclasses
 import functools
 import io
 import re
@@ -17,7 +18,6 @@ from PIL import Image
 from ddae.backbones import load_backbone
 from ddae.datasets.pixels import decode
 from sweeps import cli
-from sweeps.flags import ModelAndData
 from sweeps.layer_noise import LayerNoise, main
 from sweeps.probing import source
 
@@ -44,7 +44,7 @@ KNOWN = {
     "text_embedding": ["", "none.safetensors"],
     "backbone": ["nowhere"],
 }
-FIELDS = ModelAndData.__annotations__ | LayerNoise.__annotations__
+FIELDS = {field.name: field.type for field in dataclasses.fields(LayerNoise)}
 
 
 def values(name):

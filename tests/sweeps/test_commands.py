@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from ddae.label_free import LABELLED, SCORES
+from ddae.report.page import PLUS_MINUS
 from storage.tracking import Tracker
 from tests.commands import PATIENCE_SECONDS, start
 
@@ -102,7 +103,7 @@ def test_figures_are_pictures(folder):
 def test_the_page_says_what_the_report_says(folder):
     html = (folder / "report.html").read_text()
     winner = json.loads((folder / "results.json").read_text())["answer"]
-    assert f"{100 * winner['val_accuracy']:.1f} ± {100 * winner['val_stderr']:.1f}" in html
+    assert f"{100 * winner['val_accuracy']:.1f}{PLUS_MINUS}{100 * winner['val_stderr']:.1f}" in html
     assert f"block {winner['cell']['block']} at timestep {winner['cell']['timestep']} " in html
     assert html.count("<section") == 11 and html.count("<svg") == 10
     assert "--poolings 1 2 --num-trials 8" in html
@@ -153,7 +154,7 @@ def test_the_test_set_is_measured_once(folder, place):
     accuracy = json.loads((folder / "final_test.json").read_text())["test_accuracy"]
     assert runs(place)[0][0].data.metrics["test_accuracy"] == pytest.approx(accuracy)
     html = (folder / "report.html").read_text()
-    assert f"On test {100 * accuracy:.1f} ± " in html and "have not been looked at" not in html
+    assert f"On test {100 * accuracy:.1f}{PLUS_MINUS}" in html and "have not been looked at" not in html
 
 
 def test_more_trials_go_on_and_grid_shares_the_store(folder, fork, tiny_model, place):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ import ddae
 from ddae.backbones import load_backbone
 from ddae.finetune import Cut, cut_network, reinitialise
 from sweeps.finetune import Finetune
+from sweeps.finetuning.cost import estimate, latents_needed
 from sweeps.finetuning.sweep import set_up
 from tests.commands import PATIENCE_SECONDS
 
@@ -120,3 +122,28 @@ def test_a_sweep_of_another_model_is_refused(tmp_path):
     (tmp_path / "layer-noise-1" / "config.yaml").write_text("backbone: one\n")
     with pytest.raises(ValueError, match="backbone='other' is not that of --sweep"):
         set_up(Finetune("other", sweep=tmp_path / "layer-noise-1"))
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+def test_all_latents_that_trainings_see_are_encoded_before(seeds, tiny_stable_diffusion, tmp_path):
+    flags = {"dataset": "digits", "block": "mid", "timestep": 10, "store": str(tmp_path), "num_labels": (300, 400)}
+    setup = set_up(Finetune(backbone=tiny_stable_diffusion, seeds=seeds, **flags))
+    [needs] = latents_needed(setup).values()
+    encoded = {(need.split, need.view): need.num_images for need in needs}
+    assert len(encoded) == len(needs) == 12
+    for task in setup.tasks:
+        for seed in range(seeds):
+            cell = replace(task.cells[0], seed=seed)
+            assert task.labelled(cell).max() < encoded["train", 0]
+            assert all(need.num_images <= encoded[need.split, need.view] for need in task.needs(cell, 1))
+            assert len(task.needs(cell, 1)) == 12
+
+
+def test_the_dry_run_says_what_encoding_takes_and_keeps(tiny_stable_diffusion, tmp_path):
+    flags = {"dataset": "digits", "block": "mid", "timestep": 10, "store": str(tmp_path), "num_labels": (20,)}
+    said = estimate(set_up(Finetune(backbone=tiny_stable_diffusion, **flags)))
+    [latents] = [line for line in said.splitlines() if line.startswith("latents")]
+    assert re.search(
+        r"images and views of images are encoded once, in \S+ \w+ on one cpu, and kept: \S+ MB in ", latents
+    )
+    assert not re.search(r"e\+\d", said)

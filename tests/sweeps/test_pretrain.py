@@ -3,11 +3,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ddae.backbones import load_backbone
+from sweeps.flags import ImagesAndLabels
+from sweeps.pretrain import Pretrain
+from sweeps.pretraining import recipe_of, set_up
 
 COMMAND = [sys.executable, str(Path(__file__).parents[2] / "sweeps" / "pretrain.py"), "--dataset", "digits"]
 SMALL = ["--channels", "8", "16", "--batch-size", "8", "--steps", "6", "--checkpoint-every", "3"]
@@ -75,3 +81,63 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(tmp_path):
     again = train(tmp_path, "--learning-rate", "0.1")
     assert again.returncode == 2
     assert "was made with other settings" in again.stderr and "give another --out" in again.stderr
+
+
+def write_images(folder, num=10, dtype=np.uint8, high=255):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for n in range(num):
+            pixels = rng.integers(0, high + 1, (16, 16)).astype(dtype)
+            Image.fromarray(pixels).save(folder / name / f"p{n // 2}-{n}.png")
+    return str(folder)
+
+
+def test_the_flags_of_images_do_what_they_do_elsewhere(tmp_path, caplog):
+    name, out = write_images(tmp_path / "set", dtype=np.uint16, high=1000), tmp_path / "out"
+    flags = {"dataset": name, "out": out, "image_size": 16, "channels": (8, 16)}
+    plain = set_up(Pretrain(**flags))
+    assert plain.reading.white == 1023 and not plain.reading.check
+    assert "16 training images; 4 are left out, a fifth of every class, kept for test" in caplog.text
+    assert "in all of them 1023 is white" in caplog.text
+    caplog.clear()
+    given = set_up(Pretrain(**flags, white=4095, group_by="(p[0-9]+)"))
+    assert given.reading.white == 4095 and given.reading.group_by == "(p[0-9]+)"
+    assert "4095 is white, as given" in caplog.text
+    plain.start(torch.device("cpu"))
+    seen = float(plain.images.read(np.arange(20)).float().mean())
+    given.start(torch.device("cpu"))
+    assert float(given.images.read(np.arange(20)).float().mean()) == pytest.approx(seen * 1023 / 4095, rel=0.02)
+    assert len(np.intersect1d(given.images.groups[:16], given.images.groups[16:])) == 0
+
+
+def test_an_image_that_cannot_be_read_is_named_or_left_out(tmp_path):
+    name = write_images(tmp_path / "set")
+    (tmp_path / "set" / "a" / "p9-9.png").write_bytes(b"no image")
+    flags = {"dataset": name, "out": tmp_path / "out", "image_size": 16, "channels": (8, 16)}
+    with pytest.raises(ValueError, match=r"p9-9.png cannot be read as an image .* --skip-unreadable"):
+        set_up(Pretrain(**flags))
+    assert set_up(Pretrain(**flags, skip_unreadable=True)).reading.left_out
+
+
+def test_of_several_label_columns_one_is_named(tmp_path):
+    images = [Image.fromarray(np.full((8, 8), n, np.uint8)) for n in range(20)]
+    columns = {"image": images, "coarse_label": [n % 2 for n in range(20)], "fine_label": [n % 4 for n in range(20)]}
+    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).save_to_disk(tmp_path / "set")
+    flags = {"dataset": str(tmp_path / "set"), "out": tmp_path / "out", "image_size": 8, "channels": (8, 16)}
+    with pytest.raises(ValueError, match="label_column"):
+        set_up(Pretrain(**flags))
+    assert set_up(Pretrain(**flags, label_column="fine_label")).reading.label_column == "fine_label"
+
+
+def test_one_class_is_enough_where_no_label_is_read(tmp_path):
+    folder = Path(write_images(tmp_path / "set"))
+    (folder / "b").rename(tmp_path / "b")
+    set_up(Pretrain(dataset=str(folder), out=tmp_path / "out", image_size=16, channels=(8, 16)))
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path):
+    new = {"data_root", "check_data", "label_column", "group_by", "white", "skip_unreadable"}
+    assert new == ImagesAndLabels.__dataclass_fields__.keys()
+    assert not new & recipe_of(Pretrain(check_data=False)).keys()
+    assert recipe_of(Pretrain(white=255.0))["white"] == 255

@@ -103,3 +103,12 @@ def test_half_of_the_timesteps_stay_but_never_too_few():
 def test_senseless_rules_are_one_line(rules, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         replace(ScreeningRules((50, 200)), **rules)
+
+
+def test_what_is_ready_first_decides_nothing():
+    rules = ScreeningRules((50,), finalists=1)
+    needs = {Need(t, "train", 50, (block,)): np.arange(50) < 40 for t in (0, 10, 100) for block in SPACE.block_names}
+    orders = [dict(sorted(needs.items(), key=lambda item: sign * item[0].timestep)) for sign in (1, -1)]
+    first, second = (Screening(rules, SPACE, (), SPACE.sites).after(order) for order in orders)
+    assert first.sites == second.sites and first.ranked == second.ranked
+    assert list(first.rounds[0]) == list(second.rounds[0]) == [0, 10, 100]
