@@ -8,8 +8,10 @@ Every cell is fitted on all images once. A method is then played with the projec
 at a time, on fits that are made when it asks for them. A seed shuffles the training images, so that every prefix
 differs, splits val into a half that the methods see and one that they do not, and seeds the sampler.
 
-Regret: accuracy on the unseen half of the grid's best cell minus that of the method's, in points; both chosen on the
-seen half. Passes: full forward passes (by FLOPs) over the training images. Stop it and start it again as you like.
+Regret: accuracy of the grid's best cell minus that of the method's answer, in points, on images that chose nothing:
+the unseen half of val, and test. Both are chosen on the seen half; the answer is the best cell or, as --prefer cheapest
+has it, the cheapest of those that are statistically tied with it. Passes: full forward passes (by FLOPs) over the
+training images. Stop it and start it again as you like.
 """
 
 import time
@@ -21,6 +23,7 @@ from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median, stdev
+from typing import Any
 
 import numpy as np
 import record
@@ -32,7 +35,7 @@ from rich.progress import track
 from ddae import label_free, ridge
 from ddae.heads import find_head, linear, mlp
 from ddae.pooling import pool
-from ddae.probe import to_maps
+from ddae.probe import tied_with_best, to_maps
 from storage.feature_store import FeatureStore
 from storage.ledger import Ledger, content_key
 from sweeps.flags import ModelAndData
@@ -67,8 +70,10 @@ class Played:
 
     method: str
     seed: int
-    cell: str
-    regret: float
+    answers: dict[str, str]
+    """The cell that each of RULES hands over."""
+    regret: dict[str, dict[str, float]]
+    """Of each of RULES, on the unseen half of val and on test."""
     passes: float
     share_of_grid: float
     head_seconds: float
@@ -100,11 +105,11 @@ class Lab:
         return order[: self.num_val // 2], order[self.num_val // 2 :]
 
     def right(self, cell: Cell, num_images: int, seed: int, epochs: float = 1.0) -> np.ndarray:
-        """bool [settings, num_val] of the cell's head. epochs: share of its usual training."""
+        """bool [settings, num_val + num_test] of the cell's head. epochs: share of its usual training."""
         seed, version = 0 if num_images == self.num_train else seed, find_head(cell.head)[0].version
         return self._once(
             lambda: self._fit(cell, self.order(seed, num_images), epochs),
-            cell=cell.name, num_images=num_images, seed=seed, epochs=epochs, version=version,
+            cell=cell.name, num_images=num_images, seed=seed, epochs=epochs, version=version, splits=("val", "test"),
         )  # fmt: skip
 
     def screen(self, need: Need, seed: int) -> np.ndarray:
@@ -122,7 +127,8 @@ class Lab:
         head, sizes = find_head(cell.head)
         with fewer_epochs(epochs):
             fitted = head.fit(features, labels, self.task.num_classes, 0, *sizes)
-        return (fitted(self._features(cell, "val")).argmax(-1) == self.labels["val"]).numpy()
+        right = [fitted(self._features(cell, split)).argmax(-1) == self.labels[split] for split in ("val", "test")]
+        return torch.cat(right, 1).numpy()
 
     def _features(self, cell: Cell, split: str) -> torch.Tensor:
         return self.task.read(cell, split, len(self.task.labels[split]))[0][cell.pooling]
@@ -164,7 +170,9 @@ class Play:
 
     def __init__(self, task: ProbeTask, seed: int):
         self.lab, self.task, self.seed = Lab(task), task, seed
-        self.seen, self.unseen = self.lab.halves(seed)
+        self.seen, unseen = self.lab.halves(seed)
+        test = np.arange(self.lab.num_val, self.lab.num_val + len(task.labels["test"]))
+        self.judges = dict(zip(JUDGES, (unseen, test), strict=True))
         self.needs: list[Need] = []
         self.full: dict[Cell, float] = {}
         """Cells fitted on all images, and their accuracy on the seen half."""
@@ -177,10 +185,15 @@ class Play:
             self.full[cell] = float(accuracy)
         return float(accuracy)
 
-    def unseen_right(self, cell: Cell) -> np.ndarray:
-        """On the unseen half, of the setting that is best on the seen one."""
+    def chosen(self, cell: Cell) -> np.ndarray:
+        """bool [num_val + num_test] of the setting that is best on the seen half."""
         right = self.lab.right(cell, self.lab.num_train, self.seed)
-        return right[right[:, self.seen].mean(1).argmax()][self.unseen]
+        return right[right[:, self.seen].mean(1).argmax()]
+
+    def regret(self, cell: Cell, best_of_grid: Cell) -> dict[str, float]:
+        """Points lost, by each of the judges."""
+        lost = self.chosen(best_of_grid).astype(float) - self.chosen(cell)
+        return {name: 100 * float(lost[judge].mean()) for name, judge in self.judges.items()}
 
     def screen(self, rules: ScreeningRules, label_free: bool = True) -> Screening:
         screening = Screening(rules, self.task.space, (), self.task.space.sites)
@@ -200,6 +213,20 @@ class Play:
         search = HalvingSearch(task, num_trials, sampler, self.seed, LayerNoise.round_size, first=first)
         while fit := search.ask():
             search.tell(fit, Result({"val_accuracy": self.fit(*fit, sites)}, {}, 0, 0))
+
+
+def best(play: Play) -> Cell:
+    return max(play.full, key=lambda cell: play.full[cell])
+
+
+def cheapest(play: Play) -> Cell:
+    """Of the cells that are statistically tied with the best."""
+    cells = list(play.full)
+    ties = tied_with_best(np.stack([play.chosen(cell)[play.seen] for cell in cells]))
+    return min((cell for cell, tie in zip(cells, ties, strict=True) if tie), key=play.task.space.cost)
+
+
+RULES: dict[str, Callable[[Play], Cell]] = {"best": best, "cheapest": cheapest}
 
 
 def ours(play: Play, sampler: str = "optuna", label_free: bool = True, **rules: float) -> None:
@@ -245,6 +272,8 @@ def label_free_first(play: Play, num_sites: int = 5) -> None:
 SECOND_DRAW = 512
 """Training images that have a second noise draw here."""
 
+JUDGES = "unseen val", "test"
+COSTS = "passes", "share_of_grid", "head_seconds"
 NUM_TRIALS = 40
 METHODS: dict[str, Callable[[Play], None]] = {
     "screening, optuna + ASHA (default)": ours,
@@ -264,7 +293,8 @@ METHODS: dict[str, Callable[[Play], None]] = {
 
 
 def main(config: SearchCost) -> None:
-    task = set_up(config, config.poolings, config.heads).task
+    task, _, dataset = set_up(config, config.poolings, config.heads)
+    task = replace(task, labels={**task.labels, "test": dataset.labels("test")})
     space = task.space
     with ProcessPoolExecutor(config.processes, get_context("spawn"), torch.set_num_threads, (1,)) as workers:
         wait("extraction", [workers.submit(extract, task, *site) for site in space.sites.items()])
@@ -277,11 +307,12 @@ def main(config: SearchCost) -> None:
     print(
         f"{len(space.cells):,} cells, {task.num_train:,} + {task.num_val:,} images, {config.seeds} seeds; "
         f"the grid costs {task.grid_passes / task.num_train:.2f} passes over the training images\n"
-        f"{'':<34} passes  of grid  heads (s)  regret (points)  median  largest"
+        f"{'':<34} passes  of grid  heads (s)  regret of the answer (points): on unseen val, on test; of the cheapest"
     )
-    line = "{:<34} {:6.2f}  {:7.3f}  {:9.0f}    {:5.2f} +- {:4.2f}  {:6.2f}  {:7.2f}"
     for name, row in rows.items():
-        print(line.format(name, *row.values()))
+        regrets = ["{:5.2f} +- {:4.2f}".format(*row["regret"][rule][judge]) for rule in RULES for judge in JUDGES]
+        costs = "{:6.2f}  {:7.3f}  {:9.0f}".format(*(row[each] for each in COSTS))
+        print(f"{name:<34} {costs}  {'  '.join(regrets)}")
     results = {"cells": len(space.cells), "methods": rows, "played": [asdict(one) for one in played]}
     record.write(config.name, results)
     draw(rows, task.grid_passes / task.num_train, record.RESULTS / f"{config.name}.png")
@@ -298,15 +329,17 @@ CURVES = {
 """What belongs together in the picture."""
 
 
-def draw(rows: dict[str, dict[str, float]], grid_passes: float, path: Path) -> None:
+def draw(rows: dict[str, dict[str, Any]], grid_passes: float, path: Path) -> None:
     """Regret against cost, one curve a way to search."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for (label, names), marker in zip(CURVES.items(), "osv^DP", strict=True):
         points = sorted((rows[name] for name in names if name in rows), key=lambda row: row["passes"])
         if points:
-            x, y, error = ([row[field] for row in points] for field in ("passes", "regret", "stderr"))
-            axes.errorbar(x, y, error, marker=marker, capsize=2, linewidth=1, label=label)
+            y, error = zip(*(row["regret"]["best"]["unseen val"] for row in points), strict=True)
+            axes.errorbar(
+                [row["passes"] for row in points], y, error, marker=marker, capsize=2, linewidth=1, label=label
+            )
     axes.plot(grid_passes, 0, "*", color="black", ms=12, label="the grid")
     axes.axhspan(-0.3, 0.3, color="0.92", zorder=0)
     axes.set(xlabel="full forward passes over the training images", ylabel="regret (points)", xlim=(0, None))
@@ -322,6 +355,7 @@ def extract(task: ProbeTask, timestep: int, blocks: tuple[str, ...]) -> None:
     extractor = opened(task.source)
     extractor.ensure(Need(timestep, "train", task.num_train, blocks))
     extractor.ensure(Need(timestep, "val", task.num_val, blocks))
+    extractor.ensure(Need(timestep, "test", len(task.labels["test"]), blocks))
     extractor.ensure(Need(timestep, "train", SECOND_DRAW, blocks, draw=1))
 
 
@@ -339,26 +373,24 @@ def play(task: ProbeTask, method: str, seed: int, best_of_grid: Cell) -> Played:
     one = Play(task, seed)
     METHODS[method](one)
     passes, head_seconds = task.space.forward_passes(one.needs), one.lab.head_seconds
-    best = max(one.full, key=lambda cell: one.full[cell])
-    regret = one.unseen_right(best_of_grid).mean() - one.unseen_right(best).mean()
+    answers = {name: rule(one) for name, rule in RULES.items()}
     return Played(
-        method, seed, best.name, 100 * float(regret), passes / task.num_train, passes / task.grid_passes,
-        head_seconds, len(one.full),
+        method, seed, {name: cell.name for name, cell in answers.items()},
+        {name: one.regret(cell, best_of_grid) for name, cell in answers.items()},
+        passes / task.num_train, passes / task.grid_passes, head_seconds, len(one.full),
     )  # fmt: skip
 
 
-def summary(played: list[Played]) -> dict[str, float]:
-    """Of all seeds: medians, but for the regret."""
-    regrets = [one.regret for one in played]
-    return {
-        "passes": median(one.passes for one in played),
-        "share_of_grid": median(one.share_of_grid for one in played),
-        "head_seconds": median(one.head_seconds for one in played),
-        "regret": mean(regrets),
-        "stderr": stdev(regrets) / len(regrets) ** 0.5,
-        "median": median(regrets),
-        "largest": max(regrets),
+def summary(played: list[Played]) -> dict[str, Any]:
+    """Of all seeds: medians of the costs, mean and standard error of the regrets."""
+    regrets = {
+        rule: {judge: mean_and_error([one.regret[rule][judge] for one in played]) for judge in JUDGES} for rule in RULES
     }
+    return {**{cost: median(getattr(one, cost) for one in played) for cost in COSTS}, "regret": regrets}
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    return mean(values), stdev(values) / len(values) ** 0.5
 
 
 if __name__ == "__main__":
