@@ -115,7 +115,7 @@ def main(config: Finetune) -> None:
     if config.dry_run:
         print(finetuning.estimate(setup))
     else:
-        finished = finetuning.finished_report(setup.folder, config.num_trials)
+        finished = finetuning.finished_report(setup.folder, num_trials=config.num_trials)
         print(finished or finetuning.report(sweep(config, setup, started)))
         cli.check_complete(finetuning.incomplete(setup.folder))
 

@@ -51,6 +51,8 @@ class LayerNoise(ModelAndData):
     leaves out the first round of screening."""
     metric: Literal["accuracy", "balanced_accuracy"] = "accuracy"
     """What chooses; balanced accuracy, the mean of the classes' own, is measured beside accuracy of uneven classes."""
+    prefer: Literal["best", "cheapest"] = "best"
+    """Which of the cells that are statistically tied with the best is the answer."""
     views: int = 1
     """Views of every training image that heads are fitted on: 1 is the image as it is, more are flipped and cropped."""
     seed: int = 0
@@ -98,7 +100,8 @@ def main(config: LayerNoise) -> None:
         print(probing.estimate(config, setup))
     else:
         folder = probing.sweep_folder(config, setup.task)
-        print(probing.finished_report(folder, config.num_trials) or probing.report(sweep(config, setup, started)))
+        finished = probing.finished_report(folder, num_trials=config.num_trials, prefer=config.prefer)
+        print(finished or probing.report(sweep(config, setup, started)))
         cli.check_complete(probing.incomplete(folder))
 
 

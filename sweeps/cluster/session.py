@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 import ray
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from storage.secrets import hidden
 
@@ -64,9 +64,12 @@ def ray_session() -> Iterator[None]:
     with nullcontext() if address() else private():
         try:
             ray.init(address() or "local", log_to_driver=False, logging_level="ERROR", **({} if address() else LOCAL))
-        except (RayError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # a raylet that is not up within 30 s is a bare one
             reason = hidden(f"RAY_ADDRESS={address()} lets nobody in: {error}")
-            here = f"{error}; RAY_TMPDIR must name a short path with room, and `ulimit -n` be 1024 or more"
+            here = (
+                f"{error}; RAY_TMPDIR must name a short path with room, `ulimit -n` be 1024 or more, and the machine "
+                "not too busy to start a process within 30 s"
+            )
             raise ValueError(
                 f"Ray does not start, or {reason}" if address() else f"Ray does not start: {here}"
             ) from error

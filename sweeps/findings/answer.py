@@ -13,11 +13,13 @@ from sweeps.search.task import Cell, Result, Task, Trial, Value
 @dataclass(frozen=True)
 class Answer:
     winner: Trial
-    """The cheapest of the cells that are statistically tied with the best."""
+    """The best, or the cheapest where that is preferred."""
     best: Trial
     """The trial that is best on val."""
+    cheapest: Trial
+    """The cheapest of those that are statistically tied with the best."""
     tied: tuple[Trial, ...]
-    """All that are statistically tied with the best, cheapest first."""
+    """All that are statistically tied with the best, best first."""
     num_full: int
     """How many trials reached the last rung."""
 
@@ -35,22 +37,26 @@ def choose(
     trials: Sequence[Trial],
     cost: Callable[[Cell], Any] = lambda cell: 0,
     weights: np.ndarray | None = None,
+    prefer: str = "best",
 ) -> Answer:
-    """The answer among the trials that reached the last rung: a tie with the best, by a paired bootstrap over the val
-    images, goes to the cheapest. Trials that do not end in a classifier are never tied.
+    """The answer among the trials that reached the last rung: the best on val, or the cheapest of those that a paired
+    bootstrap over the val images cannot tell from it. Of equals the cheapest comes first. Trials that do not end in a
+    classifier are never tied.
 
-    weights: how much each val image counts; all alike if None. Raises ValueError where no trial reached the last rung.
+    weights: how much each val image counts; all alike if None. prefer: best or cheapest. Raises ValueError where no
+    trial reached the last rung.
     """
+    merit, price = (lambda trial: task.objectives[0].merit(trial.last)), (lambda trial: cost(trial.cell))
     full = [trial for trial in trials if trial.state == "finished"]
     if not full:
         raise ValueError("no trial reached the last rung; raise --num-trials")
-    best = max(full, key=lambda trial: task.objectives[0].merit(trial.last))
+    full = sorted(sorted(full, key=price), key=merit, reverse=True)
     if not all(trial.last.right for trial in full):
-        return Answer(best, best, (best,), len(full))
+        return Answer(full[0], full[0], full[0], (full[0],), len(full))
     ties = tied_with_best(np.stack([trial.last.correct for trial in full]), weights=weights)
-    tied = sorted((trial for trial, tie in zip(full, ties, strict=True) if tie), key=lambda trial: cost(trial.cell))
-    best = max(tied, key=lambda trial: task.objectives[0].merit(trial.last))
-    return Answer(tied[0], best, tuple(tied), len(full))
+    tied = tuple(trial for trial, tie in zip(full, ties, strict=True) if tie)
+    cheapest = min(tied, key=price)
+    return Answer(cheapest if prefer == "cheapest" else tied[0], tied[0], cheapest, tied, len(full))
 
 
 def row(task: Task, trial: Trial) -> dict[str, Value]:

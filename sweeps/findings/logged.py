@@ -101,13 +101,14 @@ def log_again(folder: Path) -> None:
             log(folder)
 
 
-def finished_report(folder: Path, num_trials: int) -> str | None:
-    """The report of a sweep that has ended with so many trials; what could not be logged then is logged now. None
+def finished_report(folder: Path, **flags: object) -> str | None:
+    """The report of a sweep that has ended with these flags; what could not be logged then is logged now. None
     where the sweep is to run, if only to draw what could not be drawn."""
     if not (folder / RESULTS).exists() or (folder / NOT_DRAWN).exists():
         return None
     log_again(folder)
-    same = read_results(folder)["flags"]["num_trials"] == num_trials
+    known = read_results(folder)["flags"]
+    same = all(known.get(name) == value for name, value in flags.items())
     return (folder / "report.txt").read_text(encoding="utf-8") if same else None
 
 

@@ -1,13 +1,12 @@
 """All that a probing sweep has found, as numbers; text, page and files are made from it."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ddae.probe import measured
-from sweeps.findings.answer import Answer, choose, table
+from sweeps.findings.answer import Answer, table
 from sweeps.probing.cost import Cost
 from sweeps.probing.examples import Examples
 from sweeps.probing.screening import LabelFree, Screening, paired_loss
@@ -35,6 +34,7 @@ class Findings:
     task: ProbeTask
     tried: tuple[Trial, ...]
     """In the order of proposal."""
+    answer: Answer
     screening: Screening
     label_free: LabelFree
     raw_pixels: Result | None
@@ -45,10 +45,6 @@ class Findings:
     folder: Path
     tracked: str
     """How a person sees the trials in MLflow."""
-
-    @cached_property
-    def answer(self) -> Answer:
-        return answer_of(self.task, self.tried)
 
     @property
     def trials(self) -> list[dict[str, Value]]:
@@ -97,11 +93,6 @@ class Findings:
             best[site] = max(best.get(site, 0.0), self.task.objectives[0].merit(trial.last))
         accuracies = self.task.space.table(best)
         return accuracies if np.isfinite(accuracies).all() else None
-
-
-def answer_of(task: ProbeTask, trials: tuple[Trial, ...]) -> Answer:
-    """A tie goes to the cell that is cheapest to use."""
-    return choose(task, trials, task.space.cost, task.weights)
 
 
 def warm_start(task: ProbeTask, screening: Screening) -> list[Cell]:

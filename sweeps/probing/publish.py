@@ -84,6 +84,7 @@ def results(found: Findings, config: ModelAndData) -> dict[str, Any]:
         "flags": as_flags(with_whole_paths(config)),
         "answer": as_json(found.answer.winner),
         "best": as_json(found.answer.best),
+        "cheapest": as_json(found.answer.cheapest),
         "tied": [as_json(trial) for trial in found.answer.tied],
         "raw_pixels": numbers(found.raw_pixels) if found.raw_pixels else None,
         "cost": asdict(found.cost),

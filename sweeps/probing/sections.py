@@ -223,18 +223,21 @@ def costs(found: Findings, path: Path) -> Section:
         np.array([trial.last.metrics[name] for trial in full])
         for name in (metric, metric.replace("accuracy", "stderr"))
     )
-    winner, best = (next(i for i, trial in enumerate(full) if trial is each) for each in (answer.winner, answer.best))
-    dearest = (
-        f"no other fully fitted cell has a higher {measure}"
-        if winner == best
-        else f"the cell of the highest {measure}, {answer.best.cell.name}, needs {share[best]:.2f} and {width[best]:,} "
-        f"for {100 * (accuracy[best] - accuracy[winner]):.1f} points more"
+    chosen = answer.winner, answer.best, answer.cheapest
+    winner, best, cheapest = (next(i for i, trial in enumerate(full) if trial is each) for each in chosen)
+    other = best if winner != best else cheapest
+    points = 100 * (accuracy[other] - accuracy[winner])
+    compared = (
+        "no cell that is tied with it is cheaper"
+        if other == winner
+        else f"{full[other].cell.name}, the {'cheapest' if winner == best else 'best'} of those tied with it, needs "
+        f"{share[other]:.2f} and {width[other]:,} for {abs(points):.1f} points {'less' if winner == best else 'more'}"
     )
     heads = [trial.cell.head for trial in full]
     each_cost = {"share of a forward pass": share, "numbers an image": width}
     return Section(
         f"What {measure} costs",
-        f"The answer needs {share[winner]:.2f} of a forward pass and {width[winner]:,} numbers an image; {dearest}.",
+        f"The answer needs {share[winner]:.2f} of a forward pass and {width[winner]:,} numbers an image; {compared}.",
         "Every mark is a cell that was fitted on all images; those on the line cannot be had both cheaper and better. "
         "A pass stops after the cell's block, and its head reads so many numbers.",
         figures.cost_scatter(accuracy, stderr, each_cost, heads, winner, measure, path),

@@ -18,13 +18,14 @@ from sweeps.cluster.pool import Pool
 from sweeps.cluster.session import check_cluster, one_line, ray_session
 from sweeps.cluster.tune import Run
 from sweeps.driver import open_run, run_searches
+from sweeps.findings.answer import choose
 from sweeps.findings.logged import finished_report, incomplete
 from sweeps.flags import ModelAndData, as_flags
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing import cost, examples
 from sweeps.probing.extractor import Extracted
 from sweeps.probing.filling import Filling
-from sweeps.probing.findings import Findings, answer_of, warm_start
+from sweeps.probing.findings import Findings, warm_start
 from sweeps.probing.publish import publish
 from sweeps.probing.screening import NUM_LABEL_FREE, LabelFree, Screening, ScreeningRules, best_timesteps, choose_rungs
 from sweeps.probing.sections import draw
@@ -218,11 +219,14 @@ class Search(ProbeSweep):
     def conclude(self, screening: Screening, label_free: LabelFree, trials: tuple[Trial, ...]) -> Findings:
         """Take a closer look at the answer, and write and log all that was found."""
         task, folder = replace(self.task, sites=screening.sites), sweep_folder(self.config, self.task)
-        winner = answer_of(task, trials).winner
+        answer = choose(task, trials, task.space.cost, task.weights, self.config.prefer)
+        winner = answer.winner
         raw_pixels = self._on_a_worker("raw pixels", examples.raw_pixels, task, winner.cell.head)
         shown = self._on_a_worker("report", examples.find_examples, task, winner.cell, winner.last.run_seconds)
         spent = self._cost(task, screening, trials)
-        found = Findings(task, trials, screening, label_free, raw_pixels, shown, spent, folder, self.tracker.where)
+        found = Findings(
+            task, trials, answer, screening, label_free, raw_pixels, shown, spent, folder, self.tracker.where
+        )
         began = time.time()
         drawn, undrawn = draw(found, folder / "figures")
         self.pool.busy.append((began, time.time()))

@@ -9,7 +9,8 @@ from ddae.units import rounded
 from sweeps.cli import aligned
 from sweeps.findings.answer import without_text
 from sweeps.probing.findings import Findings, FirstChoice
-from sweeps.search.task import Result
+from sweeps.probing.screening import paired_loss
+from sweeps.search.task import Result, Trial
 
 WHAT = {
     "balanced accuracy": ("balanced", "is the mean of the classes' accuracies"),
@@ -43,37 +44,54 @@ def sure(found: Findings, newline: bool = False) -> str:
     by = f", by {found.task.measure}" * (found.task.measure != "accuracy")
     how = f"on val ({found.task.num_val:,} images, paired bootstrap, 95 %{by})"
     fitted = "cells that were fitted on all images"
-    says = f"{len(answer.tied)} of the {answer.num_full} {fitted} are statistically tied with the best (^)\n{how}; "
-    says += "the cheapest of them is the answer (*)"
+    says = f"{len(answer.tied)} of the {answer.num_full} {fitted} are statistically tied with the best\n{how}; "
+    says += "the best is the answer" if answer.winner is answer.best else "the cheapest is the answer"
     if len(answer.tied) == 1:
-        says = f"none of the {fitted} beside it ({others}) is statistically tied with the best, the answer (*^)\n{how}"
+        says = f"none of the {fitted} beside it ({others}) is statistically tied with the best, the answer\n{how}"
     if not others:
-        says = "one cell alone was fitted on all images; it is the answer (*^)"
+        says = "one cell alone was fitted on all images; it is the answer"
     return says.replace("\n", "\n" if newline else " ")
 
 
 def tied_rows(found: Findings) -> list[tuple[str, ...]]:
-    """A header, and the cells that are tied with the best, cheapest first; ten, and the best."""
+    """A header, and the cells that are tied with the best, best first; ten, the answer and the cheapest."""
     answer, space = found.answer, found.task.space
     chooses, *others = found.task.measures
     rows: list[tuple[str, ...]] = []
-    rows.append(("", "block", "t", "sigma", "pooling", "head", f"val {chooses}", *others, "forward", "features"))
-    for trial in [trial for number, trial in enumerate(answer.tied) if number < 10 or trial is answer.best]:
+    rows.append(
+        ("", "block", "t", "sigma", "pooling", "head", f"val {chooses}", *others, "lost", "forward", "features", "fit")
+    )
+    marks = {"answer": answer.winner, "cheapest": answer.cheapest}
+    for number, trial in enumerate(answer.tied):
+        marked = [mark for mark, each in marks.items() if trial is each]
+        if number >= 10 and not marked:
+            continue
         cell = trial.cell
         rows.append(
             (
-                "*" * (trial is answer.winner) + "^" * (trial is answer.best),
+                ", ".join(marked),
                 cell.block,
                 str(cell.timestep),
                 rounded(space.sigmas[cell.timestep], 3),
                 f"{cell.pooling}x{cell.pooling}",
                 cell.head,
                 *(accuracy_text(trial.last, measure) for measure in found.task.measures),
+                against_best(found, trial),
                 f"{space.block(cell.block).flops_share:.2f}",
                 f"{space.num_features(cell):,}",
+                f"{trial.last.run_seconds:.1f} s",
             )
         )
     return rows
+
+
+def against_best(found: Findings, trial: Trial) -> str:
+    """Points lost against the best, on the same val images."""
+    best, weights = found.answer.best, found.task.weights
+    if trial is best:
+        return ""
+    ours, theirs = (each.last.correct * (1 if weights is None else weights) for each in (trial, best))
+    return "{:.1f} +- {:.1f}".format(*paired_loss(ours, theirs))
 
 
 def facts(found: Findings) -> dict[str, str]:

@@ -9,6 +9,7 @@ import pytest
 from ddae.label_free import SCORES
 from ddae.probe import Fitted
 from sweeps.findings import folder as records
+from sweeps.findings.answer import choose
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing import text
 from sweeps.probing.cost import Cost
@@ -33,7 +34,7 @@ BOUND = 0.85
 """Of classes of 7 to 1 where the first is always right: accuracy is above it, and balanced accuracy below."""
 
 
-def findings(folder, metric="balanced_accuracy", exhaustive=False, space=SPACE, tried=None):
+def findings(folder, metric="balanced_accuracy", exhaustive=False, space=SPACE, tried=None, prefer="best"):
     """Trials that are always right on the large class, and on up to a third of the images of the small one."""
     rungs = (800,) if exhaustive else (200, 800)
     task = ProbeTask(SOURCE, space, space.sites, LABELS, 2, rungs, notes=("2 classes",), metric=metric)
@@ -61,7 +62,8 @@ def findings(folder, metric="balanced_accuracy", exhaustive=False, space=SPACE, 
     table = np.arange(len(space.blocks) * len(space.timesteps), dtype=float).reshape(len(space.blocks), -1)
     label_free = LabelFree(table, dict.fromkeys(SCORES, table))
     cost = Cost(100, 1000, 800, 100, 1, 1, 0.1)
-    return Findings(task, tuple(trials), screening, label_free, result(0.3), None, cost, folder, "in MLflow")
+    answer = choose(task, trials, space.cost, task.weights, prefer)
+    return Findings(task, tuple(trials), answer, screening, label_free, result(0.3), None, cost, folder, "in MLflow")
 
 
 def drawn(found, folder):
@@ -114,6 +116,25 @@ def test_report_page_and_record_lead_with_it(metric, tmp_path):
     assert facts["raw pixels"].startswith(f"{raw_pixels:.1f} +- ") and f" %{named} under" in facts["raw pixels"]
     assert ("accuracy" in facts) == bool(named) != ("balanced" in facts)
     assert np.nanmax(np.array(results(found, LayerNoise(metric=metric))[f"ridge_{metric}"], float)) <= 1
+
+
+@pytest.mark.parametrize("prefer", ["best", "cheapest"])
+def test_what_is_tied_with_the_best_is_shown_with_what_it_saves_and_loses(prefer, tmp_path):
+    found = findings(tmp_path, "accuracy", prefer=prefer)
+    answer, space = found.answer, found.task.space
+    merits = [trial.last.metrics["val_accuracy"] for trial in answer.tied]
+    assert merits == sorted(merits, reverse=True) and merits[0] == max(
+        t.last.metrics["val_accuracy"] for t in found.full
+    )
+    assert answer.winner is (answer.tied[0] if prefer == "best" else min(answer.tied, key=lambda t: space.cost(t.cell)))
+    assert answer.cheapest is not answer.best
+    header, *rows = text.tied_rows(found)
+    column = [row[header.index("lost")] for row in rows]
+    assert column[0] == "" and all(float(lost.split(" +- ")[0]) >= 0 for lost in column[1:])
+    marked = {mark: row[header.index("block")] for row in rows for mark in row[0].split(", ")}
+    assert marked["answer"] == found.cell.block and marked["cheapest"] == answer.cheapest.cell.block
+    assert f"the {prefer} is the answer" in text.sure(found)
+    assert results(found, LayerNoise())["cheapest"]["cell"]["block"] == answer.cheapest.cell.block
 
 
 def test_the_error_of_screening_is_that_of_the_numbers_shown(tmp_path):
