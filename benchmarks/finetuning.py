@@ -42,7 +42,7 @@ def main(config: Finetuning) -> None:
     if config.dataset == "digits":
         config = replace(DIGITS, seeds=config.seeds, out=config.out)
     where = {"out": config.out, "store": str(config.out / "store")}
-    found = find_cell(LayerNoise(dataset=config.dataset, **where))
+    found = find_cell(LayerNoise(dataset=config.dataset, prefer="cheapest", **where))
     cell = found.cell
     flags = Finetune(
         sweep=found.folder, num_labels=config.labels, epochs=config.epochs, scratch_epochs=config.scratch_epochs,

@@ -50,13 +50,13 @@ def choose(
     full = [trial for trial in trials if trial.state == "finished"]
     if not full:
         raise ValueError("no trial reached the last rung; raise --num-trials")
-    full = sorted(sorted(full, key=price), key=merit, reverse=True)
-    if not all(trial.last.right for trial in full):
-        return Answer(full[0], full[0], full[0], (full[0],), len(full))
-    ties = tied_with_best(np.stack([trial.last.correct for trial in full]), weights=weights)
-    tied = tuple(trial for trial, tie in zip(full, ties, strict=True) if tie)
-    cheapest = min(tied, key=price)
-    return Answer(cheapest if prefer == "cheapest" else tied[0], tied[0], cheapest, tied, len(full))
+    if all(trial.last.right for trial in full):
+        ties = tied_with_best(np.stack([trial.last.correct for trial in full]), weights=weights)
+        tied = sorted((trial for trial, tie in zip(full, ties, strict=True) if tie), key=price)
+    else:
+        tied = [max(full, key=merit)]
+    cheapest, ranked = tied[0], sorted(tied, key=merit, reverse=True)
+    return Answer(cheapest if prefer == "cheapest" else ranked[0], ranked[0], cheapest, tuple(ranked), len(full))
 
 
 def row(task: Task, trial: Trial) -> dict[str, Value]:
