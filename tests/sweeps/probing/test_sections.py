@@ -126,7 +126,8 @@ def test_what_is_tied_with_the_best_is_shown_with_what_it_saves_and_loses(prefer
     assert merits == sorted(merits, reverse=True) and merits[0] == max(
         t.last.metrics["val_accuracy"] for t in found.full
     )
-    assert answer.winner is (answer.tied[0] if prefer == "best" else min(answer.tied, key=lambda t: space.cost(t.cell)))
+    assert answer.winner is (answer.tied[0] if prefer == "best" else answer.cheapest)
+    assert space.cost(answer.cheapest.cell) == min(space.cost(trial.cell) for trial in answer.tied)
     assert answer.cheapest is not answer.best
     header, *rows = text.tied_rows(found)
     column = [row[header.index("lost")] for row in rows]
