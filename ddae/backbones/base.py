@@ -317,12 +317,12 @@ class Backbone:
                 handle.remove()
 
     def _map(self, output: Any) -> Tensor:
-        """The map [N, C, S, S] in what a module returns. Raises TypeError if there is none."""
+        """The map [N, C, S, S] in what a module returns. Raises ValueError if there is none."""
         map = self.to_map(output)
         if map.ndim == 3 and math.isqrt(map.shape[1]) ** 2 == map.shape[1]:
             map = token_grid(map)
         if map.ndim != 4 or map.shape[-1] != map.shape[-2]:
-            raise TypeError(f"{list(map.shape)} is no map of an image")
+            raise ValueError(f"{list(map.shape)} is no map of an image")
         return map
 
     @torch.no_grad()

@@ -21,18 +21,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from ddae.backbones.base import run_on_meta
+from ddae.backbones.null_text import has_text_encoder, zeros_for_text
 
 BASE = 1024
 """Latents are numbered by two digits to this base, which float32 carries through any scaling without loss."""
-
-TEXT_TOKENS = 7
-"""How many tokens of zeros stand for a text that there is no encoder for; no image has as many."""
-
-TEXT_WIDTHS = (
-    "caption_channels", "joint_attention_dim", "encoder_hid_dim", "text_embed_dim", "cap_feat_dim", "text_in_dim",
-    "cross_attention_dim",
-)  # fmt: skip
-"""Options that give the width of text tokens; the first that is set counts."""
 
 DECODERS = "vae", "movq", "vqvae"
 
@@ -92,7 +84,8 @@ class Tracer:
 
     def start(self, timestep: float, image_size: int) -> None:
         """Finds out whether the pipeline runs without an image, with one of this side, or with a mask as well; the
-        image is grey and the mask wants all of it painted anew. Raises what the pipeline raises if it never runs."""
+        image is grey and the mask wants all of it painted anew. Raises what the pipeline raised last if it never
+        runs."""
         grey, white = (PIL.Image.new("RGB", (image_size, image_size), (value,) * 3) for value in (128, 255))
         known = self.arguments
         failed: Exception | None = None
@@ -102,7 +95,7 @@ class Tracer:
                 try:
                     self.run(timestep)
                 except Exception as error:  # pipelines check their arguments with errors of every class
-                    failed = failed or error
+                    failed = error
                 else:
                     return
         raise failed or ValueError("it does not run")
@@ -187,6 +180,8 @@ class Tracer:
         self.texts += 1
         if key not in self.encoded:
             assert self.encode_prompt
+            if kwargs.get("prompt", "") is None:  # which not every pipeline knows to have embeddings in its place
+                kwargs["prompt"] = ""
             self.encoded[key] = tree_map_only(Tensor, in_float32, self.encode_prompt(*args, **kwargs))
         return self.encoded[key]
 
@@ -256,37 +251,11 @@ def arguments(pipeline: Any, network: Any, image_size: int) -> dict[str, Any]:
     if config.get("guidance_embeds") and "guidance_scale" in parameters and not parameters["guidance_scale"].default:
         wanted["guidance_scale"] = 1.0
     if not has_text_encoder(pipeline):
-        wanted |= zeros_for_text(network, parameters)
-        if "prompt_embeds" in parameters:
+        wanted |= (zeros := zeros_for_text(pipeline, network))
+        if any(name.startswith("prompt_embeds") for name in zeros):
             del wanted["prompt"]
             wanted["negative_prompt"] = None
     return {name: value for name, value in wanted.items() if name in parameters}
-
-
-def has_text_encoder(pipeline: Any) -> bool:
-    return any("text_encoder" in name and part is not None for name, part in pipeline.components.items())
-
-
-def zeros_for_text(network: Any, parameters: Any) -> dict[str, Any]:
-    """Zeros for every embedding that the pipeline takes: [1, TEXT_TOKENS, width], or [1, width] for pooled ones."""
-    config = network.config
-    width = next((config.get(key) for key in TEXT_WIDTHS if config.get(key)), 0)
-    pooled = config.get("pooled_projection_dim") or width
-    if config.get("addition_embed_type") == "text_time":
-        ids = 6 * config.addition_time_embed_dim
-        pooled = config.projection_class_embeddings_input_dim - ids
-    given: dict[str, Any] = {}
-    for name, parameter in parameters.items():
-        if "ip_adapter" in name or ("image" in name and parameter.default is not parameter.empty):
-            continue
-        if "embeds" in name and "mask" not in name:
-            zeros = torch.zeros(1, TEXT_TOKENS, width)
-            if "pooled" in name or "image" in name:
-                zeros = torch.zeros(1, pooled)
-            given[name] = [zeros[0]] if str(parameter.annotation).startswith(("list", "typing.List")) else zeros
-        elif "mask" in name and "prompt" in name:
-            given[name] = torch.ones(1, TEXT_TOKENS, dtype=torch.bool)
-    return given
 
 
 def striped(size: tuple[int, int]) -> PIL.Image.Image:

@@ -73,6 +73,8 @@ def null_text(folder: Path) -> Tensor:
     """[T, width]: an empty prompt, encoded by the pipeline's text encoder."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    if not (folder / "tokenizer").is_dir():
+        raise ValueError(f"{folder} has text_encoder/ and lacks tokenizer/; put it there")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     prompt = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
     encoder = load_pretrained(CLIPTextModel, folder / "text_encoder")
