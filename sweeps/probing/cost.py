@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ddae.backbones import Backbone
+from ddae.backbones.offload import largest_layer_bytes, size_bytes
 from ddae.datasets import Dataset
 from ddae.features import extract
 from sweeps.cli import aligned
@@ -113,11 +114,28 @@ def estimate(task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float
         f"features        {gigabytes[0]:.2g} to {gigabytes[1]:.2g} GB in {source.store}",
         f"extraction      {minutes[0]:.2g} to {minutes[1]:.2g} minutes, divided by the number of cores or GPUs",
     ]
+    if source.settings.offload:
+        lines.append(f"offload         {offloaded(backbone, source.settings.device)}")
     if source.encoder:
         lines.insert(
             3, f"encodings       at most {num_encodings:,}, each image once; {1000 * encoding_seconds:.3g} ms an image"
         )
     return "\n".join(lines)
+
+
+def offloaded(backbone: Backbone, device: str) -> str:
+    """What is kept where."""
+    whole, layer = size_bytes(backbone.network), largest_layer_bytes(backbone.network)
+    vae = getattr(backbone.encoder, "vae", None)
+    beside = f", and the VAE, {in_gb(size_bytes(vae))}" if vae is not None else ""
+    return (
+        f"the weights, {in_gb(whole)}, stay in CPU memory; beside activations {device} holds a layer at a time, of "
+        f"{in_gb(layer)} at most{beside}"
+    )
+
+
+def in_gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2g} GB"
 
 
 def time_passes(task: ProbeTask, backbone: Backbone, dataset: Dataset, rows: np.ndarray) -> tuple[float, float]:

@@ -1,9 +1,13 @@
+import re
 from dataclasses import replace
 
 import pytest
 
-from sweeps import cli, layer_noise
+from sweeps import cli, layer_noise, text_learning
+from sweeps.finetune import Finetune
+from sweeps.finetuning import sweep as finetuning
 from sweeps.flags import ModelAndData
+from sweeps.learn_text import LearnText
 from sweeps.probing.cost import least_and_most, share_outside
 from sweeps.probing.screening import ScreeningRules
 from sweeps.probing.sweep import set_up
@@ -32,6 +36,22 @@ def test_dry_run_of_a_latent_model_says_what_its_encodings_cost(tiny_stable_diff
     layer_noise.main(cli.parse(layer_noise.LayerNoise, [*flags, "--store", str(tmp_path / "store")], None))
     printed = capsys.readouterr().out
     assert f"encodings       at most {2 * 1151 + 287:,}, each image once" in printed
+
+
+def test_dry_run_says_what_is_offloaded_and_what_the_device_holds(tiny_stable_diffusion, capsys, tmp_path):
+    flags = ["--backbone", tiny_stable_diffusion, "--dataset", "digits", "--dry-run", "--device", "cpu", "--offload"]
+    layer_noise.main(cli.parse(layer_noise.LayerNoise, [*flags, "--store", str(tmp_path / "store")], None))
+    said = (
+        r"offload +the weights, [\d.e-]+ GB, stay in CPU memory; .* cpu holds a layer at a time, of [\d.e-]+ GB at most"
+    )
+    assert re.search(rf"{said}, and the VAE, [\d.e-]+ GB\n", capsys.readouterr().out + "\n")
+
+
+@pytest.mark.parametrize("set_up", [finetuning.set_up, text_learning.set_up])
+def test_what_trains_is_not_offloaded(set_up, tiny_stable_diffusion):
+    config = {finetuning.set_up: Finetune, text_learning.set_up: LearnText}[set_up]
+    with pytest.raises(ValueError, match="offload=True is for frozen features"):
+        set_up(config(tiny_stable_diffusion, "digits", block="b18", offload=True))
 
 
 def test_share_outside_is_what_no_interval_covers():
