@@ -196,7 +196,7 @@ class Backbone:
         check_room(self.network, device)
         self.network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
         self.network.eval().requires_grad_(False)
-        self.strict = {spec.name for spec in self.specs}
+        self.strict = {spec.name for spec in self.specs}  # the family's blocks, without modules that are added
         self._find_blocks()
 
     def _find_blocks(self) -> None:

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from ddae.backbones.base import Backbone, BlockSpec, Encoder, Settings, pixels_of, token_grid
 from ddae.backbones.files import (
+    check_files,
     dtype_of,
     first_line,
     load_network,
@@ -164,7 +165,9 @@ def make_backbone(network: Any, kind: Any, folder: Path, fingerprint: str, setti
     tracer = Tracer(pipeline, network, part, settings.image_size, is_vp=isinstance(schedule, VP))
     middle = schedule.timesteps[len(schedule.timesteps) // 2]
     latent_stride, latent_channels = measure(vae) if vae else (1, 0)
-    side = settings.image_size or latent_stride * (network.config.get("sample_size") or 32)
+    if not isinstance(size := network.config.get("sample_size") or 32, int):
+        raise ValueError(f"it has sample_size={size}, and a square size is needed")
+    side = settings.image_size or latent_stride * size
     tracer.start(middle, side // latent_stride if "low_res_scheduler" in parameters else side)
     inputs = PipelineInputs(tracer, middle)
     if isinstance(schedule, Flow):
@@ -226,7 +229,10 @@ def make_pipeline(kind: Any, folder: Path, given: dict[str, Any], precision: str
             if name not in given and not (folder / name).is_dir()
         ]
         absent += [name for name in needed if name not in index and name not in given]
-        texts = [files for name in index if "_encoder" in name and (files := weights(folder, name, "*model"))]
+        encoders = [name for name in index if "_encoder" in name and (folder / name).is_dir()]
+        for name in encoders:
+            check_files(folder / name, "*model")
+        texts = [weights(folder, name, "*model") for name in encoders]
         dtypes = {dtype_of(files, precision) for files in texts}
         unused = [name for name in ("safety_checker", "watermarker") if name in index]
         with quiet():

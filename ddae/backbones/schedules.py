@@ -33,7 +33,7 @@ def make_scheduler(folder: Path, is_flow: bool = False) -> Any:
         logger.warning("%s has no scheduler; taking %s, T = 1000", folder, taken)
         return diffusers.FlowMatchEulerDiscreteScheduler() if is_flow else diffusers.DDPMScheduler()
     name = config.get("_class_name", "DDPMScheduler")
-    kind: Any = getattr(diffusers, name, None)
+    kind: Any = getattr(diffusers, str(name), None)
     is_scheduler = inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)
     if not is_scheduler:
         raise ValueError(

@@ -158,11 +158,13 @@ def block_table(backbone: Backbone) -> str:
     rows = [("block", "index", "paper", "module", "channels", "size", "FLOPs up to it")]
     for block in backbone.blocks:
         size, share = f"{block.size}x{block.size}", f"{block.flops_share:.1%}"
-        rows.append((block.name, str(block.index), block.alias, block.module, str(block.channels), size, share))
+        index = str(block.index) if block.name in backbone.strict else ""
+        rows.append((block.name, index, block.alias, block.module, str(block.channels), size, share))
     timesteps = backbone.schedule.timesteps
-    parameters = sum(parameter.numel() for parameter in backbone.network.parameters())
+    num = sum(parameter.numel() for parameter in backbone.network.parameters())
+    parameters = f"{num / 1e6:.1f}M" if num >= 10**5 else f"{num:,}"
     return "\n".join(aligned(rows)) + (
-        f"\n\n{parameters / 1e6:.1f}M parameters, {backbone.flops / 1e9:.3g} GFLOP a pass of one image of side "
+        f"\n\n{parameters} parameters, {backbone.flops / 1e9:.3g} GFLOP a pass of one image of side "
         f"{backbone.image_size}; timesteps {timesteps[0]} to {timesteps[-1]}, of which "
         f"{' '.join(map(str, backbone.schedule.defaults))} are tried if none are given"
     )

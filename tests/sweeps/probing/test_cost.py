@@ -68,3 +68,16 @@ def test_what_is_screened_and_how_decides_what_it_costs(tiny_model):
     assert least_and_most(task, replace(rules, keep=0.25, finalists=1))[1] < most
     grid = least_and_most(task, ScreeningRules((200,), exhaustive=True))
     assert grid[0] == grid[1] > task.grid_passes  # the label-free scores want a second noise draw
+
+
+def test_every_module_is_listed_once_and_only_blocks_have_a_number(tiny_model, capsys):
+    flags = ["--backbone", tiny_model, "--list-blocks"]
+    layer_noise.main(cli.parse(layer_noise.LayerNoise, flags, None))
+    blocks = [line.split() for line in capsys.readouterr().out.splitlines() if "%" in line]
+    layer_noise.main(cli.parse(layer_noise.LayerNoise, [*flags, "--all"], None))
+    *lines, summary = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if "%" in line]
+    assert [row for row in rows if len(row) > 5] == blocks
+    modules = [row[-4] for row in rows]
+    assert len(modules) == len(set(modules)) > len(blocks) and all(row[0] == row[-4] for row in rows if len(row) == 5)
+    assert "down_blocks.0.resnets.0.conv1" in modules and summary.startswith("71,033 parameters")
