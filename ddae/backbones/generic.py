@@ -6,6 +6,7 @@ import re
 import traceback
 import typing
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,12 @@ from ddae.backbones.files import (
     weights,
 )
 from ddae.backbones.null_text import has_text_encoder, missing_parts
-from ddae.backbones.pipelines import DECODERS, Tracer, output_of
-from ddae.backbones.schedules import make_scheduler, noise_of, read_scheduler
+from ddae.backbones.pipelines import DECODERS, Tracer, leave_unscaled, output_of
+from ddae.backbones.schedules import make_scheduler, noise_of, read_scheduler, told
 from ddae.backbones.traced import PipelineInputs
 from ddae.backbones.unets import openai_specs
 from ddae.backbones.vae import PipelineLatents, WithImage, find_vae, measure, with_vae
-from ddae.noise import VP, FirstChannels, Flow, Schedule
+from ddae.noise import FirstChannels, Flow, Schedule
 
 NETWORK_FOLDERS = "transformer", "unet", "decoder", "prior"
 
@@ -159,10 +160,13 @@ def make_backbone(network: Any, kind: Any, folder: Path, fingerprint: str, setti
     decoder = next((name for name in DECODERS if name in parameters), "")
     vae = find_vae(folder, decoder, settings) if decoder else None
     scheduler = make_scheduler(folder, is_flow(kind))
-    schedule: Schedule = noise_of(scheduler, folder)
+    in_edm = hasattr(scheduler, "precondition_noise")
+    schedule: Schedule = noise_of(scheduler, folder, settings.num_steps if in_edm else 0)
+    if not isinstance(schedule, Flow):  # noise is ours, and so is its scale
+        leave_unscaled(scheduler)
     given = {part: network, "scheduler": scheduler} | ({decoder: vae} if vae else {})
     pipeline = make_pipeline(kind, folder, given, settings.precision)
-    tracer = Tracer(pipeline, network, part, settings.image_size, is_vp=isinstance(schedule, VP))
+    tracer = Tracer(pipeline, network, part, settings.image_size, partial(told, scheduler, schedule))
     middle = schedule.timesteps[len(schedule.timesteps) // 2]
     latent_stride, latent_channels = measure(vae) if vae else (1, 0)
     if not isinstance(size := network.config.get("sample_size") or 32, int):
@@ -189,6 +193,8 @@ def make_backbone(network: Any, kind: Any, folder: Path, fingerprint: str, setti
             raise ValueError(f"its pipeline decodes {wanted} channels, and its VAE makes {latent_channels}{whole}")
         size = inputs.packing.shift.shape[-1] * latent_stride
         encoder = PipelineLatents(vae, size, inputs.packing.shift, inputs.packing.scale)
+    if inputs.shows_image and in_edm:
+        raise ValueError("it takes an image beside a noised one that EDM scales")
     if inputs.shows_image:
         schedule, encoder = FirstChannels(schedule, encoder.shape[0]), WithImage(encoder)
     if settings.image_size not in (0, encoder.image_size):

@@ -26,6 +26,8 @@ from ddae.backbones.null_text import has_text_encoder, zeros_for_text
 BASE = 1024
 """Latents are numbered by two digits to this base, which float32 carries through any scaling without loss."""
 
+Told = Callable[[float], tuple[float, float]]
+
 DECODERS = "vae", "movq", "vqvae"
 
 
@@ -57,11 +59,18 @@ class Recording:
 class Tracer:
     """Runs a pipeline with recorders in it. Its text encoders run once for each prompt."""
 
-    def __init__(self, pipeline: Any, network: nn.Module, part: str, image_size: int, is_vp: bool):
+    def __init__(
+        self,
+        pipeline: Any,
+        network: nn.Module,
+        part: str,
+        image_size: int,
+        told: Callable[[float], tuple[float, float]],
+    ):
         """part: what the pipeline calls the network: transformer or unet.
         image_size: side of the images in pixels; 0 is the pipeline's own.
-        is_vp: whether noise is variance-preserving, so that schedulers that count in sigmas need not scale for it."""
-        self.pipeline, self.network = pipeline, network
+        told: the pipeline's own timestep for one of ours, and what noised images are multiplied by for it."""
+        self.pipeline, self.network, self.told = pipeline, network, told
         self.signature = inspect.signature(type(network).forward)
         self.parameters = inspect.signature(type(pipeline).__call__).parameters
         self.arguments = arguments(pipeline, network, image_size)
@@ -76,8 +85,6 @@ class Tracer:
         self.step_signature, self.plan = inspect.signature(scheduler.step), scheduler.set_timesteps
         scheduler.step = passing_for(scheduler.step, self._step)
         scheduler.set_timesteps = passing_for(self.plan, self._set_timesteps)
-        if is_vp and hasattr(scheduler, "scale_model_input"):
-            scheduler.scale_model_input = lambda sample, *args, **kwargs: sample
         self.encode_prompt = getattr(pipeline, "encode_prompt", None)
         if self.encode_prompt:
             pipeline.encode_prompt = passing_for(self.encode_prompt, self._encode_prompt)
@@ -108,14 +115,14 @@ class Tracer:
         num_images: int = 1,
         batch_by: str = "prompt",
     ) -> Recording:
-        """Runs the pipeline at a timestep of its scheduler; the first step returns fill(latents).
+        """Runs the pipeline at a timestep; the first step returns fill(latents).
 
         other: with another prompt than the empty one, and another image than a grey one, where it takes those.
         num_images: how many images are made at once, as the argument batch_by says."""
         self.calls: list[dict[str, Any]] = []
         self.latents: list[Tensor] = []
         self.decoded: Tensor | None = None
-        self.timestep, self.fill, self.kind, self.texts = timestep, fill, (other, num_images), 0
+        self.timestep, self.fill, self.kind, self.texts = self.told(timestep)[0], fill, (other, num_images), 0
         given = dict(self.arguments)
         if "prompt" in given:
             given["prompt"] = "a" if other else ""
@@ -184,6 +191,12 @@ class Tracer:
                 kwargs["prompt"] = ""
             self.encoded[key] = tree_map_only(Tensor, in_float32, self.encode_prompt(*args, **kwargs))
         return self.encoded[key]
+
+
+def leave_unscaled(scheduler: Any) -> None:
+    """Has a scheduler hand on noised images to the network as they are."""
+    if hasattr(scheduler, "scale_model_input"):
+        scheduler.scale_model_input = lambda sample, *args, **kwargs: sample
 
 
 def shape_of(leaf: Any) -> Any:

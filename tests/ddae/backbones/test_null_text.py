@@ -65,7 +65,7 @@ def alone(folder: Path) -> Path:
 
 def widths(backbone) -> dict[str, list[tuple[int, int]]]:
     """(axes, width) of the numbers that a network is given."""
-    given = backbone.inputs(torch.zeros(1, *backbone.encoder.shape), backbone.schedule.defaults[1])
+    given = backbone.inputs(torch.zeros(1, *backbone.encoder.shape), backbone.schedule.defaults[-1])
     leaves = {name: value if isinstance(value, list | tuple) else [value] for name, value in given.items()}
     return {
         name: [(leaf.ndim, *leaf.shape[-1:]) for leaf in values]
