@@ -241,7 +241,6 @@ class Backbone:
         """Encodes uint8 images [N, 3, H, W] as x0, float32 on the network's device."""
         return self.encoder(images.to(self.settings.device))
 
-    @torch.inference_mode()
     def activations(
         self,
         x0: Tensor,
@@ -258,8 +257,9 @@ class Backbone:
         """
         for name in blocks:
             self.block(name)
-        x_t = x0 if noise is None else self.noised(x0, noise, timestep)
-        return self.capture(x_t, timestep, blocks, reduce)
+        with torch.no_grad() if self.settings.offload else torch.inference_mode():  # in which weights cannot be moved
+            x_t = x0 if noise is None else self.noised(x0, noise, timestep)
+            return self.capture(x_t, timestep, blocks, reduce)
 
     def capture(self, x_t: Tensor, timestep: int, blocks: Sequence[str], reduce: Reduce) -> dict[str, Tensor]:
         """Like activations(), for images that are already noised; with gradients where they are enabled."""

@@ -1,6 +1,7 @@
 """Weights that are kept in CPU memory, or on disk, and moved layer by layer to the device."""
 
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from tests.ddae.backbones.test_every_class import REFUSED, settings_of
 
 def maps(backbone, x_t):
     names = [block.name for block in backbone.blocks]
-    return backbone.capture(x_t, backbone.schedule.defaults[-1], names, torch.clone)
+    return backbone.activations(x_t, None, backbone.schedule.defaults[-1], names, torch.clone)
 
 
 def assert_same(ours, theirs):
@@ -61,7 +62,8 @@ def forget_weights(network: nn.Module, called: set[str]) -> None:
 @torch.no_grad()
 def test_every_class_fetches_each_weight_before_it_uses_it(name, tmp_path, on_a_gpu_that_is_not_there):
     FOLDERS[name](tmp_path / "model")
-    backbone = load_backbone(str(tmp_path / "model"), settings_of(name))
+    backbone = load_backbone(str(tmp_path / "model"), replace(settings_of(name), offload=True))
+    onload(backbone.network)
     x_t, called = torch.randn(2, *backbone.encoder.shape), called_of(backbone)
     expected = maps(backbone, x_t)
     offload(backbone.network, "cpu", called, str(tmp_path / "weights"))
