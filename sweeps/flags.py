@@ -68,6 +68,9 @@ class ModelAndData(ImagesAndLabels, Inputs):
     """Share of a GPU that runs one copy of the network; 0.5 puts two copies on each GPU."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the forward passes (autocast); another one extracts anew."""
+    offload: bool = False
+    """Keep the network's weights in CPU memory, and move each layer to the GPU while it runs: slower, for networks that
+    are larger than the GPU's memory. Features stay the same."""
     channels_last: bool = False
     """Memory layout of the forward passes."""
     compile: bool = False
@@ -89,6 +92,14 @@ def check_numbers(config: "DataclassInstance", **ranges: tuple[float, float]) ->
     for name, (least, most) in ranges.items():
         if not least <= (value := getattr(config, name)) <= most:
             raise ValueError(f"{name}={value} must be {least:,} or more, and {most:,} at most")
+
+
+def check_no_offload(config: ModelAndData) -> None:
+    """Raises ValueError if weights are to be kept off the device that they are trained or differentiated on."""
+    if config.offload:
+        raise ValueError(
+            "offload=True is for frozen features; what trains needs the weights on the device: leave it out"
+        )
 
 
 def as_flags(config: "DataclassInstance") -> dict[str, Any]:

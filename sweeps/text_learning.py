@@ -27,7 +27,7 @@ from sweeps.cluster.loop import update
 from sweeps.cluster.session import address
 from sweeps.cluster.train import FileCheckpoint, run_loop, training_bar
 from sweeps.findings.folder import answered
-from sweeps.flags import as_args, as_flags, check_numbers
+from sweeps.flags import as_args, as_flags, check_no_offload, check_numbers
 from sweeps.probing.source import choose_blocks, load_images, load_model
 from sweeps.progress import bars
 
@@ -60,6 +60,7 @@ class Setup:
 
 def set_up(config: "LearnText") -> Setup:
     """Check the flags, and load network and data."""
+    check_no_offload(config)
     rates = 1e-9, 1e3
     check_numbers(config, epochs=(1, 10**6), batch_size=(2, 10**6), learning_rate=rates, text_learning_rate=rates)
     if address():

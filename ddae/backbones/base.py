@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddae.backbones.offload import check_room, offload, onload
 from ddae.noise import Schedule
 
 Inputs = Callable[[Tensor, int], dict[str, Any]]
@@ -75,6 +76,12 @@ class Settings:
     """File of a learned text embedding for Stable Diffusion; without one the text is empty."""
     weights: str = ""
     """File of tensors that replace the network's own, as fine-tuning leaves them."""
+    offload: bool = False
+    """Keep the network's weights in CPU memory, and move each layer to the device while it runs."""
+
+    def __post_init__(self) -> None:
+        if self.offload and self.compile:
+            raise ValueError("compile=True does not go with offload=True; leave one of them out")
 
     @property
     def stamp(self) -> bytes:
@@ -185,15 +192,21 @@ class Backbone:
         """Sets `blocks` (tuple[Block, ...], in the order in which they run) and `flops` (the floating-point operations
         of one full forward pass of one image)."""
         memory_format = torch.channels_last if self.settings.channels_last else torch.preserve_format
-        self.network.to(device=self.settings.device, memory_format=memory_format)  # type: ignore[call-overload]
+        device = "cpu" if self.settings.offload else self.settings.device
+        check_room(self.network, device)
+        self.network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
         self.network.eval().requires_grad_(False)
-        self.strict = {spec.name for spec in self.specs}
+        self.strict = {spec.name for spec in self.specs}  # the family's blocks, without modules that are added
         self._find_blocks()
 
     def _find_blocks(self) -> None:
+        if self.settings.offload:
+            onload(self.network)
         self.modules = {spec.name: self.network.get_submodule(spec.module) for spec in self.specs}
-        self.blocks, self.flops = self._trace()
+        self.blocks, self.flops, called = self._trace()
         self.modules = {block.name: self.modules[block.name] for block in self.blocks}
+        if self.settings.offload:
+            offload(self.network, self.settings.device, called)
 
     def add_modules(self, paths: Iterable[str]) -> None:
         """Makes modules blocks under their paths in the network, as far as they return a map of the image, once in a
@@ -228,7 +241,6 @@ class Backbone:
         """Encodes uint8 images [N, 3, H, W] as x0, float32 on the network's device."""
         return self.encoder(images.to(self.settings.device))
 
-    @torch.inference_mode()
     def activations(
         self,
         x0: Tensor,
@@ -245,21 +257,22 @@ class Backbone:
         """
         for name in blocks:
             self.block(name)
-        x_t = x0 if noise is None else self.noised(x0, noise, timestep)
-        return self.capture(x_t, timestep, blocks, reduce)
+        with torch.no_grad() if self.settings.offload else torch.inference_mode():  # in which weights cannot be moved
+            x_t = x0 if noise is None else self.noised(x0, noise, timestep)
+            return self.capture(x_t, timestep, blocks, reduce)
 
     def capture(self, x_t: Tensor, timestep: int, blocks: Sequence[str], reduce: Reduce) -> dict[str, Tensor]:
         """Like activations(), for images that are already noised; with gradients where they are enabled."""
         inputs = self.inputs(x_t, timestep)
         wanted = tuple(name for name in self.modules if name in blocks)
-        with self._precision():
+        with self._precision(self.settings.device):
             if self.settings.compile:
                 return self._compiled(wanted, inputs, reduce)
             return self._until_deepest(wanted, inputs, reduce)
 
-    def _precision(self) -> torch.autocast:
+    def _precision(self, device: str) -> torch.autocast:
         dtype = getattr(torch, self.settings.precision)
-        return torch.autocast(torch.device(self.settings.device).type, dtype, enabled=dtype != torch.float32)
+        return torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
 
     def noised(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
         """x_t, on the device and in the memory format of the network."""
@@ -274,7 +287,7 @@ class Backbone:
             if name == wanted[-1]:
                 raise _DeepestReached
 
-        with self._hooked(wanted, keep), suppress(_DeepestReached):
+        with hooked({name: self.modules[name] for name in wanted}, keep), suppress(_DeepestReached):
             self.network(**inputs)
         return captured
 
@@ -292,45 +305,29 @@ class Backbone:
         compiled = torch.compile(run)
 
         def call(wanted: tuple[str, ...], inputs: dict[str, Any], reduce: Reduce) -> dict[str, Tensor]:
-            with self._hooked(wanted, aside.__setitem__):
+            with hooked({name: self.modules[name] for name in wanted}, aside.__setitem__):
                 captured = compiled(wanted, inputs, reduce)
             aside.clear()
             return captured
 
         return call
 
-    @contextmanager
-    def _hooked(self, names: Iterable[str], keep: Callable[[str, Any], None]) -> Iterator[None]:
-        """Calls keep(name, output) whenever one of the named blocks has run."""
-
-        def hook_of(name: str) -> Callable:
-            def hook(module: nn.Module, inputs: tuple, output: object) -> None:
-                keep(name, output)
-
-            return hook
-
-        hooks = [self.modules[name].register_forward_hook(hook_of(name)) for name in names]
-        try:
-            yield
-        finally:
-            for handle in hooks:
-                handle.remove()
-
     def _map(self, output: Any) -> Tensor:
-        """The map [N, C, S, S] in what a module returns. Raises TypeError if there is none."""
+        """The map [N, C, S, S] in what a module returns. Raises ValueError if there is none."""
         map = self.to_map(output)
         if map.ndim == 3 and math.isqrt(map.shape[1]) ** 2 == map.shape[1]:
             map = token_grid(map)
         if map.ndim != 4 or map.shape[-1] != map.shape[-2]:
-            raise TypeError(f"{list(map.shape)} is no map of an image")
+            raise ValueError(f"{list(map.shape)} is no map of an image")
         return map
 
     @torch.no_grad()
-    def _trace(self) -> tuple[tuple[Block, ...], int]:
-        """Finds shapes and floating-point operations by a pass of one image: on the meta device, without
-        arithmetic, unless the network looks at values."""
-        x = torch.zeros(1, *self.encoder.shape, device=self.settings.device)
-        inputs = self.inputs(x, self.schedule.timesteps[0])
+    def _trace(self) -> tuple[tuple[Block, ...], int, set[str]]:
+        """Finds shapes, floating-point operations, and the modules that run, by a pass of one image: on the meta
+        device, without arithmetic, unless the network looks at values."""
+        device = "cpu" if self.settings.offload else self.settings.device
+        inputs = self.inputs(torch.zeros(1, *self.encoder.shape, device=device), self.schedule.timesteps[0])
+        called: set[str] = set()
 
         def traced(run: Callable[[], object]) -> tuple[dict[str, tuple[Tensor, int]], int]:
             seen: dict[str, tuple[Tensor, int]] = {}
@@ -347,7 +344,12 @@ class Backbone:
                     if name in self.strict:
                         raise
 
-            with FlopCounterMode(display=False) as counter, self._hooked(self.modules, keep):
+            every = dict(self.network.named_modules())
+            with (
+                FlopCounterMode(display=False) as counter,
+                hooked(self.modules, keep),
+                hooked(every, lambda name, output: called.add(name)),
+            ):
                 run()
             return seen, counter.get_total_flops()
 
@@ -355,7 +357,7 @@ class Backbone:
             on_meta = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), inputs)
             seen, total = traced(lambda: run_on_meta(self.network, on_meta))
         except (NotImplementedError, RuntimeError):  # it looks at values
-            with self._precision():
+            with self._precision(device):
                 seen, total = traced(lambda: self.network(**inputs))
         specs = {spec.name: spec for spec in self.specs}
         blocks = [
@@ -363,7 +365,25 @@ class Backbone:
             for name, (map, flops) in seen.items()
             for spec in [specs[name]]
         ]
-        return tuple(blocks), total
+        return tuple(blocks), total, called
+
+
+@contextmanager
+def hooked(modules: dict[str, nn.Module], keep: Callable[[str, Any], None]) -> Iterator[None]:
+    """Calls keep(name, output) whenever one of the modules has run."""
+
+    def hook_of(name: str) -> Callable:
+        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
+            keep(name, output)
+
+        return hook
+
+    hooks = [module.register_forward_hook(hook_of(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
 
 
 def run_on_meta(network: nn.Module, inputs: dict[str, Any], args: tuple = ()) -> Any:

@@ -211,7 +211,12 @@ class Choice:
 
     def __init__(self, found: Found, path: Path, wanted: str):
         self.found, self.path, self.wanted = found, path, wanted
-        networks = {keys: state for keys, state in found.networks.items() if not any(map(OTHERS.fullmatch, keys))}
+        self.others = {
+            keys: {name.removeprefix(f"{keys[-1]}."): tensor for name, tensor in state.items()}
+            for keys, state in found.networks.items()
+            if any(map(OTHERS.fullmatch, keys))
+        }
+        networks = {keys: state for keys, state in found.networks.items() if keys not in self.others}
         raw = {keys: state for keys, state in networks.items() if is_named(state) and not found.is_average(keys)}
         recognised = {keys: state for keys, state in raw.items() if keys in found.recognised}
         self.raw = recognised if found.recognised else raw
@@ -243,7 +248,8 @@ class Choice:
         that lead to it. Raises ValueError if there are several, or an average that has no names."""
         averages, raw, unmatched = self.averages, self.raw, self.unmatched
         if self.wanted:
-            averages, raw = ({k: s for k, s in each.items() if self.is_wanted(k)} for each in (averages, raw))
+            named = averages, {**self.others, **raw}
+            averages, raw = ({k: s for k, s in each.items() if self.is_wanted(k)} for each in named)
             unmatched = [keys for keys in unmatched if self.is_wanted(keys)]
             if not averages and not raw and not unmatched:
                 every = [".".join(keys) for keys in (*self.averages, *self.raw, *self.unmatched) if keys]
@@ -252,20 +258,26 @@ class Choice:
                     f"{', '.join(every) or 'one, without a key'}{did_you_mean(self.wanted, every)}"
                 )
         if unmatched and not averages and (self.raw or self.wanted):
-            named = ", ".join(".".join(keys) for keys in self.raw) or "another"
+            names = ", ".join(".".join(keys) for keys in self.raw) or "another"
             raise ValueError(
                 f"{self.path} keeps an average of its weights under {'.'.join(unmatched[0])}, which cannot be matched "
                 f"to the names of its network; name the raw weights in {self.path.with_suffix('.json')} to take those "
-                f"(`network`: {named})"
+                f"(`network`: {names})"
             )
         candidates = distinct(averages or raw)
         if len(candidates) > 1:
-            names = [".".join(keys) or "its outermost tensors" for keys in candidates]
+            several = [".".join(keys) or "its outermost tensors" for keys in candidates]
             raise ValueError(
-                f"{self.path} holds {len(names)} networks that differ, {', '.join(names[:8])}; name the one to take as "
-                f"`network` in {self.path.with_suffix('.json')}"
+                f"{self.path} holds {len(several)} networks that differ, {', '.join(several[:8])}; name the one to "
+                f"take as `network` in {self.path.with_suffix('.json')}"
             )
         keys, state = next(iter(candidates.items()), ((), {}))
+        twins = [".".join(other) for other, theirs in self.others.items() if theirs.keys() == state.keys()]
+        if twins and not averages and not self.wanted:
+            logger.warning(
+                "%s: taking the network under %s; %s has the same tensors, and is taken with `network: %s` in %s",
+                self.path, ".".join(keys), ", ".join(twins), twins[0], self.path.with_suffix(".json"),
+            )  # fmt: skip
         return keys, self.completed(keys, state) if averages else state
 
     def is_wanted(self, keys: Keys) -> bool:

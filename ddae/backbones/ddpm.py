@@ -12,7 +12,7 @@ from ddae.backbones.base import Backbone, Inputs, Pixels, Settings, pixels_of
 from ddae.backbones.convert import Part, attention, convert, load_state, renamed, unchanged
 from ddae.backbones.files import load_network, subfolder
 from ddae.backbones.options import NOTHING, check_options, name_assumed, read_options, sidecars
-from ddae.backbones.schedules import edm_schedule, read_schedule
+from ddae.backbones.schedules import edm_schedule, make_scheduler, noise_of, told
 from ddae.backbones.unets import Layout, ddae_specs, edm_inputs, make_unet, openai_blocks, openai_specs, unet_inputs
 from ddae.noise import VP, Schedule
 
@@ -26,7 +26,8 @@ logger = logging.getLogger("ddae")
 def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     """Loads a diffusers folder: a pipeline with unet/ and scheduler/, or the UNet2DModel alone.
 
-    Timesteps are those of diffusers, 0..T-1: the paper's t = 11 is timestep 10 here.
+    Timesteps are those of diffusers, 0..T-1: the paper's t = 11 is timestep 10 here. Those of a consistency model are
+    the steps of EDM's sampler.
     """
     from diffusers import UNet2DModel
 
@@ -40,7 +41,15 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     size = settings.image_size or unet.config.sample_size
     if not isinstance(size, int):
         raise ValueError(f"{unet_folder}/config.json says sample_size={size}; a square size is needed")
-    return make_backbone(unet, read_schedule(folder), fingerprint, settings)
+    scheduler = make_scheduler(folder)
+    is_consistency = type(scheduler).__name__ == "CMStochasticIterativeScheduler"
+    schedule = noise_of(scheduler, folder, settings.num_steps if is_consistency else 0)
+
+    def inputs(x_t: Tensor, timestep: int) -> dict[str, Any]:
+        time, scale = told(scheduler, schedule, timestep)
+        return unet_inputs(scale * x_t, time)
+
+    return make_backbone(unet, schedule, inputs if is_consistency else unet_inputs, fingerprint, settings)
 
 
 def from_state(
@@ -201,10 +210,12 @@ def read_diffusion(options: dict[str, Any], path: Path, settings: Settings) -> t
     raise ValueError(f"model_type={model_type!r} beside {path} is not known; it is 'DDPM' or 'EDM'")
 
 
-def make_backbone(unet: "UNet2DModel", schedule: Schedule, fingerprint: str, settings: Settings) -> Backbone:
+def make_backbone(
+    unet: "UNet2DModel", schedule: Schedule, inputs: Inputs, fingerprint: str, settings: Settings
+) -> Backbone:
     """Counts blocks as the DDAE paper does, or as OpenAI's code does if the network is built like ADM."""
     config = unet.config
     like_adm = config.resnet_time_scale_shift == "scale_shift" and config.downsample_type == "resnet"
     specs = openai_specs(unet) if like_adm else ddae_specs(unet)
     pixels = pixels_of(settings.image_size or config.sample_size, config.in_channels)
-    return Backbone(unet, specs, schedule, pixels, unet_inputs, fingerprint, settings)
+    return Backbone(unet, specs, schedule, pixels, inputs, fingerprint, settings)

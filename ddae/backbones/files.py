@@ -112,15 +112,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return config
 
 
+def check_files(folder: Path, stem: str) -> dict[str, Any]:
+    """The options of a network. Raises ValueError if they are no mapping, or if there are no weights of it."""
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    if not weights(folder, "", stem):
+        names = [name for suffix in WEIGHTS for name in names_of(stem, "", suffix)]
+        raise ValueError(
+            f"{folder} has no weights; looked for {', '.join(names)}, and their {' and '.join(VARIANTS)} variants: "
+            "fetch them"
+        )
+    return config
+
+
 def load_network(network_class: Any, folder: Path, precision: str = "float32") -> Any:
     """Loads a diffusers model: weights that are stored in the half precision that the network is run in stay in it, but
     for its norms; all others become float32.
 
     Raises ValueError if a weight is missing; diffusers itself would only warn, and leave it uninitialised.
     """
+    config = check_files(folder, "diffusion_pytorch_model")
     files = weights(folder, "", "diffusion_pytorch_model")
     safe = any(file.suffix == WEIGHTS[0] for file in files)
     options = {"dtype": dtype_of(files, precision), "use_safetensors": safe, "variant": variant(files)}
+    if isinstance(size := config.get("sample_size"), list) and len(set(map(str, size))) == 1:
+        options["sample_size"] = size[0]  # not every constructor takes a list
     try:
         with quiet():
             network, found = network_class.from_pretrained(folder, output_loading_info=True, **options)
@@ -131,8 +146,6 @@ def load_network(network_class: Any, folder: Path, precision: str = "float32") -
             "look at its files, or fetch them again"
         ) from error
     check_whole(found, folder)
-    if isinstance(size := network.config.get("sample_size"), list | tuple) and len(set(size)) == 1:
-        network.register_to_config(sample_size=size[0])
     for module in network.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
             module.float()
@@ -203,10 +216,12 @@ def model_class(folder: Path) -> str:
     for name in ("model_index.json", "config.json"):
         path = folder / name
         if path.exists():
-            try:
-                return str(json.loads(path.read_text())["_class_name"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path} does not name a diffusers class (`_class_name`)") from error
+            named = read_json(path).get("_class_name")
+            if isinstance(named, list) and named and name == "model_index.json":  # a file of its own, and a class in it
+                named = named[-1]
+            if not isinstance(named, str):
+                raise ValueError(f"{path} does not name a diffusers class: _class_name={named!r}")
+            return named
     raise ValueError(f"{folder} is not a diffusers folder: it has neither model_index.json nor config.json")
 
 

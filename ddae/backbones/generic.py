@@ -2,8 +2,11 @@
 
 import inspect
 import logging
+import re
+import traceback
 import typing
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from ddae.backbones.base import Backbone, BlockSpec, Encoder, Settings, pixels_of, token_grid
 from ddae.backbones.files import (
+    check_files,
     dtype_of,
     first_line,
     load_network,
@@ -25,12 +29,13 @@ from ddae.backbones.files import (
     variant,
     weights,
 )
-from ddae.backbones.pipelines import DECODERS, Tracer, has_text_encoder, output_of
-from ddae.backbones.schedules import make_scheduler, noise_of
+from ddae.backbones.null_text import has_text_encoder, missing_parts
+from ddae.backbones.pipelines import DECODERS, Tracer, leave_unscaled, output_of
+from ddae.backbones.schedules import make_scheduler, noise_of, read_scheduler, told
 from ddae.backbones.traced import PipelineInputs
 from ddae.backbones.unets import openai_specs
 from ddae.backbones.vae import PipelineLatents, WithImage, find_vae, measure, with_vae
-from ddae.noise import VP, FirstChannels, Flow, Schedule
+from ddae.noise import FirstChannels, Flow, Schedule
 
 NETWORK_FOLDERS = "transformer", "unet", "decoder", "prior"
 
@@ -66,12 +71,25 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     except Exception as error:  # of any class: neither network nor pipeline was ever seen here
         if isinstance(error, ValueError | OSError) and str(folder) in str(error):
             raise
-        asked = [part for part in inspect.signature(kind.__init__).parameters if "text_encoder" in part]
-        lacks = bool(asked) and not any((folder / part).is_dir() for part in asked)
-        raise ValueError(
-            f"{path} is a {name}, and {kind.__name__} does not say how to run it: {first_line(error)}"
-            + (f"; there is no {asked[0]} in {folder}: give the whole folder of the pipeline" if lacks else "")
-        ) from error
+        raise ValueError(f"{path} is a {name}, and {why_not(error, kind, folder)}") from error
+
+
+def why_not(error: Exception, kind: Any, folder: Path) -> str:
+    """Why a pipeline does not run, in words that do not ask for knowledge of its code."""
+    frames, name = traceback.extract_tb(error.__traceback__), kind.__name__
+    if isinstance(error, ValueError) and Path(frames[-1].filename).parent == Path(__file__).parent:
+        return f"{name} does not say how to run it: {first_line(error)}"
+    if not (folder / "model_index.json").exists():
+        return f"{name} does not run it alone; give the whole folder of its pipeline, with model_index.json"
+    if any(frame.name in ("retrieve_timesteps", "_set_timesteps") for frame in frames):
+        given = (read_scheduler(folder) or {}).get("_class_name", "scheduler")
+        return (
+            f"{name} does not run with the {given} of {folder}; give the scheduler_config.json that it was published "
+            f"with ({' or '.join(schedulers(kind))})"
+        )
+    if missing := missing_parts(kind, folder):
+        return f"{name} needs {', '.join(f'{part}/' for part in missing)}, which {folder} lacks; put it there"
+    return f"{name} fails with what is in {folder} ({type(error).__name__}: {first_line(error)}); fetch it again"
 
 
 def pipeline_class(folder: Path, network: Any) -> Any:
@@ -87,11 +105,11 @@ def pipeline_class(folder: Path, network: Any) -> Any:
         return diffusers.LDMPipeline if decoder_folder(folder) else diffusers.DDPMPipeline
     if inspect.isclass(named) and issubclass(named, diffusers.DiffusionPipeline):
         return named
-    if isinstance(network, diffusers.UNet2DConditionModel):
+    if type(network) is diffusers.UNet2DConditionModel:
         return getattr(diffusers, unet_pipeline(network.config))
     usual = list(AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values())
     others = [getattr(diffusers, name, None) for name in dir(diffusers) if name.endswith("Pipeline")]
-    for kind in [*usual, *sorted(filter(inspect.isclass, others), key=lambda kind: len(kind.__name__))]:
+    for kind in [*usual, *sorted(filter(inspect.isclass, others), key=lambda kind: (edits(kind), len(kind.__name__)))]:
         if takes(kind, type(network)):
             return kind
     raise ValueError(
@@ -108,7 +126,8 @@ def decoder_folder(folder: Path) -> Path | None:
 def unet_pipeline(config: Any) -> str:
     """The pipeline of a UNet2DConditionModel that lies in no pipeline's folder, by what it asks for."""
     if config.addition_embed_type == "text_time":
-        refines = config.projection_class_embeddings_input_dim == 5 * config.addition_time_embed_dim + 1280
+        pooled = config.projection_class_embeddings_input_dim - 5 * config.addition_time_embed_dim
+        refines = pooled == config.cross_attention_dim  # one text encoder, which XL itself has two of
         return "StableDiffusionXLImg2ImgPipeline" if refines else "StableDiffusionXLPipeline"
     if config.encoder_hid_dim_type == "image_proj":
         return "KandinskyV22Pipeline"
@@ -116,6 +135,12 @@ def unet_pipeline(config: Any) -> str:
         return "LatentConsistencyModelPipeline"
     by_channels = {3: "IFPipeline", 8: "StableDiffusionInstructPix2PixPipeline", 9: "StableDiffusionInpaintPipeline"}
     return by_channels.get(config.in_channels, "StableDiffusionPipeline")
+
+
+def edits(pipeline: Any) -> bool:
+    """Whether a pipeline runs with an image alone."""
+    image = inspect.signature(pipeline.__call__).parameters.get("image")
+    return image is not None and image.default is image.empty
 
 
 def takes(pipeline: Any, network: type) -> bool:
@@ -135,28 +160,41 @@ def make_backbone(network: Any, kind: Any, folder: Path, fingerprint: str, setti
     decoder = next((name for name in DECODERS if name in parameters), "")
     vae = find_vae(folder, decoder, settings) if decoder else None
     scheduler = make_scheduler(folder, is_flow(kind))
-    schedule: Schedule = noise_of(scheduler, folder)
+    in_edm = hasattr(scheduler, "precondition_noise")
+    schedule: Schedule = noise_of(scheduler, folder, settings.num_steps if in_edm else 0)
+    if not isinstance(schedule, Flow):  # noise is ours, and so is its scale
+        leave_unscaled(scheduler)
     given = {part: network, "scheduler": scheduler} | ({decoder: vae} if vae else {})
     pipeline = make_pipeline(kind, folder, given, settings.precision)
-    tracer = Tracer(pipeline, network, part, settings.image_size, is_vp=isinstance(schedule, VP))
+    tracer = Tracer(pipeline, network, part, settings.image_size, partial(told, scheduler, schedule))
     middle = schedule.timesteps[len(schedule.timesteps) // 2]
     latent_stride, latent_channels = measure(vae) if vae else (1, 0)
-    side = settings.image_size or latent_stride * (network.config.get("sample_size") or 32)
+    if not isinstance(size := network.config.get("sample_size") or 32, int):
+        raise ValueError(f"it has sample_size={size}, and a square size is needed")
+    side = settings.image_size or latent_stride * size
     tracer.start(middle, side // latent_stride if "low_res_scheduler" in parameters else side)
     inputs = PipelineInputs(tracer, middle)
     if isinstance(schedule, Flow):
         schedule = flow_of(tracer, middle, schedule.num_steps)
+    lacking = [f"{name}/" for name in missing_parts(kind, folder) if "text_encoder" in name]
     if not has_text_encoder(pipeline) and any("embeds" in name for name in tracer.arguments):
         logger.warning("%s has no text encoder; its text is zeros, which it was not trained with", folder)
+    elif lacking and has_text_encoder(pipeline):
+        logger.warning("%s has no %s; its text is what %s makes without", folder, ", ".join(lacking), kind.__name__)
     tracer.drop_text_encoders()
     encoder: Encoder
     if inputs.packing is None:
         encoder = pixels_of(inputs.shape[-1], inputs.shape[0])
     else:
         if (wanted := inputs.packing.shift.shape[1]) != latent_channels:
-            raise ValueError(f"its pipeline decodes {wanted} channels, and its VAE makes {latent_channels}")
+            whole = (
+                "" if (folder / "model_index.json").exists() else "; give its pipeline's folder, with model_index.json"
+            )
+            raise ValueError(f"its pipeline decodes {wanted} channels, and its VAE makes {latent_channels}{whole}")
         size = inputs.packing.shift.shape[-1] * latent_stride
         encoder = PipelineLatents(vae, size, inputs.packing.shift, inputs.packing.scale)
+    if inputs.shows_image and in_edm:
+        raise ValueError("it takes an image beside a noised one that EDM scales")
     if inputs.shows_image:
         schedule, encoder = FirstChannels(schedule, encoder.shape[0]), WithImage(encoder)
     if settings.image_size not in (0, encoder.image_size):
@@ -175,8 +213,12 @@ def make_backbone(network: Any, kind: Any, folder: Path, fingerprint: str, setti
 def is_flow(kind: Any) -> bool:
     """Whether a pipeline's networks are rectified flows, by the scheduler that its constructor asks for; Sana's asks
     for another."""
-    scheduler = inspect.signature(kind.__init__).parameters["scheduler"].annotation
-    return "FlowMatch" in str(scheduler) or kind.__name__.startswith("Sana")
+    return any("FlowMatch" in name for name in schedulers(kind)) or kind.__name__.startswith("Sana")
+
+
+def schedulers(kind: Any) -> list[str]:
+    """The classes of schedulers that a pipeline's constructor asks for."""
+    return re.findall(r"\w+Scheduler(?=\W|$)", str(inspect.signature(kind.__init__).parameters["scheduler"].annotation))
 
 
 def make_pipeline(kind: Any, folder: Path, given: dict[str, Any], precision: str) -> Any:
@@ -193,7 +235,10 @@ def make_pipeline(kind: Any, folder: Path, given: dict[str, Any], precision: str
             if name not in given and not (folder / name).is_dir()
         ]
         absent += [name for name in needed if name not in index and name not in given]
-        texts = [files for name in index if "_encoder" in name and (files := weights(folder, name, "*model"))]
+        encoders = [name for name in index if "_encoder" in name and (folder / name).is_dir()]
+        for name in encoders:
+            check_files(folder / name, "*model")
+        texts = [weights(folder, name, "*model") for name in encoders]
         dtypes = {dtype_of(files, precision) for files in texts}
         unused = [name for name in ("safety_checker", "watermarker") if name in index]
         with quiet():
@@ -205,7 +250,8 @@ def make_pipeline(kind: Any, folder: Path, given: dict[str, Any], precision: str
                 local_files_only=True,
                 variant=next(filter(None, map(variant, texts)), None),
             )
-    return kind(**dict.fromkeys(needed) | given)
+    refines = {p.name: True for p in parameters if p.name == "requires_aesthetics_score"}  # SDXL's refiner
+    return kind(**dict.fromkeys(needed) | given | refines)
 
 
 def flow_of(tracer: Tracer, timestep: int, num_steps: int) -> Flow:
@@ -322,7 +368,7 @@ def image_tokens(side: int, joins: Joins) -> Callable[[Any], Tensor]:
         tokens = [leaf.transpose(0, 1) if (0, len(leaf)) in joins.starts else leaf for leaf in leaves]
         images = [leaf for leaf in tokens if {(0, leaf.shape[1]), (1, leaf.shape[1])} & joins.starts.keys()]
         if not images:
-            raise TypeError(f"a block returns no tokens of {side} x {side} patches")
+            raise ValueError(f"a block returns no tokens of {side} x {side} patches")
         sequence = min(images, key=lambda leaf: leaf.shape[1])
         check_one(sum(leaf.shape[1] == side**2 for leaf in images), side**2)
         length = sequence.shape[1]

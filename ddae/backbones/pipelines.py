@@ -21,18 +21,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from ddae.backbones.base import run_on_meta
+from ddae.backbones.null_text import has_text_encoder, zeros_for_text
 
 BASE = 1024
 """Latents are numbered by two digits to this base, which float32 carries through any scaling without loss."""
 
-TEXT_TOKENS = 7
-"""How many tokens of zeros stand for a text that there is no encoder for; no image has as many."""
-
-TEXT_WIDTHS = (
-    "caption_channels", "joint_attention_dim", "encoder_hid_dim", "text_embed_dim", "cap_feat_dim", "text_in_dim",
-    "cross_attention_dim",
-)  # fmt: skip
-"""Options that give the width of text tokens; the first that is set counts."""
+Told = Callable[[float], tuple[float, float]]
 
 DECODERS = "vae", "movq", "vqvae"
 
@@ -65,11 +59,18 @@ class Recording:
 class Tracer:
     """Runs a pipeline with recorders in it. Its text encoders run once for each prompt."""
 
-    def __init__(self, pipeline: Any, network: nn.Module, part: str, image_size: int, is_vp: bool):
+    def __init__(
+        self,
+        pipeline: Any,
+        network: nn.Module,
+        part: str,
+        image_size: int,
+        told: Callable[[float], tuple[float, float]],
+    ):
         """part: what the pipeline calls the network: transformer or unet.
         image_size: side of the images in pixels; 0 is the pipeline's own.
-        is_vp: whether noise is variance-preserving, so that schedulers that count in sigmas need not scale for it."""
-        self.pipeline, self.network = pipeline, network
+        told: the pipeline's own timestep for one of ours, and what noised images are multiplied by for it."""
+        self.pipeline, self.network, self.told = pipeline, network, told
         self.signature = inspect.signature(type(network).forward)
         self.parameters = inspect.signature(type(pipeline).__call__).parameters
         self.arguments = arguments(pipeline, network, image_size)
@@ -84,15 +85,14 @@ class Tracer:
         self.step_signature, self.plan = inspect.signature(scheduler.step), scheduler.set_timesteps
         scheduler.step = passing_for(scheduler.step, self._step)
         scheduler.set_timesteps = passing_for(self.plan, self._set_timesteps)
-        if is_vp and hasattr(scheduler, "scale_model_input"):
-            scheduler.scale_model_input = lambda sample, *args, **kwargs: sample
         self.encode_prompt = getattr(pipeline, "encode_prompt", None)
         if self.encode_prompt:
             pipeline.encode_prompt = passing_for(self.encode_prompt, self._encode_prompt)
 
     def start(self, timestep: float, image_size: int) -> None:
         """Finds out whether the pipeline runs without an image, with one of this side, or with a mask as well; the
-        image is grey and the mask wants all of it painted anew. Raises what the pipeline raises if it never runs."""
+        image is grey and the mask wants all of it painted anew. Raises what the pipeline raised last if it never
+        runs."""
         grey, white = (PIL.Image.new("RGB", (image_size, image_size), (value,) * 3) for value in (128, 255))
         known = self.arguments
         failed: Exception | None = None
@@ -102,7 +102,7 @@ class Tracer:
                 try:
                     self.run(timestep)
                 except Exception as error:  # pipelines check their arguments with errors of every class
-                    failed = failed or error
+                    failed = error
                 else:
                     return
         raise failed or ValueError("it does not run")
@@ -115,14 +115,14 @@ class Tracer:
         num_images: int = 1,
         batch_by: str = "prompt",
     ) -> Recording:
-        """Runs the pipeline at a timestep of its scheduler; the first step returns fill(latents).
+        """Runs the pipeline at a timestep; the first step returns fill(latents).
 
         other: with another prompt than the empty one, and another image than a grey one, where it takes those.
         num_images: how many images are made at once, as the argument batch_by says."""
         self.calls: list[dict[str, Any]] = []
         self.latents: list[Tensor] = []
         self.decoded: Tensor | None = None
-        self.timestep, self.fill, self.kind, self.texts = timestep, fill, (other, num_images), 0
+        self.timestep, self.fill, self.kind, self.texts = self.told(timestep)[0], fill, (other, num_images), 0
         given = dict(self.arguments)
         if "prompt" in given:
             given["prompt"] = "a" if other else ""
@@ -187,8 +187,16 @@ class Tracer:
         self.texts += 1
         if key not in self.encoded:
             assert self.encode_prompt
+            if kwargs.get("prompt", "") is None:  # which not every pipeline knows to have embeddings in its place
+                kwargs["prompt"] = ""
             self.encoded[key] = tree_map_only(Tensor, in_float32, self.encode_prompt(*args, **kwargs))
         return self.encoded[key]
+
+
+def leave_unscaled(scheduler: Any) -> None:
+    """Has a scheduler hand on noised images to the network as they are."""
+    if hasattr(scheduler, "scale_model_input"):
+        scheduler.scale_model_input = lambda sample, *args, **kwargs: sample
 
 
 def shape_of(leaf: Any) -> Any:
@@ -256,37 +264,11 @@ def arguments(pipeline: Any, network: Any, image_size: int) -> dict[str, Any]:
     if config.get("guidance_embeds") and "guidance_scale" in parameters and not parameters["guidance_scale"].default:
         wanted["guidance_scale"] = 1.0
     if not has_text_encoder(pipeline):
-        wanted |= zeros_for_text(network, parameters)
-        if "prompt_embeds" in parameters:
+        wanted |= (zeros := zeros_for_text(pipeline, network))
+        if any(name.startswith("prompt_embeds") for name in zeros):
             del wanted["prompt"]
             wanted["negative_prompt"] = None
     return {name: value for name, value in wanted.items() if name in parameters}
-
-
-def has_text_encoder(pipeline: Any) -> bool:
-    return any("text_encoder" in name and part is not None for name, part in pipeline.components.items())
-
-
-def zeros_for_text(network: Any, parameters: Any) -> dict[str, Any]:
-    """Zeros for every embedding that the pipeline takes: [1, TEXT_TOKENS, width], or [1, width] for pooled ones."""
-    config = network.config
-    width = next((config.get(key) for key in TEXT_WIDTHS if config.get(key)), 0)
-    pooled = config.get("pooled_projection_dim") or width
-    if config.get("addition_embed_type") == "text_time":
-        ids = 6 * config.addition_time_embed_dim
-        pooled = config.projection_class_embeddings_input_dim - ids
-    given: dict[str, Any] = {}
-    for name, parameter in parameters.items():
-        if "ip_adapter" in name or ("image" in name and parameter.default is not parameter.empty):
-            continue
-        if "embeds" in name and "mask" not in name:
-            zeros = torch.zeros(1, TEXT_TOKENS, width)
-            if "pooled" in name or "image" in name:
-                zeros = torch.zeros(1, pooled)
-            given[name] = [zeros[0]] if str(parameter.annotation).startswith(("list", "typing.List")) else zeros
-        elif "mask" in name and "prompt" in name:
-            given[name] = torch.ones(1, TEXT_TOKENS, dtype=torch.bool)
-    return given
 
 
 def striped(size: tuple[int, int]) -> PIL.Image.Image:

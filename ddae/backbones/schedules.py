@@ -2,11 +2,12 @@
 
 import inspect
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 from ddae.backbones.files import quiet, read_json
-from ddae.noise import VE, VP, Flow
+from ddae.noise import VE, VP, Flow, Schedule
 
 logger = logging.getLogger("ddae")
 
@@ -33,7 +34,7 @@ def make_scheduler(folder: Path, is_flow: bool = False) -> Any:
         logger.warning("%s has no scheduler; taking %s, T = 1000", folder, taken)
         return diffusers.FlowMatchEulerDiscreteScheduler() if is_flow else diffusers.DDPMScheduler()
     name = config.get("_class_name", "DDPMScheduler")
-    kind: Any = getattr(diffusers, name, None)
+    kind: Any = getattr(diffusers, str(name), None)
     is_scheduler = inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)
     if not is_scheduler:
         raise ValueError(
@@ -43,12 +44,16 @@ def make_scheduler(folder: Path, is_flow: bool = False) -> Any:
         return kind.from_config(config)
 
 
-def noise_of(scheduler: Any, folder: Path) -> VP | Flow:
-    """The noise that a scheduler of diffusers adds in training. Raises ValueError if it is of another kind."""
+def noise_of(scheduler: Any, folder: Path, num_steps: int = 0) -> VP | Flow | VE:
+    """The noise that a scheduler of diffusers adds in training. Raises ValueError if it is of another kind.
+
+    num_steps: length of the schedule whose steps are the timesteps of EDM's noise; 0 if that is not to be taken."""
     config, name = scheduler.config, type(scheduler).__name__
     flow = "FlowMatch" in name or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
     if flow and config.get("num_train_timesteps", 1000) > 1 and not config.get("invert_sigmas"):
         return Flow(config.get("num_train_timesteps", 1000))
+    if num_steps and "sigma_data" in config and config.get("sigma_schedule", "karras") == "karras":
+        return edm_schedule(config, num_steps)
     in_sigmas = config.get("timestep_type") == "continuous"  # and the network is told their logarithms, as EDM's
     how = ", whose sigmas are inverted" if flow else ", in sigmas" if in_sigmas else ""
     if how or not hasattr(scheduler, "alphas_cumprod") or "beta_schedule" not in config:
@@ -60,7 +65,16 @@ def noise_of(scheduler: Any, folder: Path) -> VP | Flow:
     return VP(scheduler.alphas_cumprod)
 
 
-def read_schedule(folder: Path) -> VP | Flow:
+def told(scheduler: Any, schedule: Schedule, timestep: float) -> tuple[float, float]:
+    """What a network is told at a timestep, and what its noised images are multiplied by."""
+    if not isinstance(schedule, VE):
+        return timestep, 1.0
+    sigma = schedule.sigma(int(timestep))
+    time = (getattr(scheduler, "precondition_noise", None) or scheduler.sigma_to_t)(sigma)
+    return float(time), 1 / math.hypot(sigma, scheduler.config.sigma_data)
+
+
+def read_schedule(folder: Path) -> VP | Flow | VE:
     """The noise of a folder's scheduler; without one that of DDPM, and a warning."""
     return noise_of(make_scheduler(folder), folder)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddae.backbones.base import Backbone, Settings, check_finite
-from ddae.backbones.files import load_network, load_pretrained
+from ddae.backbones.files import check_files, load_network, load_pretrained
 from ddae.backbones.schedules import read_schedule
 from ddae.backbones.unets import openai_specs, unet_inputs
 from ddae.backbones.vae import latents_of, with_vae
@@ -73,6 +73,9 @@ def null_text(folder: Path) -> Tensor:
     """[T, width]: an empty prompt, encoded by the pipeline's text encoder."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    if not (folder / "tokenizer").is_dir():
+        raise ValueError(f"{folder} has text_encoder/ and lacks tokenizer/; put it there")
+    check_files(folder / "text_encoder", "*model")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     prompt = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
     encoder = load_pretrained(CLIPTextModel, folder / "text_encoder")

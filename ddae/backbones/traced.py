@@ -153,6 +153,8 @@ class PipelineInputs:
         if timestep not in self.traced:
             self.traced[timestep] = self._leaves(self.tracer.run(timestep))
         leaves, spec = self.traced[timestep]
+        if (scale := self.tracer.told(timestep)[1]) != 1:
+            x_t = scale * x_t
         given = [
             self.samples[i].batch(x_t)
             if i in self.samples

@@ -159,6 +159,8 @@ def latents_of(path: Path, channels: int, sample_size: int, patch_size: int, set
     try:
         vae = load_vae(name, settings, ("AutoencoderKL",))
     except (OSError, ValueError) as error:
+        if Path(name).is_dir():
+            raise
         raise ValueError(
             f"{path} needs a VAE: put the VAE's folder beside it as {path.parent / 'vae'}, or name its folder or hub "
             f"id as `vae` in {path.with_suffix('.json')}; {name}: {str(error).strip().splitlines()[0]}"

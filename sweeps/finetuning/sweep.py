@@ -27,7 +27,7 @@ from sweeps.finetuning.cost import estimate, kept_by_cuts, latents_needed
 from sweeps.finetuning.findings import Findings, outcome_of
 from sweeps.finetuning.publish import publish, report
 from sweeps.finetuning.task import FinetuneTask
-from sweeps.flags import SEEDS, as_flags, check_numbers
+from sweeps.flags import SEEDS, as_flags, check_no_offload, check_numbers
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing.extractor import num_shards
 from sweeps.probing.filling import Filling
@@ -81,6 +81,7 @@ def set_up(config: Finetune) -> Setup:
     check_numbers(config, num_trials=many, seeds=(1, 1000), seed=SEEDS, pooling=(1, 64), num_workers=many)
     check_numbers(config, batch_size=(0, 10**6), baseline_size=(0, 4096))
     config = with_sweep(config)
+    check_no_offload(config)
     for name in ("init", "head_start", "augment"):
         if not getattr(config, name):
             raise ValueError(f"--{name.replace('_', '-')} is empty; give at least one, or leave the flag out")

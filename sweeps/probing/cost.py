@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ddae.backbones import Backbone
+from ddae.backbones.offload import largest_layer_bytes, size_bytes
 from ddae.datasets import Dataset
 from ddae.features import extract
 from ddae.units import duration, rounded, size
@@ -114,6 +115,8 @@ def estimate(task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float
         f"features        {' to '.join(dict.fromkeys(sizes))} in {source.store}",
         f"extraction      {' to '.join(dict.fromkeys(extraction))}, divided by the number of cores or GPUs",
     ]
+    if source.settings.offload:
+        lines.append(f"offload         {offloaded(backbone, source.settings.device)}")
     if source.encoder:
         lines.insert(
             3,
@@ -121,6 +124,17 @@ def estimate(task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float
             f"{rounded(1000 * encoding_seconds, 3)} ms an image",
         )
     return "\n".join(lines)
+
+
+def offloaded(backbone: Backbone, device: str) -> str:
+    """What is kept where."""
+    whole, layer = size_bytes(backbone.network), largest_layer_bytes(backbone.network)
+    vae = getattr(backbone.encoder, "vae", None)
+    beside = f", and the VAE, {size(size_bytes(vae))}" if vae is not None else ""
+    return (
+        f"the weights, {size(whole)}, stay in CPU memory; beside activations {device} holds a layer at a time, of "
+        f"{size(layer)} at most{beside}"
+    )
 
 
 def time_passes(task: ProbeTask, backbone: Backbone, dataset: Dataset, rows: np.ndarray) -> tuple[float, float]:
@@ -142,12 +156,14 @@ def block_table(backbone: Backbone) -> str:
     """Every block: name, the paper's number and name, module, channels, side, share of a full forward pass up to it."""
     rows = [("block", "index", "paper", "module", "channels", "size", "FLOPs up to it")]
     for block in backbone.blocks:
-        size, share = f"{block.size}x{block.size}", f"{block.flops_share:.1%}"
-        rows.append((block.name, str(block.index), block.alias, block.module, str(block.channels), size, share))
+        side, share = f"{block.size}x{block.size}", f"{block.flops_share:.1%}"
+        index = str(block.index) if block.name in backbone.strict else ""
+        rows.append((block.name, index, block.alias, block.module, str(block.channels), side, share))
     timesteps = backbone.schedule.timesteps
-    parameters = sum(parameter.numel() for parameter in backbone.network.parameters())
+    num = sum(parameter.numel() for parameter in backbone.network.parameters())
+    parameters = f"{num / 1e6:.1f}M" if num >= 10**5 else f"{num:,}"
     return "\n".join(aligned(rows)) + (
-        f"\n\n{parameters / 1e6:.1f}M parameters, {rounded(backbone.flops / 1e9, 3)} GFLOP a pass of one image of side "
+        f"\n\n{parameters} parameters, {rounded(backbone.flops / 1e9, 3)} GFLOP a pass of one image of side "
         f"{backbone.image_size}; timesteps {timesteps[0]} to {timesteps[-1]}, of which "
         f"{' '.join(map(str, backbone.schedule.defaults))} are tried if none are given"
     )

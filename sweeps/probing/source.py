@@ -166,6 +166,7 @@ def make_settings(config: ModelAndData) -> Settings:
         config.num_steps,
         absolute(config.text_embedding) if config.text_embedding else "",
         absolute(config.weights) if config.weights else "",
+        config.offload,
     )
 
 

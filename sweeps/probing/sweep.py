@@ -129,10 +129,11 @@ def sweep_folder(config: LayerNoise, task: ProbeTask) -> Path:
 
 
 def list_blocks(config: ModelAndData, every_module: bool = False) -> str:
-    """What the model holds: its blocks, or every module that returns a map of the image."""
+    """What the model holds: its blocks, or also every other module that returns a map of the image."""
     backbone = load_model(config)
     if every_module:
-        backbone.add_modules(path for path, _ in backbone.network.named_modules())
+        listed = {block.module for block in backbone.blocks}
+        backbone.add_modules(path for path, _ in backbone.network.named_modules() if path not in listed)
     return cost.block_table(backbone)
 
 

@@ -159,7 +159,10 @@ MODELS = {
         "lacks 1 weights that its config.json calls for",
     ),
     "another shape": (tensors(lambda s: {**s, TENSOR: torch.ones(2)}), "mid_block.resnets.0.conv1"),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), "look at its files, or fetch them again"),
+    "no weights": (
+        lambda f: (f / WEIGHTS).unlink(),
+        "unet has no weights; looked for diffusion_pytorch_model.safetensors, ",
+    ),
     "cut": (
         write(WEIGHTS, lambda path: path.read_bytes()[:999]),
         "cannot be loaded as a UNet2DModel (OSError: Unable to load",

@@ -247,3 +247,27 @@ def test_a_network_that_is_its_own_average_ends(tmp_path):
     endless["ema"] = endless
     (tmp_path / "model.pkl").write_bytes(pickle.dumps(endless))
     assert_refused(tmp_path / "model.pkl", tmp_path / "ran", "damaged")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"model": STATE, "teacher": OTHER},
+        {"teacher_state_dict": OTHER, "model": prefixed("module.", STATE)},
+        {"state_dict": prefixed("model.", STATE) | prefixed("teacher.", OTHER)},
+    ],
+)
+def test_a_teacher_beside_the_network_is_named_and_can_be_taken(data, tmp_path, caplog):
+    path = tmp_path / "model.pt"
+    torch.save(data, path)
+    assert_is_state(read_checkpoint(path))
+    [said] = [record.getMessage() for record in caplog.records]
+    named = re.search(r"taking the network under \S+; (\S*teacher\S*) has the same tensors, .* `network: \1`", said)
+    path.with_suffix(".json").write_text(json.dumps({"network": named[1]}))
+    assert all(torch.equal(tensor, OTHER[name]) for name, tensor in read_checkpoint(path).items())
+
+
+def test_an_average_decides_between_network_and_teacher(tmp_path, caplog):
+    torch.save({"model": OTHER, "teacher": OTHER, "ema": STATE}, tmp_path / "model.pt")
+    assert_is_state(read_checkpoint(tmp_path / "model.pt"))
+    assert not caplog.records

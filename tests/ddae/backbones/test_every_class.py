@@ -10,7 +10,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ddae.backbones import Settings, load_backbone
-from ddae.noise import Flow
+from ddae.noise import VE, Flow
 from tests.ddae.backbones.every_class import FOLDERS, NOT_BUILT, PIPELINES, arguments
 
 NUM_STEPS = 3
@@ -22,9 +22,7 @@ REFUSED = {
     "SanaSprintPipeline": "that of a SCMScheduler; what can be read is",
     "Cosmos2TextToImagePipeline": "cosmos_guardrail",
     "StableCascadePriorPipeline": "that of a DDPMWuerstchenScheduler; what can be read is",
-    "ConsistencyModelPipeline": "that of a CMStochasticIterativeScheduler; what can be read is",
     "ConsistencyModelPipeline class-conditional": "wants a class label",
-    "StableDiffusionXLPipeline EDM": "that of a EDMDPMSolverMultistepScheduler; what can be read is",
     "DreamLitePipeline": r"\[1, 8, 16, 32\] is no map of an image",
     "DreamLiteMobilePipeline": r"\[1, 8, 16, 32\] is no map of an image",
     "UniDiffuserPipeline": "does not only arrange, scale and shift its latents",
@@ -73,7 +71,12 @@ def compare(backbone, folder, name):
     steps, decoded, planned = record(load_pipeline(folder), name, modules)
     assert len(steps) == NUM_STEPS
     for (timestep, scale, rows), sigma in zip(steps, planned, strict=True):
-        x_t = latents_of(backbone, decoded) * scale
+        x_t = latents_of(backbone, decoded)
+        if isinstance(backbone.schedule, VE):  # scales by itself
+            timestep = min(backbone.schedule.timesteps, key=lambda step: abs(backbone.sigma(step) - float(sigma)))
+            assert backbone.sigma(timestep) == pytest.approx(float(sigma), rel=1e-4)
+        else:
+            x_t = x_t * scale
         given = backbone.inputs(x_t, timestep)
         ours = Recorder(backbone.network, modules)
         backbone.network(**given)
@@ -86,7 +89,7 @@ def compare(backbone, folder, name):
 
 def check_batch(backbone):
     """Images are features of their own, whatever they are run with."""
-    x_t, timestep = torch.randn(2, *backbone.encoder.shape), backbone.schedule.defaults[1]
+    x_t, timestep = torch.randn(2, *backbone.encoder.shape), backbone.schedule.defaults[:2][-1]
     names = [block.name for block in backbone.blocks]
     together, *alone = (backbone.capture(x, timestep, names, lambda map: map) for x in (x_t, x_t[:1], x_t[1:]))
     for name in names:
@@ -148,8 +151,13 @@ SIDES = {"HiDreamImagePipeline": 0, "CogView4Pipeline": 32}
 """Sides of images: 0 for a pipeline that always makes its own, and one with more tokens than its text."""
 
 
+STEPS = {"StableDiffusionXLPipeline EDM": NUM_STEPS, "ConsistencyModelPipeline": 40}
+"""Lengths of EDM's schedule that have the noise levels of the pipeline's own run."""
+
+
 def settings_of(name: str) -> Settings:
-    return Settings(image_size=SIDES.get(name, arguments(name).get("height", 0)))
+    side = SIDES.get(name, arguments(name).get("height", 0))
+    return Settings(image_size=side, num_steps=STEPS.get(name, Settings.num_steps))
 
 
 def latents_of(backbone, decoded):
@@ -275,3 +283,15 @@ def record(pipeline, name, modules, prompt="a"):
         return record(load_pipeline(pipeline.name_or_path), name, modules, "")
     sigmas = getattr(scheduler, "sigmas", [0.0] * NUM_STEPS)
     return steps[-NUM_STEPS:], decoded[0], sigmas[:NUM_STEPS]
+
+
+@torch.no_grad()
+def test_a_mistake_in_the_scale_or_the_time_of_edm_would_be_seen(tmp_path):
+    name = "StableDiffusionXLPipeline EDM"
+    FOLDERS[name](tmp_path)
+    backbone = load_backbone(str(tmp_path), settings_of(name))
+    inputs = backbone.inputs
+    for argument in ("sample", "timestep"):
+        backbone.inputs = lambda x_t, step, at=argument: {**inputs(x_t, step), at: 1.1 * inputs(x_t, step)[at]}
+        with pytest.raises(AssertionError, match="no row"):
+            compare(backbone, tmp_path, name)

@@ -138,7 +138,7 @@ def test_what_cannot_be_run(tmp_path):
     with pytest.raises(ValueError, match=r"model needs its VAE; put the VAE's folder into it as \S+/vae, or beside it"):
         load_backbone(folder)
     (tmp_path / "elsewhere").rename(tmp_path / "vae")
-    with pytest.raises(ValueError, match=r"model is a SD3\w+, and StableDiffusion3Pipeline does not say how to run it"):
+    with pytest.raises(ValueError, match=r"model is a SD3\w+, and StableDiffusion3Pipeline does not run it alone"):
         load_backbone(folder, Settings(image_size=17))
 
 

@@ -1,9 +1,13 @@
+import re
 from dataclasses import replace
 
 import pytest
 
-from sweeps import cli, layer_noise
+from sweeps import cli, layer_noise, text_learning
+from sweeps.finetune import Finetune
+from sweeps.finetuning import sweep as finetuning
 from sweeps.flags import ModelAndData
+from sweeps.learn_text import LearnText
 from sweeps.probing.cost import least_and_most, share_outside
 from sweeps.probing.screening import ScreeningRules
 from sweeps.probing.sweep import set_up
@@ -34,6 +38,22 @@ def test_dry_run_of_a_latent_model_says_what_its_encodings_cost(tiny_stable_diff
     assert f"encodings       at most {2 * 1151 + 287:,}, each image once" in printed
 
 
+def test_dry_run_says_what_is_offloaded_and_what_the_device_holds(tiny_stable_diffusion, capsys, tmp_path):
+    flags = ["--backbone", tiny_stable_diffusion, "--dataset", "digits", "--dry-run", "--device", "cpu", "--offload"]
+    layer_noise.main(cli.parse(layer_noise.LayerNoise, [*flags, "--store", str(tmp_path / "store")], None))
+    said = (
+        r"offload +the weights, [\d.e-]+ GB, stay in CPU memory; .* cpu holds a layer at a time, of [\d.e-]+ GB at most"
+    )
+    assert re.search(rf"{said}, and the VAE, [\d.e-]+ GB\n", capsys.readouterr().out + "\n")
+
+
+@pytest.mark.parametrize("set_up", [finetuning.set_up, text_learning.set_up])
+def test_what_trains_is_not_offloaded(set_up, tiny_stable_diffusion):
+    config = {finetuning.set_up: Finetune, text_learning.set_up: LearnText}[set_up]
+    with pytest.raises(ValueError, match="offload=True is for frozen features"):
+        set_up(config(tiny_stable_diffusion, "digits", block="b18", offload=True))
+
+
 def test_share_outside_is_what_no_interval_covers():
     assert share_outside([(2, 4), (3, 5), (9, 20)], 0, 10) == pytest.approx(0.6)
     assert share_outside([(0, 10)], 0, 10) == 0
@@ -48,3 +68,16 @@ def test_what_is_screened_and_how_decides_what_it_costs(tiny_model):
     assert least_and_most(task, replace(rules, keep=0.25, finalists=1))[1] < most
     grid = least_and_most(task, ScreeningRules((200,), exhaustive=True))
     assert grid[0] == grid[1] > task.grid_passes  # the label-free scores want a second noise draw
+
+
+def test_every_module_is_listed_once_and_only_blocks_have_a_number(tiny_model, capsys):
+    flags = ["--backbone", tiny_model, "--list-blocks"]
+    layer_noise.main(cli.parse(layer_noise.LayerNoise, flags, None))
+    blocks = [line.split() for line in capsys.readouterr().out.splitlines() if "%" in line]
+    layer_noise.main(cli.parse(layer_noise.LayerNoise, [*flags, "--all"], None))
+    *lines, summary = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if "%" in line]
+    assert [row for row in rows if len(row) > 5] == blocks
+    modules = [row[-4] for row in rows]
+    assert len(modules) == len(set(modules)) > len(blocks) and all(row[0] == row[-4] for row in rows if len(row) == 5)
+    assert "down_blocks.0.resnets.0.conv1" in modules and summary.startswith("71,033 parameters")
