@@ -42,9 +42,9 @@ def test_dry_run_says_what_is_offloaded_and_what_the_device_holds(tiny_stable_di
     flags = ["--backbone", tiny_stable_diffusion, "--dataset", "digits", "--dry-run", "--device", "cpu", "--offload"]
     layer_noise.main(cli.parse(layer_noise.LayerNoise, [*flags, "--store", str(tmp_path / "store")], None))
     said = (
-        r"offload +the weights, [\d.e-]+ GB, stay in CPU memory; .* cpu holds a layer at a time, of [\d.e-]+ GB at most"
+        r"offload +the weights, [\d.e-]+ MB, stay in CPU memory; .* cpu holds a layer at a time, of [\d.e-]+ MB at most"
     )
-    assert re.search(rf"{said}, and the VAE, [\d.e-]+ GB\n", capsys.readouterr().out + "\n")
+    assert re.search(rf"{said}, and the VAE, [\d.e-]+ MB\n", capsys.readouterr().out + "\n")
 
 
 @pytest.mark.parametrize("set_up", [finetuning.set_up, text_learning.set_up])
