@@ -47,9 +47,12 @@ def main(config: SmallSets) -> None:
             for number, judge in enumerate(JUDGES):
                 lost = mean_and_error(list(regret[rule][:, number]))
                 more = mean_and_error(list(regret[rule][:, number] - regret["best"][:, number]))
-                print("  {:<9} on {:<11} {:5.2f} +- {:4.2f};".format(rule, judge, *lost), end="")
-                print(" {:5.2f} +- {:4.2f} more than the best".format(*more))
-                results[name][f"{rule}, {judge}"] = {"regret": lost, "more than the best": more}
+                print(
+                    "  {:<9} on {:<11} {:5.2f} +- {:4.2f} lost; {:5.2f} +- {:4.2f} more than by the best".format(
+                        rule, judge, *lost, *more
+                    )
+                )
+                results[name][f"{rule}, {judge}"] = {"regret": lost, "more than by the best": more}
         record.write("small_sets", results)
 
 
