@@ -52,7 +52,7 @@ def main(config: SmallSets) -> None:
                         rule, judge, *lost, *more
                     )
                 )
-                results[name][f"{rule}, {judge}"] = {"regret": lost, "more than by the best": more}
+                results[name][f"{rule}, {judge}"] = {"regret": lost, "more than the best": more}
         record.write("small_sets", results)
 
 
