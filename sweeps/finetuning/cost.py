@@ -89,8 +89,9 @@ def estimate(setup: "Setup") -> str:
 
 
 def latents_text(source: FeatureSource, num_images: int) -> str:
-    """What encoding so many images takes, by timing one after another, and what the store holds of them then."""
-    extractor, num_bytes = opened(source), 2 * math.prod(opened(source).backbone.encoder.shape) * num_images
+    """How long encoding so many images takes, by timing one after a first to warm up, and what the store then holds."""
+    extractor = opened(source)
+    num_bytes = 2 * math.prod(extractor.backbone.encoder.shape) * num_images
     for row in extractor.dataset.splits["train"][:2]:
         started = time.perf_counter()
         extractor.backbone.encode(extractor.dataset.images.read(np.array([row])))

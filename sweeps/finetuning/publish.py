@@ -31,17 +31,8 @@ WORDS = {word: page.WORDS[word] for word in ("block", "timestep", "pooling", "he
     **{word: page.WORDS[word] for word in ("val, test", "\N{PLUS-MINUS SIGN}")},
 }
 HEADER = (
-    "labels",
-    "start",
-    "val accuracy",
-    "learning rate",
-    "weight decay",
-    "head",
-    "augment",
-    "cut after",
-    "t",
-    "seconds",
-)
+    "labels", "start", "val accuracy", "learning rate", "weight decay", "head", "augment", "cut after", "t", "seconds",
+)  # fmt: skip
 
 
 def publish(found: Findings, config: Finetune, tracker: Tracker, trials: Sequence[tuple[FinetuneTask, Trial]]) -> None:
