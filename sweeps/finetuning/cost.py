@@ -72,8 +72,8 @@ def estimate(setup: "Setup") -> str:
         most_seconds += num_trials * seconds
         lines.append(
             f"{task.start:<9} {task.cuts[0]}, t = {task.timesteps[0]}, {task.num_labels[0]:,} labels: at most "
-            f"{num_trials} trainings of {task.num_steps:,} steps of {training.batch_size} images, "
-            f"{1000 * step_seconds:,.0f} ms each; {duration(seconds)} with val"
+            f"{num_trials} trainings of {task.num_steps:,} steps of {training.batch_size} images; "
+            f"{1000 * step_seconds:,.0f} ms a step, {duration(seconds)} a training with val"
         )
     for source, needs in latents_needed(setup).items():
         lines.append(f"latents   {latents_text(source, sum(need.num_images for need in needs))}")
