@@ -30,8 +30,13 @@ def latents_needed(setup: "Setup") -> dict[FeatureSource, list[Need]]:
     seeds = range(setup.config.seed, setup.config.seed + setup.config.seeds)
     sources = {task.source.encoder: task.source for task in setup.tasks if task.source.encoder}
     counts = {count for task in setup.tasks for count in task.num_labels}
-    sizes, is_augmented = (num_train, num_val), set(setup.config.augment) != {"none"}
-    needs = [need for seed in seeds for count in counts for need in latents_seen(seed, count, *sizes, is_augmented)]
+    is_augmented = any(cell.augment != "none" for task in setup.tasks for cell in task.cells)
+    needs = [
+        need
+        for seed in seeds
+        for count in counts
+        for need in latents_seen(seed, count, num_train, num_val, is_augmented)
+    ]
     most = {(need.split, need.view): need for need in sorted(needs, key=lambda need: need.num_images)}
     return {source: list(most.values()) for source in sources.values()}
 
