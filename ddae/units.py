@@ -7,6 +7,11 @@ def rounded(number: float, digits: int = 2) -> str:
     return f"{number:,.0f}" if "e+" in said else said
 
 
+def counted(number: int, one: str, more: str) -> str:
+    """The number with the words that go with it: 1 image has, 2 images have."""
+    return f"{number:,} {one if number == 1 else more}"
+
+
 def duration(seconds: float) -> str:
     """40 seconds, 12 minutes, 47 hours or 3 days."""
     return _in_units(seconds, {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}, at_least=2)

@@ -139,7 +139,7 @@ def parse(config_class: type[Config], args: list[str], description: str | None) 
         hint = did_you_mean(unknown[0].partition("=")[0], names)
         fail(f"{unknown[0]!r} is no flag, and no flag takes it; --help lists them{hint}")
     for field in dataclasses.fields(config_class):
-        if getattr(config, field.name) == "" != field.default:
+        if getattr(config, field.name) == "" and field.default != "":
             fail(f"--{field.name.replace('_', '-')} is empty; give a value, or leave it out")
     return config
 

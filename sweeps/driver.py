@@ -28,6 +28,9 @@ PATIENCE_SECONDS = 10
 """How long an interrupted sweep waits for the trials that are being logged, and another one before it says that it
 waits."""
 
+RENEWED = ("prefer",)
+"""Flags that the same sweep may be given anew with another value, which a param of MLflow would not take."""
+
 
 @contextmanager
 def open_run(
@@ -50,7 +53,7 @@ def open_run(
     with only_process(folder), Tracker(tracking_uri(), experiment, folder.name, folder.name) as tracker:
         objective = task.objectives[0]
         (folder / "config.yaml").write_text(yaml.safe_dump(flags))
-        tracker.log_params({**flags, **params})
+        tracker.log_params({name: value for name, value in {**flags, **params}.items() if name not in RENEWED})
         tracker.show(objective.metric, columns, tuple(task.axes), ascending=objective.direction == "minimize")
         if trouble := tracker.artifact_trouble():
             log.warning(f"{trouble}. The sweep goes on; what cannot be logged then is logged by the same command later")

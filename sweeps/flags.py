@@ -19,9 +19,9 @@ class Inputs:
 
     backbone: str = "ddpm-fashion-mnist"
     """A diffusers folder, a hub id `owner/model[@revision]`, or an official checkpoint file (.pt, .pth, .pkl,
-    .safetensors) of DDAE, EDM, DiT or guided diffusion; the default ships with the package. Also classifiers:
-    torchvision:name[@weights], timm:name, timm:folder, transformers:owner/model or folder, with @random for random
-    weights."""
+    .safetensors) of DDAE, EDM, EDM2, DiT, SiT, REPA, ADM and the others that README lists; the default ships with the
+    package. Also classifiers: torchvision:name[@weights], timm:name, timm:folder, timm:owner/model,
+    transformers:owner/model or folder, with @random for random weights, and wrn:28-10."""
     dataset: str = "fashion-mnist-8k"
     """A name (fashion-mnist-8k ships with the package; README lists the others), a folder with one sub-folder of images
     a class, a folder that Hugging Face datasets reads, or a hub id `owner/name[@revision]`."""
@@ -78,7 +78,8 @@ class ModelAndData(ImagesAndLabels, Inputs):
     image_size: int = 0
     """Side in pixels of the images the network sees, where it is not bound to one; 0 is the model's own."""
     num_steps: int = 18
-    """EDM alone: the steps of the schedule that timesteps count, 18 or 50 in the DDAE paper."""
+    """EDM and networks that are trained under its noise alone: the steps of the schedule that timesteps count, 18 or 50
+    in the DDAE paper."""
     text_embedding: str = ""
     """Stable Diffusion alone: a text embedding that sweeps/learn_text.py has learned, instead of the null text."""
     weights: str = ""

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 from ddae.datasets import Images, seen_notes
-from ddae.datasets.scan import counted
 from ddae.pretrain import FAMILIES, Pretraining, UNetShape, load_images_once, sample, save
 from ddae.report.figures import image_grid
 from ddae.report.training import loss_curve
-from ddae.units import duration
+from ddae.units import counted, duration
 from storage.files import published
 from storage.secrets import hidden
 from sweeps import cli

@@ -37,8 +37,8 @@ def measure(folder: Path, date: str) -> Tested:
     fitted: Classifier = room_of(folder).reopen(folder, ("test",))
     correct, labels, on_val = fitted.correct("test"), fitted.dataset.labels("test"), fitted.result.metrics
     metrics = dict(zip(("test_accuracy", "test_stderr"), measured(correct, labels, "accuracy"), strict=True))
-    measure = fitted.task.objectives[0].measure
-    if measure != "accuracy" or "val_balanced_accuracy" in on_val or is_uneven(labels):
+    chosen_by = fitted.task.objectives[0].measure
+    if chosen_by != "accuracy" or "val_balanced_accuracy" in on_val or is_uneven(labels):
         balanced = measured(correct, labels, "balanced accuracy")
         metrics |= zip(("test_balanced_accuracy", "test_balanced_stderr"), balanced, strict=True)
     tested = Tested(
@@ -50,7 +50,7 @@ def measure(folder: Path, date: str) -> Tested:
         **{name: on_val[name] for name in ("val_accuracy", "val_balanced_accuracy") if name in on_val},
         date=date,
         notes=notes_of(fitted, correct, metrics),
-        measure=measure,
+        measure=chosen_by,
     )
     page = folder / "report.html"
     logged.add(folder, fitted.experiment, metrics, [page])
@@ -66,11 +66,11 @@ def measure(folder: Path, date: str) -> Tested:
 def notes_of(fitted: Classifier, correct: np.ndarray, metrics: Mapping[str, float]) -> str:
     """What else there is to say of the test images that are right, bool [n]. metrics: what is measured on them."""
     notes, twins = [], fitted.dataset.twins.get("test", np.zeros(0, dtype=bool))
-    labels, measure = fitted.dataset.labels("test"), fitted.task.objectives[0].measure
+    labels, chosen_by = fitted.dataset.labels("test"), fitted.task.objectives[0].measure
     if "test_balanced_accuracy" in metrics:
-        other = "balanced accuracy" if measure == "accuracy" else "accuracy"
+        other = "balanced accuracy" if chosen_by == "accuracy" else "accuracy"
         value, stderr = measured(correct, labels, other)
         notes.append(f"{other} {100 * value:.1f} +- {100 * stderr:.1f} %")
     if twins.any():
-        notes.append(without_text(correct, labels, twins, "test", "train or val", measure))
+        notes.append(without_text(correct, labels, twins, "test", "train or val", chosen_by))
     return "; ".join(notes)

@@ -1,21 +1,20 @@
 """The contract between networks and the rest of the project: every family builds one `Backbone`."""
 
-import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddae.backbones.hooks import hooked, run_on_meta
 from ddae.backbones.offload import check_room, offload, onload
 from ddae.noise import Schedule
 
@@ -257,7 +256,7 @@ class Backbone:
         """
         for name in blocks:
             self.block(name)
-        with torch.no_grad() if self.settings.offload else torch.inference_mode():  # in which weights cannot be moved
+        with torch.no_grad() if self.settings.offload else torch.inference_mode():  # where weights cannot move
             x_t = x0 if noise is None else self.noised(x0, noise, timestep)
             return self.capture(x_t, timestep, blocks, reduce)
 
@@ -366,34 +365,6 @@ class Backbone:
             for spec in [specs[name]]
         ]
         return tuple(blocks), total, called
-
-
-@contextmanager
-def hooked(modules: dict[str, nn.Module], keep: Callable[[str, Any], None]) -> Iterator[None]:
-    """Calls keep(name, output) whenever one of the modules has run."""
-
-    def hook_of(name: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
-            keep(name, output)
-
-        return hook
-
-    hooks = [module.register_forward_hook(hook_of(name)) for name, module in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in hooks:
-            handle.remove()
-
-
-def run_on_meta(network: nn.Module, inputs: dict[str, Any], args: tuple = ()) -> Any:
-    """Runs a network on the meta device, where hooks see shapes and nothing is computed; what it keeps meanwhile goes
-    with a copy that shares its tensors."""
-    state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    twin = copy.deepcopy(network, {id(tensor): tensor for tensor in state.values()})
-    on_meta = {name: tensor.to("meta") for name, tensor in state.items()}
-    in_float32 = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in on_meta.items()}
-    return functional_call(twin, in_float32, args, inputs)
 
 
 class _DeepestReached(Exception):

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from ddae.backbones.base import BlockSpec, first_map, run_on_meta, token_grid
+from ddae.backbones.base import BlockSpec, first_map, token_grid
+from ddae.backbones.hooks import hooked, run_on_meta
 
 LISTS = nn.Sequential, nn.ModuleList
 
@@ -19,16 +19,13 @@ def find_blocks(network: nn.Module, inputs: dict[str, Any], named: Iterable[str]
     searched = set(block_paths(network))
     outputs: dict[str, Tensor] = {}
 
-    def keep(path: str, module: nn.Module, inputs: tuple, output: Any) -> None:
+    def keep(path: str, output: Any) -> None:
         map = first_map(output) if isinstance(output, tuple) else output
         if is_map(map):
             outputs.setdefault(path, map)
 
-    paths = searched.union(named)
-    hooks = [network.get_submodule(path).register_forward_hook(partial(keep, path)) for path in paths]
-    run_on_meta(network, inputs)
-    for handle in hooks:
-        handle.remove()
+    with hooked({path: network.get_submodule(path) for path in searched.union(named)}, keep):
+        run_on_meta(network, inputs)
 
     aliases: dict[str, str] = {}
     for path in outputs.keys() - searched:

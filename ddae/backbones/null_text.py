@@ -22,7 +22,7 @@ WIDTHS = {
     "clip": ("in_text_dim2",),
     "pooled": ("pooled_projection_dim", "text_emb_dim"),
 }  # fmt: skip
-"""Options of networks that give the width of an embedding, by what its name ends with or has; the first that is set
+"""Options of networks that give the width of an embedding, by what its name ends with, or pooled; the first that is set
 counts. An embedding without options of its own takes those of the first."""
 
 NOT_NEEDED = ("safety_checker", "watermarker", "scheduler")
@@ -37,8 +37,8 @@ def has_text_encoder(pipeline: Any) -> bool:
 
 
 def missing_parts(kind: Any, folder: Path) -> list[str]:
-    """What a pipeline needs that is not in its folder: what its model_index.json names, or else what its constructor
-    asks for, first without what it calls optional."""
+    """What a pipeline needs that is not in its folder: of the parts that its model_index.json names or, if all of them
+    are there, of those that its constructor asks for and does not call optional, or else of all that it asks for."""
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else {}
     named = [name for name, value in index.items() if isinstance(value, list) and value[:1] not in ([], [None])]
     asked = [

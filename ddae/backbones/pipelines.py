@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from ddae.backbones.base import run_on_meta
+from ddae.backbones.hooks import run_on_meta
 from ddae.backbones.null_text import has_text_encoder, zeros_for_text
 
 BASE = 1024
 """Latents are numbered by two digits to this base, which float32 carries through any scaling without loss."""
 
 Told = Callable[[float], tuple[float, float]]
+"""The pipeline's own timestep for one of ours, and what noised images are multiplied by for it."""
 
 DECODERS = "vae", "movq", "vqvae"
 
@@ -59,17 +60,9 @@ class Recording:
 class Tracer:
     """Runs a pipeline with recorders in it. Its text encoders run once for each prompt."""
 
-    def __init__(
-        self,
-        pipeline: Any,
-        network: nn.Module,
-        part: str,
-        image_size: int,
-        told: Callable[[float], tuple[float, float]],
-    ):
+    def __init__(self, pipeline: Any, network: nn.Module, part: str, image_size: int, told: Told):
         """part: what the pipeline calls the network: transformer or unet.
-        image_size: side of the images in pixels; 0 is the pipeline's own.
-        told: the pipeline's own timestep for one of ours, and what noised images are multiplied by for it."""
+        image_size: side of the images in pixels; 0 is the pipeline's own."""
         self.pipeline, self.network, self.told = pipeline, network, told
         self.signature = inspect.signature(type(network).forward)
         self.parameters = inspect.signature(type(pipeline).__call__).parameters

@@ -21,9 +21,10 @@ from ddae.datasets.images import (
     stratified,
 )
 from ddae.datasets.named import ASSETS, DATASETS
-from ddae.datasets.scan import Reading, counted
+from ddae.datasets.scan import Reading
 from ddae.datasets.spellings import HELD_OUT, TRAIN, called
 from ddae.nearest import did_you_mean
+from ddae.units import counted
 
 log = logging.getLogger("ddae")
 

@@ -6,7 +6,7 @@ from unicodedata import normalize
 import numpy as np
 
 from ddae.datasets.images import Images
-from ddae.datasets.scan import counted
+from ddae.units import counted
 
 NUM_SEEN = 256
 """How many training images tell whether they are all alike."""

@@ -14,8 +14,9 @@ import xxhash
 from torch import Tensor
 
 from ddae.datasets.pixels import decode
-from ddae.datasets.scan import MANY, Reading, counted, learn, scan_files, stride
+from ddae.datasets.scan import MANY, Reading, learn, scan_files, stride
 from ddae.datasets.spellings import HELD_OUT, TRAIN, called, check_classes
+from ddae.units import counted
 
 IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",

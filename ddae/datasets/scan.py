@@ -17,6 +17,7 @@ from pathlib import Path
 import xxhash
 
 from ddae.datasets.pixels import DECODERS, open_image
+from ddae.units import counted
 
 log = logging.getLogger("ddae")
 
@@ -74,11 +75,6 @@ class Facts:
 def stride(num_images: int) -> int:
     """Every which image of a set is opened."""
     return 1 + (num_images // SAMPLE if num_images >= MANY else 0)
-
-
-def counted(number: int, one: str, more: str) -> str:
-    """The number with the words that go with it: 1 image has, 2 images have."""
-    return f"{number:,} {one if number == 1 else more}"
 
 
 def inspect(content: bytes) -> Facts:

@@ -45,7 +45,7 @@ WORDS = {
 noise added. The network was trained to remove noise, never to classify, and stays as it is.""",
     "block": """A part of the network whose output can be read as a feature. Shallow blocks see edges and colours,
 blocks in the middle see whole objects, the last ones turn them back into pixels.""",
-    "timestep": "How much noise is added, in the network's own counting.",
+    "timestep, t": "How much noise is added, in the network's own counting.",
     "sigma": """The same as a ratio of noise to image, which can be compared between networks: 0.1 is hardly to be seen,
 at 1 there is as much noise as image.""",
     "pooling": """A block holds a map; 2 x 2 pooling averages it to 2 x 2 numbers a channel. Coarser pooling is cheaper
@@ -53,6 +53,12 @@ and tells less about where things are.""",
     "head": """The small classifier that is trained on the feature: linear is one weighted sum a class, an mlp has a
 hidden layer.""",
     "cell, trial": "A cell is one choice of everything that is searched; to train and score it is a trial.",
+    "tied, lost": """When the val images are drawn anew again and again, a tied cell is not sure to be worse than the
+best. What it has lost are points against the best on the same val images.""",
+    "forward, features": """What a cell costs to use: the share of a forward pass after which the network stops, and the
+numbers that the head reads of an image. The cheapest needs the least of a pass and, of equals, the fewest numbers.""",
+    "fit": "Seconds that training the head took in this sweep, on all images and with all of its settings.",
+    "raw pixels": "The same head without the network, which the network must beat.",
     "ridge, screening": """A linear classifier that is solved in one step. Screening judges every block at every
 timestep by it, on few images, each predicted by a fit to all the others, before any head is trained.""",
     "val, test": """Val images are set aside from the training images to choose by; their accuracy is therefore a little
@@ -62,6 +68,7 @@ ones.""",
     "\N{PLUS-MINUS SIGN}": "One standard error. Differences below two of them are not differences.",
     "alignment, uniformity": """Measures that need no labels: how near two noised copies of one image stay, and how
 evenly different images spread.""",
+    "consensus": "The ranking without labels: alignment, uniformity and contrast together.",
     "Spearman": "Agreement of two orders: 1 is the same order, 0 is none, -1 the reverse.",
 }
 """What a page explains to those who have not read the papers."""

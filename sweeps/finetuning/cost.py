@@ -30,8 +30,13 @@ def latents_needed(setup: "Setup") -> dict[FeatureSource, list[Need]]:
     seeds = range(setup.config.seed, setup.config.seed + setup.config.seeds)
     sources = {task.source.encoder: task.source for task in setup.tasks if task.source.encoder}
     counts = {count for task in setup.tasks for count in task.num_labels}
-    sizes, is_augmented = (num_train, num_val), set(setup.config.augment) != {"none"}
-    needs = [need for seed in seeds for count in counts for need in latents_seen(seed, count, *sizes, is_augmented)]
+    is_augmented = any(cell.augment != "none" for task in setup.tasks for cell in task.cells)
+    needs = [
+        need
+        for seed in seeds
+        for count in counts
+        for need in latents_seen(seed, count, num_train, num_val, is_augmented)
+    ]
     most = {(need.split, need.view): need for need in sorted(needs, key=lambda need: need.num_images)}
     return {source: list(most.values()) for source in sources.values()}
 
@@ -72,8 +77,8 @@ def estimate(setup: "Setup") -> str:
         most_seconds += num_trials * seconds
         lines.append(
             f"{task.start:<9} {task.cuts[0]}, t = {task.timesteps[0]}, {task.num_labels[0]:,} labels: at most "
-            f"{num_trials} trainings of {task.num_steps:,} steps of {training.batch_size} images, "
-            f"{1000 * step_seconds:,.0f} ms each; {duration(seconds)} with val"
+            f"{num_trials} trainings of {task.num_steps:,} steps of {training.batch_size} images; "
+            f"{1000 * step_seconds:,.0f} ms a step, {duration(seconds)} a training with val"
         )
     for source, needs in latents_needed(setup).items():
         lines.append(f"latents   {latents_text(source, sum(need.num_images for need in needs))}")
@@ -89,8 +94,9 @@ def estimate(setup: "Setup") -> str:
 
 
 def latents_text(source: FeatureSource, num_images: int) -> str:
-    """What encoding so many images takes, by timing one after another, and what the store holds of them then."""
-    extractor, num_bytes = opened(source), 2 * math.prod(opened(source).backbone.encoder.shape) * num_images
+    """How long encoding so many images takes, by timing one after a first to warm up, and what the store then holds."""
+    extractor = opened(source)
+    num_bytes = 2 * math.prod(extractor.backbone.encoder.shape) * num_images
     for row in extractor.dataset.splits["train"][:2]:
         started = time.perf_counter()
         extractor.backbone.encode(extractor.dataset.images.read(np.array([row])))

@@ -25,23 +25,19 @@ from sweeps.probing.source import with_whole_paths
 from sweeps.search.task import Trial
 
 FILES = "report.html", "report.txt", "trials.csv", "config.yaml"
-WORDS = {word: page.WORDS[word] for word in ("block", "timestep", "pooling", "head", "cell, trial")} | {
+WORDS = {word: page.WORDS[word] for word in ("block", "timestep, t", "pooling", "head", "cell, trial")} | {
     "finetune, scratch, frozen": "The network is trained whole from its pre-trained weights, or from random ones, or "
     "stays as it is, and the head alone is trained.",
+    "learning rate, weight decay": "How far a step of training goes, and how strongly it pulls the weights to zero.",
+    "head start": "Training begins with an untrained head (fresh), or with one fitted on frozen features (probe).",
+    "augment": "How a training image is changed each time it is seen: flipped and cropped, cropped, or not at all.",
+    "seconds": "What the training took, with val.",
     **{word: page.WORDS[word] for word in ("val, test", "\N{PLUS-MINUS SIGN}")},
 }
 HEADER = (
-    "labels",
-    "start",
-    "val accuracy",
-    "learning rate",
-    "weight decay",
-    "head",
-    "augment",
-    "cut after",
-    "t",
+    "labels", "start", "val accuracy", "learning rate", "weight decay", "head start", "augment", "cut after", "t",
     "seconds",
-)
+)  # fmt: skip
 
 
 def publish(found: Findings, config: Finetune, tracker: Tracker, trials: Sequence[tuple[FinetuneTask, Trial]]) -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from ddae.datasets.scan import counted
 from ddae.label_free import spearman
 from ddae.report import figures
 from ddae.report.page import Section, Table
-from ddae.units import rounded
+from ddae.units import counted, rounded
 from sweeps.probing.findings import Findings
 from sweeps.probing.screening import best_three
 from sweeps.probing.text import lost_text, points_of

@@ -75,7 +75,7 @@ class ProbeTask:
     @property
     def measure(self) -> str:
         """What chooses, as a person says it."""
-        return self.metric.replace("_", " ")
+        return self.objectives[0].measure
 
     @property
     def measures(self) -> tuple[str, ...]:

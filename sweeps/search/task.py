@@ -56,7 +56,7 @@ class Objective:
         value = result.metrics[self.metric]
         if not self.metric.endswith("accuracy"):
             return f"{self.metric} {value:.4g}"
-        return f"{100 * value:.1f} %{' balanced accuracy' if 'balanced' in self.metric else ''}"
+        return f"{100 * value:.1f} %{f' {self.measure}' * (self.measure != 'accuracy')}"
 
 
 @dataclass(frozen=True)

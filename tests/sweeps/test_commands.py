@@ -114,6 +114,7 @@ def test_the_page_says_what_the_report_says(folder):
 def test_mlflow_has_a_parent_and_a_child_a_trial(place):
     [parent], children = runs(place)
     assert parent.info.status == "FINISHED"
+    assert parent.data.params["keep"] == "0.5" and "prefer" not in parent.data.params
     assert len(children) == NUM_TRIALS
     assert {child.info.status for child in children} <= {"FINISHED", "KILLED"}
     child = children[0]
@@ -170,6 +171,11 @@ def test_more_trials_go_on_and_grid_shares_the_store(folder, fork, tiny_model, p
             assert {row["stopped_early"] for row in rows} == {"False"}
     extracted = {path for path in files(place) if path.suffix == ".arrow"}
     assert store <= extracted
+    again = "--search", "random", "--num-trials", "5", "--prefer", "cheapest"
+    run("layer_noise", *args, *again, cwd=place, start=fork)
+    newest = max(place.glob("out/layer-noise-*/results.json"), key=lambda path: path.stat().st_mtime)
+    results = json.loads(newest.read_text())
+    assert results["answer"] == results["cheapest"] and results["flags"]["prefer"] == "cheapest"
     assert len(runs(place)[1]) == NUM_TRIALS + 5 + 16
 
 

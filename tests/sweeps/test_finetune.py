@@ -124,6 +124,13 @@ def test_a_sweep_of_another_model_is_refused(tmp_path):
         set_up(Finetune("other", sweep=tmp_path / "layer-noise-1"))
 
 
+def test_no_view_is_encoded_where_none_is_seen(tiny_stable_diffusion, tmp_path):
+    flags = {"dataset": "digits", "block": "mid", "timestep": 10, "store": str(tmp_path), "num_labels": (300,)}
+    for seen in ({"init": ("frozen",)}, {"augment": ("none",)}):
+        [needs] = latents_needed(set_up(Finetune(backbone=tiny_stable_diffusion, **flags, **seen))).values()
+        assert {(need.split, need.view) for need in needs} == {("val", 0), ("train", 0)}
+
+
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 def test_all_latents_that_trainings_see_are_encoded_before(seeds, tiny_stable_diffusion, tmp_path):
     flags = {"dataset": "digits", "block": "mid", "timestep": 10, "store": str(tmp_path), "num_labels": (300, 400)}
@@ -133,10 +140,10 @@ def test_all_latents_that_trainings_see_are_encoded_before(seeds, tiny_stable_di
     assert len(encoded) == len(needs) == 12
     for task in setup.tasks:
         for seed in range(seeds):
-            cell = replace(task.cells[0], seed=seed)
-            assert task.labelled(cell).max() < encoded["train", 0]
-            assert all(need.num_images <= encoded[need.split, need.view] for need in task.needs(cell, 1))
-            assert len(task.needs(cell, 1)) == 12
+            for cell in (replace(each, seed=seed) for each in task.cells):
+                assert task.labelled(cell).max() < encoded["train", 0]
+                assert all(need.num_images <= encoded[need.split, need.view] for need in task.needs(cell, 1))
+                assert len(task.needs(cell, 1)) == (2 if cell.augment == "none" else 12)
 
 
 def test_the_dry_run_says_what_encoding_takes_and_keeps(tiny_stable_diffusion, tmp_path):

@@ -1,6 +1,6 @@
 """MLflow's UI as the report's `trials` line starts it, and a real browser that looks at it.
 
-python -m tests.ui.mlflow_ui out/layer-noise-20129128 docs/mlflow_compare.png    # the picture in the README
+python -m tests.ui.mlflow_ui out/layer-noise-bfe18039 docs/mlflow_compare.png    # the picture in the README
 """
 
 import shlex

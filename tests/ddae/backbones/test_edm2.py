@@ -2,7 +2,6 @@
 
 import json
 import math
-import pickle
 
 import numpy as np
 import pytest
@@ -187,5 +186,5 @@ def test_nothing_in_a_snapshot_runs(tmp_path):
         {f"unet.{name}": each for name, each in state.items()}, "Precond", f"open({str(ran)!r}, 'w')"
     )
     nvlabs.nvlabs_save(tmp_path / "edm2.pkl", {"ema": network})
-    assert b"open(" in (tmp_path / "edm2.pkl").read_bytes() and pickle.HIGHEST_PROTOCOL
+    assert b"open(" in (tmp_path / "edm2.pkl").read_bytes()
     assert load_backbone(str(tmp_path / "edm2.pkl")) and not ran.exists()

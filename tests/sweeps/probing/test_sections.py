@@ -180,3 +180,10 @@ def test_the_test_number_is_of_the_metric_that_has_chosen(tmp_path):
     assert records.test_text(chosen, tmp_path, "a") == said
     beside = records.Tested(**kept, **numbers, **balanced)
     assert (beside.percent, beside.val_chosen) == ("90.0 +- 1.0 %", 0.92)
+
+
+def test_every_column_of_the_tied_cells_is_explained_on_the_page(tmp_path):
+    shown = page(findings(tmp_path), [], LayerNoise())
+    explained = {word for words in shown.words for word in words.split(", ")}
+    columns = {column.removeprefix("val ") for column in shown.tied.header if column} - {"accuracy"}
+    assert columns <= explained and "balanced accuracy" in columns
