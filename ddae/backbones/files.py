@@ -5,6 +5,7 @@ import inspect
 import itertools
 import json
 import logging
+import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +43,11 @@ def local_path(name: str) -> Path:
         return Path(name)
     if Path(name).is_symlink():
         raise ValueError(f"backbone={name!r} is a link to {Path(name).readlink()}, which is not there")
+    if Path(name).is_absolute():
+        raise ValueError(
+            f"backbone={name!r} is neither a folder or file here nor a model that the hub gives; if it was moved, put "
+            f"a link to it there: ln -s THERE {shlex.quote(name)}"
+        )
     try:
         return hub_snapshot(name)
     except Exception as error:  # the hub client raises a dozen classes; each means that the name leads nowhere

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -154,6 +155,11 @@ def _images(name: str, image_size: int, data_root: str, reading: Reading) -> Ima
         raise ValueError(f"dataset={name!r} is a file; {inside} a folder with one sub-folder of images a class")
     if re.fullmatch(HUB_ID, name):
         return hugging_face(name, image_size, reading)
+    if Path(name).is_absolute():
+        raise ValueError(
+            f"dataset={name!r} is neither a known name nor a folder; if it was moved, put a link to it there: "
+            f"ln -s THERE {shlex.quote(os.path.normpath(name))}"
+        )
     raise ValueError(
         f"dataset={name!r} is neither a known name nor a folder; known: {', '.join(DATASETS)}; "
         "or give a folder with one sub-folder of images a class, or a Hugging Face dataset as owner/name[@revision]"

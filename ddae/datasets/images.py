@@ -117,7 +117,7 @@ def image_files(
         return decode(zip(names, names, strict=True), image_size, reading.white, reading.profiles)
 
     return Images(
-        classes=tuple(classes[label] for label in used),
+        classes=tuple(os.fsencode(classes[label]).decode(errors="backslashreplace") for label in used),
         labels=labels,
         num_train=num_train,
         read=read,

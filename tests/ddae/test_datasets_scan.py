@@ -242,3 +242,14 @@ def test_a_class_whose_link_leads_nowhere_is_named(folder, caplog):
     (folder / "bird").symlink_to(folder / "gone")
     load_dataset(str(folder), 8)
     assert "bird (a link that leads nowhere)" in caplog.text
+
+
+def test_a_folder_that_was_moved(folder):
+    gone = folder.rename(folder.with_name("moved here")).with_name("set")
+    with pytest.raises(ValueError, match=f"if it was moved, put a link to it there: ln -s THERE {gone}"):
+        load_dataset(str(gone), 8)
+
+
+def test_a_class_whose_name_is_no_text_is_written_out(folder):
+    os.rename(folder / "dog", os.fsencode(folder) + b"/\xe9t\xe9")
+    assert load_dataset(str(folder), 8).images.classes == ("cat", r"\xe9t\xe9")

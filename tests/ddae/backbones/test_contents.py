@@ -243,3 +243,8 @@ def test_averages_of_callbacks_and_beside_a_network_of_a_shorter_name(tmp_path):
         (tmp_path / f"{number}.json").write_text('{"image_size": 16, "num_head_channels": 32}')
         network = load_backbone(str(tmp_path / f"{number}.pt")).network
         torch.testing.assert_close(network.conv_in.weight, average["input_blocks.0.0.weight"])
+
+
+def test_a_model_that_was_moved(tmp_path):
+    with pytest.raises(ValueError, match=f"if it was moved, put a link to it there: ln -s THERE {tmp_path}/gone"):
+        load_backbone(str(tmp_path / "gone"))
