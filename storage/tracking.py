@@ -14,7 +14,7 @@ from typing import Any
 
 from storage.files import locked, published
 from storage.secrets import hidden
-from storage.tracking_server import NotLogged, ask, cause, environment, tracking_uri
+from storage.tracking_server import DEFAULT_URI, NotLogged, ask, cause, environment, tracking_uri
 
 __all__ = ["NotLogged", "Tracker", "check_server", "refusal", "tracking_uri"]
 
@@ -24,8 +24,16 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def check_server(uri: str) -> None:
-    """Raises ValueError where an http tracking server does not answer as MLflow does; other stores are checked when
-    they open."""
+    """Raises ValueError where an http tracking server does not answer as MLflow does, and for a SQLite database that
+    is no file; other stores are checked when they open."""
+    if uri.startswith("sqlite:"):
+        path = uri.partition("?")[0].partition("://")[2].removeprefix("/")
+        if path in ("", ":memory:") or "mode=memory" in uri:
+            raise ValueError(f"MLFLOW_TRACKING_URI={uri} is gone when the command ends; give a file, as {DEFAULT_URI}")
+        if Path(path).is_dir():
+            raise ValueError(
+                f"MLFLOW_TRACKING_URI={uri} is a folder; give a file, as sqlite:///{Path(path, 'mlflow.db')}"
+            )
     if uri.startswith(("http://", "https://")):
         from mlflow import MlflowClient
 

@@ -50,7 +50,7 @@ def tracking_uri(recorded: str = "") -> str:
 def absolute_uri(uri: str) -> str:
     scheme, separator, path = uri.partition(":///")
     relative = scheme == "sqlite" and separator and path and not path.startswith((":memory:", "file:"))
-    return f"sqlite:///{Path(path).absolute()}" if relative else uri
+    return f"sqlite:///{Path(path).expanduser().absolute()}" if relative else uri
 
 
 def ask(uri: str, question: Callable[[], object]) -> None:

@@ -26,8 +26,9 @@ from ddae.backbones import (
 )
 from ddae.backbones.base import Backbone, Block, Settings, check_finite
 from ddae.backbones.checkpoints import open_checkpoint
+from ddae.backbones.contents import ADAPTER_FILES, LORA, averages_beside, check_not_zero
 from ddae.backbones.dit_layout import kind_of
-from ddae.backbones.files import SHIPPED, file_digest, first_line, local_path, model_class, model_files
+from ddae.backbones.files import SHIPPED, file_digest, first_line, local_path, model_class, model_files, subfolder
 from ddae.backbones.options import sidecars
 from ddae.backbones.unsupported import refuse_unsupported
 
@@ -81,6 +82,7 @@ def load_backbone(name: str, settings: Settings = DEFAULT) -> Backbone:
         else:
             backbone = load_official(path, settings) if path.is_file() else load_folder(path, settings)
         check_finite(backbone.network)
+        check_not_zero(backbone.network)
     except ValueError as error:
         if str(path) in str(error):
             raise
@@ -120,18 +122,37 @@ def replace_weights(backbone: Backbone, file: Path) -> None:
 
 def load_folder(path: Path, settings: Settings) -> Backbone:
     """Loads a diffusers folder by the class that it names, or, for a pipeline that is not known, by its network's."""
-    if not (path / "model_index.json").exists() and (path.parent / "model_index.json").exists():
+    if is_part(path):
         logger.warning("%s is taken with what lies beside it in %s", path, path.parent)
         path = path.parent
     load = BACKBONES.get(model_class(path)) or BACKBONES.get(generic.network_class(path), generic.load)
+    name_unread(path)
     if load is ddpm.load and generic.decoder_folder(path):
         load = generic.load
     return load(path, fingerprint(path, settings), settings)
 
 
+def is_part(path: Path) -> bool:
+    """Whether a folder is the network of the pipeline that it lies in."""
+    if (path / "model_index.json").exists() or not (path.parent / "model_index.json").exists():
+        return False
+    return path.resolve() == subfolder(path.parent, *generic.NETWORK_FOLDERS).resolve()
+
+
+def name_unread(folder: Path) -> None:
+    """Names what beside a network would change it and is not read."""
+    for path in sorted([*folder.glob("*"), *folder.glob("unet/*"), *folder.glob("transformer/*")]):
+        if ADAPTER_FILES.fullmatch(path.name):
+            logger.warning("%s is not applied: it is %s", path, LORA)
+        elif path.is_dir() and "ema" in path.name.split("_") and (path / "config.json").exists():
+            logger.warning("%s is not read; to take this average, give its path", path)
+
+
 def load_official(path: Path, settings: Settings) -> Backbone:
     """Loads an official checkpoint by the tensors in it. Raises ValueError if they are those of no known code."""
     checkpoint = open_checkpoint(path, OFFICIAL)
+    for average in averages_beside(path):
+        logger.warning("%s: %s beside it is called as its average is; to take that, give its path", path, average.name)
     state = checkpoint.state
     refuse_unsupported(state, checkpoint.beside, path)
     for tensor, from_state in OFFICIAL.items():

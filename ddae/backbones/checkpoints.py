@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddae.backbones.contents import check_numbers, what_it_is
 from ddae.backbones.options import read_options
 from ddae.backbones.pickles import MOST, READERS, Inert, module_attributes, module_tensors, read_torch
 from ddae.nearest import did_you_mean
@@ -77,6 +78,8 @@ def open_checkpoint(path: Path, known: Collection[str] = ()) -> Checkpoint:
                 f"{path} asks for {refused[1]}, which no tensor needs; nothing of it was run. If you trust it, "
                 "save the state_dict of its network as .safetensors with the code that wrote it"
             ) from error
+        if said := what_it_is(path):
+            raise ValueError(f"{path} {said}") from error
         why = f": {error}" if type(error) is ValueError and "\n" not in str(error) else ""
         raise ValueError(
             f"{path} is damaged, cut short or of another format than {', '.join(READERS)} "
@@ -86,6 +89,12 @@ def open_checkpoint(path: Path, known: Collection[str] = ()) -> Checkpoint:
     keys, state = Choice(found, path, wanted if isinstance(wanted, str) else "").network()
     if not state:
         raise ValueError(f"{path} holds no tensors by name, as a state dict does")
+    check_numbers(((name, each.ndim, str(each.dtype).removeprefix("torch.")) for name, each in state.items()), path)
+    if not any(tensor.numel() for tensor in state.values()):
+        raise ValueError(
+            f"{path} has the names of its tensors and no numbers, which lie in files of other processes (DeepSpeed's "
+            "ZeRO-3, FSDP); make one file of them with what wrote it, such as zero_to_fp32.py"
+        )
     outer = [keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in found.attributes]
     attributes = found.attributes[outer[0]] if outer else {}
     if "sigma_data" in attributes:
@@ -137,7 +146,11 @@ class Found:
             if name.endswith(end) or name == end[1:]
         }
         for root in roots:
-            inside = {n.removeprefix(f"{root}.") if root else n: t for n, t in named.items() if n.startswith(root)}
+            inside = {
+                n.removeprefix(f"{root}.") if root else n: t
+                for n, t in named.items()
+                if not root or n.startswith(f"{root}.")
+            }
             network = (*keys, *root.split(".")) if root else keys
             self.recognised.add(network)
             self.networks[network] = inside
@@ -214,7 +227,7 @@ class Choice:
         self.others = {
             keys: {name.removeprefix(f"{keys[-1]}."): tensor for name, tensor in state.items()}
             for keys, state in found.networks.items()
-            if any(map(OTHERS.fullmatch, keys))
+            if any(OTHERS.fullmatch(key) and not (key == "callbacks" and found.is_average(keys)) for key in keys)
         }
         networks = {keys: state for keys, state in found.networks.items() if keys not in self.others}
         raw = {keys: state for keys, state in networks.items() if is_named(state) and not found.is_average(keys)}

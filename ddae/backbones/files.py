@@ -1,9 +1,11 @@
 """Finds the files of a model, here or on the hub, and loads networks of diffusers from them."""
 
 import hashlib
+import inspect
 import itertools
 import json
 import logging
+import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ddae.backbones.contents import WEIGHT_FILES, check_weights, what_is_in, what_it_is
 from ddae.nearest import did_you_mean
 
 SHIPPED = {"ddpm-fashion-mnist": Path(__file__).parents[1] / "assets" / "ddpm-fashion-mnist"}
@@ -38,6 +41,13 @@ def local_path(name: str) -> Path:
         return SHIPPED[name]
     if Path(name).exists():
         return Path(name)
+    if Path(name).is_symlink():
+        raise ValueError(f"backbone={name!r} is a link to {Path(name).readlink()}, which is not there")
+    if Path(name).is_absolute():
+        raise ValueError(
+            f"backbone={name!r} is neither a folder or file here nor a model that the hub gives; if it was moved, put "
+            f"a link to it there: ln -s THERE {shlex.quote(name)}"
+        )
     try:
         return hub_snapshot(name)
     except Exception as error:  # the hub client raises a dozen classes; each means that the name leads nowhere
@@ -104,9 +114,10 @@ def variant(files: list[Path]) -> str | None:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a configuration. Raises ValueError if it is not a JSON mapping."""
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); mend it, or fetch it again") from error
+        said = what_it_is(path) or f"is not JSON ({error}); mend it, or fetch it again"
+        raise ValueError(f"{path} {said}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} must be a mapping of options to values, not {type(config).__name__}")
     return config
@@ -115,12 +126,18 @@ def read_json(path: Path) -> dict[str, Any]:
 def check_files(folder: Path, stem: str) -> dict[str, Any]:
     """The options of a network. Raises ValueError if they are no mapping, or if there are no weights of it."""
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    if not weights(folder, "", stem):
+    if "quantization_config" in config:
+        method = config["quantization_config"]
+        method = method.get("quant_method") if isinstance(method, dict) else method
+        raise ValueError(f"{folder} is quantised ({method}); give the same network before that was done")
+    if not (files := weights(folder, "", stem)):
         names = [name for suffix in WEIGHTS for name in names_of(stem, "", suffix)]
+        others = ", ".join(path.name for path in sorted(folder.glob("*")) if path.suffix in WEIGHT_FILES)
         raise ValueError(
             f"{folder} has no weights; looked for {', '.join(names)}, and their {' and '.join(VARIANTS)} variants: "
-            "fetch them"
+            f"fetch them{f'; {others} is not read' if others else ''}"
         )
+    check_weights(files)
     return config
 
 
@@ -146,6 +163,12 @@ def load_network(network_class: Any, folder: Path, precision: str = "float32") -
             "look at its files, or fetch them again"
         ) from error
     check_whole(found, folder)
+    known = inspect.signature(network_class.__init__).parameters
+    if unknown := [f"{n}={v!r}" for n, v in config.items() if v and n[0] != "_" and n not in known]:
+        logging.getLogger("ddae").warning(
+            "%s/config.json says %s, which %s does not know; it is run without", folder, ", ".join(unknown),
+            network_class.__name__,
+        )  # fmt: skip
     for module in network.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
             module.float()
@@ -219,10 +242,20 @@ def model_class(folder: Path) -> str:
             named = read_json(path).get("_class_name")
             if isinstance(named, list) and named and name == "model_index.json":  # a file of its own, and a class in it
                 named = named[-1]
+            if named is None and (library := library_of(read_json(path))):
+                raise ValueError(f"{folder} is a model of {library}; give it as {library}:{folder}")
             if not isinstance(named, str):
                 raise ValueError(f"{path} does not name a diffusers class: _class_name={named!r}")
             return named
-    raise ValueError(f"{folder} is not a diffusers folder: it has neither model_index.json nor config.json")
+    inside = what_is_in(folder) if folder.is_dir() else ""
+    raise ValueError(
+        f"{folder} is not a diffusers folder: it has neither model_index.json nor config.json{inside and f'; {inside}'}"
+    )
+
+
+def library_of(config: dict[str, Any]) -> str:
+    """The library of classifiers that writes such a configuration, or ""."""
+    return "transformers" if "model_type" in config else "timm" if "pretrained_cfg" in config else ""
 
 
 def model_files(folder: Path) -> list[Path]:

@@ -113,7 +113,8 @@ def pipeline_class(folder: Path, network: Any) -> Any:
         if takes(kind, type(network)):
             return kind
     raise ValueError(
-        f"{folder} is a {type(network).__name__}, which no pipeline of diffusers {diffusers.__version__} runs"
+        f"{folder} is a {type(network).__name__}, which no pipeline of diffusers {diffusers.__version__} runs as the "
+        "network that denoises images; give the folder of a pipeline, or of the network in it that does"
     )
 
 
@@ -251,7 +252,8 @@ def make_pipeline(kind: Any, folder: Path, given: dict[str, Any], precision: str
                 variant=next(filter(None, map(variant, texts)), None),
             )
     refines = {p.name: True for p in parameters if p.name == "requires_aesthetics_score"}  # SDXL's refiner
-    return kind(**dict.fromkeys(needed) | given | refines)
+    with quiet():
+        return kind(**dict.fromkeys(needed) | given | refines)
 
 
 def flow_of(tracer: Tracer, timestep: int, num_steps: int) -> Flow:

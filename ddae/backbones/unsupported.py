@@ -44,7 +44,7 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
     ),
     r"down_blocks\.0\.resnets\.0\.conv1\.weight|transformer_blocks\.0\.attn1\.to_q\.weight": (
         "the weights of a diffusers folder without their config.json",
-        "give the folder",
+        "give the folder, with the config.json in it",
     ),
     r"(vision_model|visual)\..*|cls_token|class_token|conv1\.weight": (
         "a classifier or an image encoder",

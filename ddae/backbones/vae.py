@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddae.backbones.base import Encoder, Pixels, Settings, check_finite
+from ddae.backbones.contents import check_not_zero
 from ddae.backbones.files import load_network, local_path, model_class, subfolder
 from ddae.backbones.options import read_options
 
@@ -219,6 +220,7 @@ def load_vae(name: str, settings: Settings, kinds: tuple[str, ...] = ()) -> Any:
     if hasattr(vae, "decoder"):
         vae.decoder = nn.Module()
     check_finite(vae)
+    check_not_zero(vae)
     return vae.to(settings.device).eval().requires_grad_(False)
 
 

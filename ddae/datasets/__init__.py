@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+import shlex
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import xxhash
 
 from ddae.datasets.checks import find_twins, is_uneven, notes_of, seen_notes, summary
-from ddae.datasets.hugging_face import METADATA, data_files, hugging_face
+from ddae.datasets.hugging_face import ARCHIVES, METADATA, data_files, hugging_face
 from ddae.datasets.images import (
     Images,
     class_folders,
@@ -149,8 +151,16 @@ def _images(name: str, image_size: int, data_root: str, reading: Reading) -> Ima
             raise ValueError(
                 f"dataset={name!r}: {error.filename} cannot be read ({error.strerror}); mend it, or remove it"
             ) from error
+    if Path(name).is_file():
+        inside = "unpack it, and give" if name.endswith(ARCHIVES) else "give the folder that it lies in, or"
+        raise ValueError(f"dataset={name!r} is a file; {inside} a folder with one sub-folder of images a class")
     if re.fullmatch(HUB_ID, name):
         return hugging_face(name, image_size, reading)
+    if Path(name).is_absolute():
+        raise ValueError(
+            f"dataset={name!r} is neither a known name nor a folder; if it was moved, put a link to it there: "
+            f"ln -s THERE {shlex.quote(os.path.normpath(name))}"
+        )
     raise ValueError(
         f"dataset={name!r} is neither a known name nor a folder; known: {', '.join(DATASETS)}; "
         "or give a folder with one sub-folder of images a class, or a Hugging Face dataset as owner/name[@revision]"
@@ -169,6 +179,7 @@ def _check_no_column(name: str, reading: Reading) -> None:
 def _folder(root: Path, image_size: int, reading: Reading) -> Images:
     """An image folder where it is one, else whatever HF `datasets` makes of its files."""
     if _is_hugging_face(root):
+        _check_any(root)
         _check_sorted(root)
         return hugging_face(str(root), image_size, reading)
     _check_no_column(str(root), reading)
@@ -180,6 +191,19 @@ def _is_hugging_face(root: Path) -> bool:
     if any((part / file).exists() for part in parts for file in HUGGING_FACE_FILES):
         return True
     return not class_folders(root / splits_of(root)[0]) and any(path.is_file() for path in root.rglob("*"))
+
+
+def _check_any(root: Path) -> None:
+    """Raises ValueError where a folder has files, and none that Hugging Face may read."""
+    if data_files(root) or any((root / name).exists() for name in ("dataset_dict.json", "state.json")):
+        return
+    files = [path for path in root.rglob("*") if path.is_file() and path.name[0] != "."]
+    kinds = Counter(path.suffix or "no suffix" for path in files).most_common(3)
+    listed = ", ".join(f"{number:,} of {suffix}" for suffix, number in kinds)
+    raise ValueError(
+        f"dataset={str(root)!r} has no images that are read; its files are {listed}. Save them as PNG or JPEG, called "
+        "so, with one sub-folder a class"
+    )
 
 
 def _check_sorted(root: Path) -> None:

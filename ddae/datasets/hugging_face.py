@@ -117,6 +117,12 @@ def _remedy_for(folder: Path) -> str:
         if path.name.lower().endswith(ARCHIVES):
             return f"unpack {path}, and remove it"
         with suppress(OSError, ValueError):  # damaged, which the reason says
+            if (
+                path.is_file()
+                and path.stat().st_size < 1000
+                and path.read_bytes().startswith(b"version https://git-lfs")
+            ):
+                return f"{path} is a pointer of Git LFS in place of the file; fetch that with `git lfs pull`"
             if path.suffix == ".parquet" and not pq.read_metadata(path).num_rows:
                 return f"remove {path}, which has no rows"
     return ""

@@ -118,7 +118,7 @@ def image_files(
         return decode(zip(names, names, strict=True), image_size, reading.white, reading.profiles)
 
     return Images(
-        classes=tuple(classes[label] for label in used),
+        classes=tuple(os.fsencode(classes[label]).decode(errors="backslashreplace") for label in used),
         labels=labels,
         num_train=num_train,
         read=read,
@@ -220,12 +220,15 @@ def left_out(root: Path, used: Sequence[str], no_classes: Sequence[str] = ()) ->
         left += [f"{name} ({_why_unused(root / name)})" for name in visible(root) if name not in used]
     for split in used:
         folders = {name: files for name, files in class_folders(root / split).items() if name not in no_classes}
-        empty = [n for n in visible(root / split) if n not in (*folders, *no_classes) and (root / split / n).is_dir()]
+        names = visible(root / split)
+        empty = [n for n in names if n not in (*folders, *no_classes) and (root / split / n).is_dir()]
+        gone = [os.path.join(split, n) for n in names if not (root / split / n).exists()]
+        left += [f"{name} (a link that leads nowhere)" for name in gone]
         left += [
             f"{os.path.join(split, name)} ({'unpacking leaves it' if name in NO_CLASSES else 'no images in it'})"
             for name in empty
         ]
-        beside = [name for name in visible(root / split) if (root / split / name).is_file()]
+        beside = [name for name in names if (root / split / name).is_file()]
         if beside:
             files = counted(len(beside), "file", "files")
             left.append(f"{files} beside the class folders, such as {os.path.join(split, beside[0])}")

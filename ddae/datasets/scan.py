@@ -30,6 +30,14 @@ RACY_SECONDS = 2
 VERSION = 2
 """Raise it when Facts of the same bytes come out differently."""
 
+NO_IMAGES = {
+    b"version https://git-lfs": "it is a pointer of Git LFS in place of the image; `git lfs pull` fetches that",
+    rb"(?s:....)ftyp(heic|heix|hevc|heif|mif1|msf1)": "it is HEIC, whatever it is called; save it as PNG or JPEG",
+    rb"\s*<(?i:!doctype|html|\?xml|svg)": "it is a web page or a drawing in XML, not an image",
+    rb"\Z": "it is empty",
+}
+"""How the bytes of files begin that are no image -> what they are."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -82,7 +90,8 @@ def inspect(content: bytes) -> Facts:
         opened = open_image(BytesIO(content))
         digest, deep = opened.digest(), opened.deep
     except Exception as error:  # damaged files raise errors of every class
-        return Facts(error=re.sub(r" ?<_io.BytesIO[^>]*>", "", " ".join(str(error).split())))
+        said = next((what for start, what in NO_IMAGES.items() if re.match(start, content)), "")
+        return Facts(error=said or re.sub(r" ?<_io.BytesIO[^>]*>", "", " ".join(str(error).split())))
     seen = Facts(digest=digest, news=opened.news, num_frames=opened.num_frames)
     if deep is None:
         return seen

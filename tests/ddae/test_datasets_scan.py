@@ -203,3 +203,53 @@ def test_what_0_2_saw_alike_keeps_its_features(folder, white_is_zero):
     for i, file in enumerate(sorted(folder.rglob("*.png"))):
         Image.fromarray(np.full((8, 8), 3000 * i, np.uint16)).save(file, "TIFF", tiffinfo=tags)
     assert load_dataset(str(folder), 8).images.reading.shown == ("inverted" if white_is_zero else "")
+
+
+NO_IMAGES = {
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n", "git lfs pull"),
+    "heic": (b"\0\0\0\x18ftypheic" + bytes(99), "it is HEIC"),
+    "web page": (b"\n<!DOCTYPE html><html>404</html>", "a web page"),
+    "empty": (b"", "it is empty"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_IMAGES)
+def test_what_is_no_image_is_called_what_it_is(kind, folder):
+    content, said = NO_IMAGES[kind]
+    (folder / "cat" / "p0-0.png").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"p0-0\.png cannot be read as an image \(.*{said}"):
+        load_dataset(str(folder), 8)
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".npy", ".dcm", ""])
+def test_a_folder_of_files_that_are_not_read(suffix, folder):
+    for file in folder.rglob("*.png"):
+        file.rename(file.with_suffix(suffix))
+    with pytest.raises(ValueError, match=f"no images that are read; its files are 20 of {suffix or 'no suffix'}"):
+        load_dataset(str(folder), 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("set.zip", "is a file; unpack it"), ("a.parquet", "is a file; give the folder")]
+)
+def test_a_file_is_no_dataset(name, said, tmp_path):
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(ValueError, match=said):
+        load_dataset(str(tmp_path / name), 8)
+
+
+def test_a_class_whose_link_leads_nowhere_is_named(folder, caplog):
+    (folder / "bird").symlink_to(folder / "gone")
+    load_dataset(str(folder), 8)
+    assert "bird (a link that leads nowhere)" in caplog.text
+
+
+def test_a_folder_that_was_moved(folder):
+    gone = folder.rename(folder.with_name("moved here")).with_name("set")
+    with pytest.raises(ValueError, match=f"if it was moved, put a link to it there: ln -s THERE {gone}"):
+        load_dataset(str(gone), 8)
+
+
+def test_a_class_whose_name_is_no_text_is_written_out(folder):
+    os.rename(folder / "dog", os.fsencode(folder) + b"/\xe9t\xe9")
+    assert load_dataset(str(folder), 8).images.classes == ("cat", r"\xe9t\xe9")

@@ -258,3 +258,22 @@ def test_a_real_server(tmp_path):
             tracker = Tracker(uri, "digits", "sweep", "sweep")
             log_child(tracker, "a")
         assert list(children(tracker)) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///file::memory:?mode=memory"]
+)
+def test_a_database_that_ends_with_the_command_is_refused(uri):
+    with pytest.raises(ValueError, match=r"is gone when the command ends; give a file, as sqlite:///mlflow\.db"):
+        check_server(uri)
+
+
+def test_a_folder_is_no_database(tmp_path):
+    with pytest.raises(ValueError, match=rf"is a folder; give a file, as sqlite:///{tmp_path}/mlflow\.db"):
+        check_server(f"sqlite:///{tmp_path}")
+
+
+def test_the_home_folder_in_an_address(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///~/mlflow.db")
+    assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"

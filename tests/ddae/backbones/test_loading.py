@@ -8,6 +8,7 @@ import torch
 from ddae.backbones import load_backbone
 from ddae.backbones.base import Settings
 from ddae.backbones.ddpm import make_backbone
+from ddae.backbones.unets import unet_inputs
 from ddae.noise import VP
 
 GOOGLE_DDPM_CIFAR10 = {
@@ -54,7 +55,7 @@ def test_paper_counting_on_the_cifar10_network():
 
     unet = UNet2DModel(**GOOGLE_DDPM_CIFAR10)
     assert sum(p.numel() for p in unet.parameters()) == pytest.approx(35.7e6, rel=0.01)
-    backbone = make_backbone(unet, VP(DDPMScheduler().alphas_cumprod), "random", Settings())
+    backbone = make_backbone(unet, VP(DDPMScheduler().alphas_cumprod), unet_inputs, "random", Settings())
     up = [block for block in backbone.blocks if block.stage == "up"]
     assert [block.size for block in up] == [4] * 3 + [8] * 3 + [16] * 3 + [32] * 3
     out_7 = up[6]  # the paper's best for CIFAR-10, 7/12
