@@ -42,8 +42,9 @@ def what_it_is(path: Path) -> str:
     with suppress(OSError):
         with path.open("rb") as file:
             start = file.read(64)
-        if found := next((said for prefix, said in FORMATS.items() if start.lstrip().startswith(prefix)), ""):
-            return found
+        found = next((prefix for prefix in FORMATS if start.lstrip().startswith(prefix)), b"")
+        if found and not (found == b"{" and path.suffix == ".json"):
+            return FORMATS[found]
         if start[8:10] == b'{"' and path.suffix != ".safetensors":
             return "is a safetensors file by another name; call it .safetensors"
         if start[:2] == b"PK" and zipfile.is_zipfile(path):
