@@ -26,7 +26,8 @@ import record
 import torch
 import tyro
 from matplotlib.figure import Figure
-from search_cost import read_maps, wait
+from play import read_maps
+from search_cost import wait
 
 from ddae import label_free
 from ddae.heads import find_head

@@ -14,12 +14,10 @@ has it, the cheapest of those that are statistically tied with it. Passes: full 
 training images. Stop it and start it again as you like.
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -30,26 +28,20 @@ import record
 import torch
 import tyro
 from matplotlib.figure import Figure
+from play import JUDGES, SECOND_DRAW, Lab, Play, read_maps
 from rich.progress import track
 
-from ddae import label_free, ridge
-from ddae.heads import find_head, linear, mlp
+from ddae import label_free
 from ddae.pooling import pool
-from ddae.probe import tied_with_best, to_maps
-from storage.feature_store import FeatureStore
-from storage.ledger import Ledger, content_key
 from sweeps.flags import ModelAndData
-from sweeps.layer_noise import LayerNoise
 from sweeps.probing.cost import label_free_needs
-from sweeps.probing.extractor import correct_at, opened
-from sweeps.probing.findings import warm_start
-from sweeps.probing.screening import Screening, ScreeningRules, choose_rungs
+from sweeps.probing.extractor import opened
+from sweeps.probing.screening import ScreeningRules, choose_rungs
 from sweeps.probing.source import Need
-from sweeps.probing.space import Cell, Sites
+from sweeps.probing.space import Cell
 from sweeps.probing.sweep import set_up
 from sweeps.probing.task import ProbeTask
-from sweeps.search.halving import HalvingSearch
-from sweeps.search.task import REDUCTION, Result, pack, unpack
+from sweeps.search.task import REDUCTION
 
 
 @dataclass(frozen=True)
@@ -80,164 +72,22 @@ class Played:
     num_full: int
 
 
-class Lab:
-    """All fits and screenings of one task, made once and kept."""
-
-    def __init__(self, task: ProbeTask):
-        self.task = task
-        self.num_train, self.num_val = task.num_train, task.num_val
-        self.kept = Ledger(f"{task.source.store}/search_cost")
-        self.head_seconds = 0.0
-
-    @cached_property
-    def labels(self) -> dict[str, torch.Tensor]:
-        return {split: torch.from_numpy(labels) for split, labels in self.task.labels.items()}
-
-    def order(self, seed: int, num_images: int) -> torch.Tensor:
-        """The training images that a rung of this seed has."""
-        if num_images == self.num_train:
-            return torch.arange(num_images)
-        return torch.from_numpy(np.random.default_rng(seed).permutation(self.num_train)[:num_images])
-
-    def halves(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Val images that the methods see, and that they do not."""
-        order = np.random.default_rng(seed).permutation(self.num_val)
-        return order[: self.num_val // 2], order[self.num_val // 2 :]
-
-    def right(self, cell: Cell, num_images: int, seed: int, epochs: float = 1.0) -> np.ndarray:
-        """bool [settings, num_val + num_test] of the cell's head. epochs: share of its usual training."""
-        seed, version = 0 if num_images == self.num_train else seed, find_head(cell.head)[0].version
-        return self._once(
-            lambda: self._fit(cell, self.order(seed, num_images), epochs),
-            cell=cell.name, num_images=num_images, seed=seed, epochs=epochs, version=version, splits=("val", "test"),
-        )  # fmt: skip
-
-    def screen(self, need: Need, seed: int) -> np.ndarray:
-        """For a need of one block: which images leave-one-out ridge classifies correctly."""
-        poolings = self.task.screening_poolings(need.blocks[0])
-        decides = {"need": asdict(need), "seed": seed, "poolings": poolings, "version": ridge.VERSION}
-        return self._once(lambda: self._screen(need, self.order(seed, need.num_images), poolings)[None], **decides)[0]
-
-    def _screen(self, need: Need, rows: torch.Tensor, poolings: tuple[int, ...]) -> np.ndarray:
-        maps = read_maps(self.task, replace(need, num_images=int(rows.max()) + 1))[rows]
-        return correct_at(maps, self.labels["train"][rows], poolings, self.task.num_classes)
-
-    def _fit(self, cell: Cell, rows: torch.Tensor, epochs: float) -> np.ndarray:
-        features, labels = self._features(cell, "train")[rows], self.labels["train"][rows]
-        head, sizes = find_head(cell.head)
-        with fewer_epochs(epochs):
-            fitted = head.fit(features, labels, self.task.num_classes, 0, *sizes)
-        right = [fitted(self._features(cell, split)).argmax(-1) == self.labels[split] for split in ("val", "test")]
-        return torch.cat(right, 1).numpy()
-
-    def _features(self, cell: Cell, split: str) -> torch.Tensor:
-        return self.task.read(cell, split, len(self.task.labels[split]))[0][cell.pooling]
-
-    def _once(self, make: Callable[[], np.ndarray], **decides) -> np.ndarray:
-        key = content_key(features=self.task.source.key.asdict(), **decides)
-        found = self.kept.get(key)
-        if found is None:
-            started = time.perf_counter()
-            right = make()
-            found = {"seconds": time.perf_counter() - started, "shape": right.shape, "right": pack(right.ravel())}
-            self.kept.put(key, found)
-        self.head_seconds += found["seconds"]
-        return unpack(found["right"]).reshape(found["shape"])
-
-
-def read_maps(task: ProbeTask, need: Need) -> torch.Tensor:
-    """float32 [num_images, C, g, g] of a need of one block."""
-    [block] = need.blocks
-    shards = FeatureStore(task.source.store).read(task.source.column(need, block), need.num_images)
-    return to_maps(shards, task.space.block(block).channels)
-
-
-@contextmanager
-def fewer_epochs(share: float) -> Iterator[None]:
-    """Heads that are trained step by step take this share of their steps."""
-    steps, recipe = linear.NUM_STEPS, mlp.RECIPE
-    linear.NUM_STEPS = round(steps * share)
-    epochs, least = max(1, round(recipe.num_epochs * share)), round(recipe.min_steps * share)
-    mlp.RECIPE = replace(recipe, num_epochs=epochs, min_steps=least)
-    try:
-        yield
-    finally:
-        linear.NUM_STEPS, mlp.RECIPE = steps, recipe
-
-
-class Play:
-    """One method with one seed: what it saw, and what that cost."""
-
-    def __init__(self, task: ProbeTask, seed: int):
-        self.lab, self.task, self.seed = Lab(task), task, seed
-        self.seen, unseen = self.lab.halves(seed)
-        test = np.arange(self.lab.num_val, self.lab.num_val + len(task.labels["test"]))
-        self.judges = dict(zip(JUDGES, (unseen, test), strict=True))
-        self.needs: list[Need] = []
-        self.full: dict[Cell, float] = {}
-        """Cells fitted on all images, and their accuracy on the seen half."""
-
-    def fit(self, cell: Cell, num_images: int, sites: Sites, epochs: float = 1.0) -> float:
-        """Accuracy on the seen half, of the setting that is best there. sites: where cells are tried."""
-        accuracy = self.lab.right(cell, num_images, self.seed, epochs)[:, self.seen].mean(1).max()
-        self.needs += replace(self.task, sites=sites).needs(cell, num_images)
-        if num_images == self.lab.num_train and epochs == 1:
-            self.full[cell] = float(accuracy)
-        return float(accuracy)
-
-    def chosen(self, cell: Cell) -> np.ndarray:
-        """bool [num_val + num_test] of the setting that is best on the seen half."""
-        right = self.lab.right(cell, self.lab.num_train, self.seed)
-        return right[right[:, self.seen].mean(1).argmax()]
-
-    def regret(self, cell: Cell, best_of_grid: Cell) -> dict[str, float]:
-        """Points lost, by each of the judges."""
-        lost = self.chosen(best_of_grid).astype(float) - self.chosen(cell)
-        return {name: 100 * float(lost[judge].mean()) for name, judge in self.judges.items()}
-
-    def screen(self, rules: ScreeningRules, label_free: bool = True) -> Screening:
-        screening = Screening(rules, self.task.space, (), self.task.space.sites)
-        for num_images in rules.rounds:
-            needs = [Need(t, "train", num_images, (b,)) for t, blocks in screening.sites.items() for b in blocks]
-            self.needs += needs
-            screening = screening.after({need: self.lab.screen(need, self.seed) for need in needs})
-        if label_free:
-            self.needs += label_free_needs(self.task, draw=1)
-        return screening
-
-    def trials(self, sampler: str, rungs: tuple[int, ...], num_trials: int, screening: Screening | None = None) -> None:
-        """The project's search."""
-        sites = screening.sites if screening else self.task.space.sites
-        first = warm_start(self.task, screening) if screening else []
-        task = replace(self.task, sites=sites, rungs=rungs)
-        search = HalvingSearch(task, num_trials, sampler, self.seed, LayerNoise.round_size, first=first)
-        while fit := search.ask():
-            search.tell(fit, Result({"val_accuracy": self.fit(*fit, sites)}, {}, 0, 0))
-
-
-def best(play: Play) -> Cell:
-    return max(play.full, key=lambda cell: play.full[cell])
-
-
-def cheapest(play: Play) -> Cell:
-    """Of the cells that are statistically tied with the best."""
-    cells = list(play.full)
-    ties = tied_with_best(np.stack([play.chosen(cell)[play.seen] for cell in cells]))
-    return min((cell for cell, tie in zip(cells, ties, strict=True) if tie), key=play.task.space.cost)
-
-
 def shrunk(play: Play) -> Cell:
     """The best after half of what an additive model of block, timestep, pooling and head does not explain is taken for
     noise."""
     cells = list(play.full)
-    accuracy = np.array([play.full[cell] for cell in cells])
+    accuracy = np.array([trial.last.metrics["val_accuracy"] for trial in play.full.values()])
     columns = [[getattr(cell, axis) for cell in cells] for axis in ("block", "timestep", "pooling", "head")]
     design = np.array([[value == each for value in axis] for axis in columns for each in dict.fromkeys(axis)], float).T
     explained = design @ np.linalg.lstsq(design, accuracy, rcond=None)[0]
     return cells[int((explained + accuracy).argmax())]
 
 
-RULES: dict[str, Callable[[Play], Cell]] = {"best": best, "cheapest": cheapest, "shrunk": shrunk}
+RULES: dict[str, Callable[[Play], Cell]] = {
+    "best": Play.answer,
+    "cheapest": partial(Play.answer, prefer="cheapest"),
+    "shrunk": shrunk,
+}
 """How the answer is chosen among the cells that were fitted on all images: the default, --prefer cheapest, and one that
 is only measured."""
 
@@ -260,7 +110,7 @@ def halving_by_epochs(play: Play) -> None:
     """Every cell for a sixteenth of the epochs, the better quarter for a quarter of them, and so on."""
     cells, sites = list(play.task.space.cells), play.task.space.sites
     for epochs in (1 / 16, 1 / 4, 1.0):
-        accuracy = {cell: play.fit(cell, play.lab.num_train, sites, epochs) for cell in cells}
+        accuracy = {cell: play.fit(cell, play.lab.num_train, sites, epochs).metrics["val_accuracy"] for cell in cells}
         cells = sorted(cells, key=lambda cell: -accuracy[cell])[: -(-len(cells) // REDUCTION)]
 
 
@@ -282,10 +132,6 @@ def label_free_first(play: Play, num_sites: int = 5) -> None:
             play.fit(cell, play.lab.num_train, {timestep: (block,)})
 
 
-SECOND_DRAW = 512
-"""Training images that have a second noise draw here."""
-
-JUDGES = "unseen val", "test"
 COSTS = "passes", "share_of_grid", "head_seconds"
 NUM_TRIALS = 40
 METHODS: dict[str, Callable[[Play], None]] = {
@@ -315,7 +161,7 @@ def play_all(config: SearchCost) -> tuple[ProbeTask, list[Played]]:
         wait("grid", [workers.submit(fit_on_all, task, cell) for cell in space.cells])
         grid = wait("grid's choice", [workers.submit(choose_from_grid, task, seed) for seed in range(config.seeds)])
         names = config.methods or tuple(METHODS)
-        jobs = [workers.submit(play, task, name, *best) for name in names for best in enumerate(grid)]
+        jobs = [workers.submit(play_one, task, name, *best) for name in names for best in enumerate(grid)]
         return task, wait("methods", jobs)
 
 
@@ -385,10 +231,12 @@ def fit_on_all(task: ProbeTask, cell: Cell) -> None:
 def choose_from_grid(task: ProbeTask, seed: int) -> Cell:
     """The exhaustive grid's best on the seen half."""
     grid = Play(task, seed)
-    return max(task.space.cells, key=lambda cell: grid.fit(cell, task.num_train, task.space.sites))
+    for cell in task.space.cells:
+        grid.fit(cell, task.num_train, task.space.sites)
+    return grid.answer()
 
 
-def play(task: ProbeTask, method: str, seed: int, best_of_grid: Cell) -> Played:
+def play_one(task: ProbeTask, method: str, seed: int, best_of_grid: Cell) -> Played:
     one = Play(task, seed)
     METHODS[method](one)
     passes, head_seconds = task.space.forward_passes(one.needs), one.lab.head_seconds

@@ -17,7 +17,8 @@ import numpy as np
 import record
 import tyro
 from PIL import Image
-from search_cost import JUDGES, METHODS, RULES, SearchCost, mean_and_error, play_all
+from play import JUDGES
+from search_cost import METHODS, RULES, SearchCost, mean_and_error, play_all
 
 from ddae.datasets import load_dataset
 

@@ -35,6 +35,15 @@ QUANTISED = re.compile(
 
 WEIGHT_FILES = ".safetensors", ".ckpt", ".pt", ".pth", ".pkl", ".bin", ".gguf", ".onnx", ".msgpack"
 ADAPTER_FILES = re.compile(r"(adapter_model|pytorch_lora_weights|.*lora.*)\.(safetensors|bin)", re.IGNORECASE)
+WHOLE = re.compile(r"(diffusion_)?(pytorch_)?model(-\d+-of-\d+)?(\.fp16)?\.(safetensors|bin)")
+"""How diffusers and accelerate call the weights of a network whose options lie beside them."""
+STATES = re.compile(r"(?i)(opt|scheduler|scaler|random_states|rng_state|training_args)")
+"""How files of a training are called that hold no network."""
+
+LORA = (
+    "a LoRA, which changes another network and is none: fuse them with diffusers (`load_lora_weights`, `fuse_lora`, "
+    "`unload_lora_weights`, `save_pretrained`) and give the folder"
+)
 
 
 def what_it_is(path: Path) -> str:
@@ -88,17 +97,6 @@ def what_is_in(folder: Path) -> str:
         said = what_it_is(files[0])
         return f"it holds {', '.join(path.name for path in files[:5])}: {said or 'give the path of the file'}"
     return "" if any(folder.iterdir()) else "it is empty"
-
-
-WHOLE = re.compile(r"(diffusion_)?(pytorch_)?model(-\d+-of-\d+)?(\.fp16)?\.(safetensors|bin)")
-"""How diffusers and accelerate call the weights of a network whose options lie beside them."""
-STATES = re.compile(r"(?i)(opt|scheduler|scaler|random_states|rng_state|training_args)")
-"""How files of a training are called that hold no network."""
-
-LORA = (
-    "a LoRA, which changes another network and is none: fuse them with diffusers (`load_lora_weights`, `fuse_lora`, "
-    "`unload_lora_weights`, `save_pretrained`) and give the folder"
-)
 
 
 def check_numbers(named: Iterable[tuple[str, int, str]], where: Any) -> None:

@@ -6,6 +6,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from ddae.units import size
+
 HOOKED = "forward", "_diffusers_hook"
 """What the hooks leave on a module."""
 
@@ -18,9 +20,8 @@ def offload(network: nn.Module, device: str, called: Collection[str], folder: st
     from diffusers.hooks import apply_group_offloading
 
     stay = [(each, each.data) for name, module in network.named_modules() if name not in called for each in own(module)]
-    apply_group_offloading(
-        network, torch.device(device), offload_type="leaf_level", offload_to_disk_path=folder or None
-    )  # fmt: skip
+    where = {"offload_type": "leaf_level", "offload_to_disk_path": folder or None}
+    apply_group_offloading(network, torch.device(device), **where)
     for each, data in stay:
         each.data = data.to(device)
 
@@ -54,6 +55,6 @@ def check_room(network: nn.Module, device: str) -> None:
         needed, free = size_bytes(network), torch.cuda.mem_get_info(device)[0]
         if needed > free:
             raise ValueError(
-                f"the weights of the {type(network).__name__} take {needed / 1e9:#.2g} GB, and {device} has "
-                f"{free / 1e9:#.2g} GB free; --offload keeps them in CPU memory"
+                f"the weights of the {type(network).__name__} take {size(needed)}, and {device} has {size(free)} free; "
+                "--offload keeps them in CPU memory"
             )
