@@ -1,7 +1,7 @@
 """How the answer of a small set is best chosen: the best cell, the cheapest of those tied with it, or a shrunk one.
 
     npm pack emoji-datasource-twitter && tar xzf emoji-datasource-twitter-*.tgz
-    python benchmarks/small_sets.py --emoji package      # 20 splits of each set, an hour; goes on where it was stopped
+    python benchmarks/small_sets.py --emoji package      # 20 splits of each set, goes on where it was stopped
 
 Digits, 1,000 images of the shipped set, and emoji in colour by their category, all read by the shipped network. A rule
 chooses among the cells that the default search has fitted on all images, on one half of val, and is judged on images
