@@ -134,7 +134,7 @@ def probe(task: ProbeTask, cell: Cell, folds: int) -> np.ndarray:
         version=head.version,
     )
     if (kept := ledger.get(key)) is None:
-        splits = task.read(cell, "train", num_train), task.read(cell, "val", num_val)
+        splits = task.features(cell, "train", num_train), task.features(cell, "val", num_val)
         features = torch.cat([pooled[cell.pooling] for pooled, _ in splits])
         labels = torch.cat([its_labels for _, its_labels in splits])
         fold = torch.arange(num_train + num_val)

@@ -83,7 +83,7 @@ class Lab:
         return torch.cat(right, 1).numpy()
 
     def _features(self, cell: Cell, split: str) -> torch.Tensor:
-        return self.task.read(cell, split, len(self.task.labels[split]))[0][cell.pooling]
+        return self.task.features(cell, split, len(self.task.labels[split]))[0][cell.pooling]
 
     def _once(self, make: Callable[[], np.ndarray], **decides) -> np.ndarray:
         key = content_key(features=self.task.source.key.asdict(), **decides)

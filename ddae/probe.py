@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddae.heads import StackedHead, find_head
+from ddae.heads import Kept, StackedHead, find_head
+from ddae.heads.linear import SCORES_AT_ONCE
+from ddae.streaming import Features, as_tensor, blocks
 
 
 @dataclass(frozen=True)
@@ -18,29 +20,35 @@ class Fitted:
     """Learning rate or penalty."""
     correct: np.ndarray
     """bool [num_val]: which val images it gets right."""
-    scores: Tensor
-    """[num_val, K]: its class scores of the val images."""
 
 
 def fit_probe(
     name: str,
-    train: tuple[Tensor, Tensor],
-    val: tuple[Tensor, Tensor],
+    train: tuple[Features, Tensor],
+    val: tuple[Features, Tensor],
     num_classes: int,
     seed: int,
     weights: np.ndarray | None = None,
+    kept: Kept | None = None,
 ) -> Fitted:
     """Fit every setting of a head on train and choose the one that is best on val.
 
-    name: as find_head takes it. train, val: (features float32 [N, C, g, g], labels int64 [N]). weights: [num_val], how
-    much each val image counts; all alike if None.
+    name: as find_head takes it. train, val: (features float32 [N, C, g, g], labels int64 [N]), on one device. weights:
+    [num_val], how much each val image counts; all alike if None. kept: where a fit that takes long keeps its state.
     """
     family, sizes = find_head(name)
-    head = family.fit(*train, num_classes, seed, *sizes)
-    scores = head(val[0])
-    correct = (scores.argmax(-1) == val[1]).cpu().numpy()
+    head = family.fit(*train, num_classes, seed, *sizes, kept=kept)
+    correct = (classify(head, val[0], num_classes) == val[1]).cpu().numpy()
     best = int((correct if weights is None else correct * weights).mean(1).argmax())
-    return Fitted(head, head.settings[best], correct[best], scores[best])
+    return Fitted(head, head.settings[best], correct[best])
+
+
+@torch.inference_mode()
+def classify(head: StackedHead, features: Features, num_classes: int) -> Tensor:
+    """The classes that every setting of a head chooses, int64 [S, N]; of so many rows at a time that their scores stay
+    small."""
+    rows_at_once = max(1, SCORES_AT_ONCE // (len(head.settings) * num_classes))
+    return torch.cat([head(maps).argmax(-1) for _, maps in blocks(features, rows_at_once)], 1)
 
 
 def standard_error(accuracy: float, num_images: int) -> float:
@@ -102,15 +110,6 @@ def to_maps(views: list[np.ndarray], channels: int, device: str | torch.device =
     maps = torch.empty(sum(map(len, views)), channels, grid, grid, device=device)
     start = 0
     for view in views:
-        maps[start : start + len(view)].view(len(view), width).copy_(_as_tensor(view))
+        maps[start : start + len(view)].view(len(view), width).copy_(as_tensor(view))
         start += len(view)
     return maps
-
-
-def _as_tensor(view: np.ndarray) -> Tensor:
-    """A tensor that shares memory with a read-only array; nothing here writes to it."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(view)

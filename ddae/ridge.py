@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ddae.scaling import Standardise
+from ddae.streaming import Streamed, blocks, num_features
 
 VERSION = 1
 """Raise it when leave_one_out gives another result for the same features: stored results carry it in their key."""
@@ -18,12 +19,28 @@ def fit(x: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
 
     x: standardised features [N, D]. Returns weight [D, S, K] and bias [S, K], S the number of PENALTIES.
     """
-    projected, axes, variances = principal_axes(x)
     targets = functional.one_hot(labels, num_classes).to(x.dtype)
+    projected, axes, variances = principal_axes(x)
     moments = projected.T @ (targets - targets.mean(0)) / len(labels)
+    return _shrunk(axes, variances, moments), targets.mean(0).expand(len(PENALTIES), -1)
+
+
+def fit_streamed(features: Streamed, scale: Standardise, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """What fit returns, in one read of features that are standardised on the way."""
+    axes, variances, sums = streamed_axes(features, scale, labels, num_classes)
+    shares = class_shares(labels, num_classes, features.dtype)  # the standardised features have a mean of 0
+    return _shrunk(axes, variances, axes.T @ sums / len(labels)), shares.expand(len(PENALTIES), -1)
+
+
+def _shrunk(axes: Tensor, variances: Tensor, moments: Tensor) -> Tensor:
+    """The weights [D, S, K] for every penalty from X'Y / N [r, K] on the principal axes."""
     penalties = variances.new_tensor(PENALTIES)
-    shrunk = moments[:, None] / (variances[:, None, None] + penalties[:, None])
-    return torch.tensordot(axes, shrunk, 1), targets.mean(0).expand(len(penalties), -1)
+    return torch.tensordot(axes, moments[:, None] / (variances[:, None, None] + penalties[:, None]), 1)
+
+
+def class_shares(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Which share of the labels each class has, [K]."""
+    return labels.bincount(minlength=num_classes).to(dtype) / len(labels)
 
 
 def leave_one_out(features: Tensor, labels: Tensor, num_classes: int) -> np.ndarray:
@@ -60,9 +77,28 @@ def principal_axes(x: Tensor, least: float = 1e-6) -> tuple[Tensor, Tensor, Tens
     fits lie in the span of these axes, so nothing is lost where D > N.
     """
     num_rows, num_columns = x.shape
-    gram = (x @ x.T if num_rows < num_columns else x.T @ x) / num_rows
-    variances, vectors = torch.linalg.eigh(gram)
-    keep = variances > least * variances[-1].clamp(min=1e-12)
-    variances, vectors = variances[keep], vectors[:, keep]
+    variances, vectors = _eigenvectors((x @ x.T if num_rows < num_columns else x.T @ x) / num_rows, least)
     axes = x.T @ vectors / (variances * num_rows).sqrt() if num_rows < num_columns else vectors
     return x @ axes, axes, variances
+
+
+def streamed_axes(
+    features: Streamed, scale: Standardise, labels: Tensor, num_classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The axes [D, r] and variances [r] of standardised features, and the sums of these over each class, [D, K], from
+    one read."""
+    width = num_features(features)
+    gram = torch.zeros(width, width, device=features.device)
+    sums = torch.zeros(num_classes, width, device=features.device)
+    for rows, maps in blocks(features):
+        x = scale(maps).flatten(1)
+        gram.addmm_(x.T, x)
+        sums.index_add_(0, labels[rows], x)
+    variances, axes = _eigenvectors(gram.div_(len(features)), 1e-6)
+    return axes, variances, sums.T
+
+
+def _eigenvectors(gram: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    variances, vectors = torch.linalg.eigh(gram)
+    keep = variances > least * variances[-1].clamp(min=1e-12)
+    return variances[keep], vectors[:, keep]

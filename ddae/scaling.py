@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ddae.streaming import Features, std_mean
+
 
 class Standardise(nn.Module):
     """Subtract the training mean and divide by the training deviation, each taken over `dims`.
@@ -15,9 +17,9 @@ class Standardise(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, features: Tensor, dims: tuple[int, ...] = (0,)):
+    def __init__(self, features: Features, dims: tuple[int, ...] = (0,)):
         super().__init__()
-        deviation, mean = torch.std_mean(features, dim=dims, correction=0, keepdim=True)
+        deviation, mean = std_mean(features, dims)
         self.register_buffer("mean", mean)
         self.register_buffer("scale", torch.where(deviation > 1e-6 * (1 + mean.abs()), 1 / deviation, 0))
 

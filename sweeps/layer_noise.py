@@ -55,6 +55,12 @@ class LayerNoise(ModelAndData):
     """Which of the cells that are statistically tied with the best is the answer."""
     views: int = 1
     """Views of every training image that heads are fitted on: 1 is the image as it is, more are flipped and cropped."""
+    memory: str = ""
+    """What one fit may take, as 4GB: features that are larger are read from the store block by block. By default the
+    fit's part of half of the machine's memory."""
+    gpus_per_fit: float = 0.25
+    """Share of a GPU that fits a head, where networks run on GPUs; 0 fits heads on the CPUs. Half of each GPU is for
+    fits."""
     seed: int = 0
     """Decides what is tried, and how heads begin."""
     list_blocks: bool = False

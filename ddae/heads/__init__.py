@@ -3,29 +3,32 @@ mlp-256."""
 
 import re
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ddae.heads.attention import empty_attention, fit_attention
+from ddae import ridge
+from ddae.heads.attention import attention_memory, empty_attention, fit_attention
 from ddae.heads.base import Empty, Fit, Head, StackedHead
-from ddae.heads.cnn import empty_cnn, fit_cnn
-from ddae.heads.knn import empty_knn, fit_knn
-from ddae.heads.linear import empty_linear, fit_linear, fit_logistic, fit_ridge
-from ddae.heads.mlp import empty_mlp, fit_mlp
-from ddae.heads.recipes import empty_bn_linear, empty_ddae, fit_bn_linear, fit_ddae
+from ddae.heads.cnn import cnn_memory, empty_cnn, fit_cnn
+from ddae.heads.kept import Kept
+from ddae.heads.knn import empty_knn, fit_knn, knn_memory
+from ddae.heads.linear import COSTS, PENALTIES, empty_linear, fit_linear, fit_logistic, fit_ridge, linear_memory
+from ddae.heads.mlp import empty_mlp, fit_mlp, mlp_memory
+from ddae.heads.recipes import bn_linear_memory, ddae_memory, empty_bn_linear, empty_ddae, fit_bn_linear, fit_ddae
 from ddae.nearest import did_you_mean
 
 HEADS: dict[str, Head] = {
-    "ridge": Head(fit_ridge, empty_linear),
-    "linear": Head(fit_linear, empty_linear),
-    "logistic": Head(fit_logistic, empty_linear),
-    "knn": Head(fit_knn, empty_knn),
-    "ddae": Head(fit_ddae, empty_ddae),
-    "bn-linear": Head(fit_bn_linear, empty_bn_linear),
-    "mlp": Head(fit_mlp, empty_mlp, sizes=((256,),), more_sizes=True),
-    "cnn": Head(fit_cnn, empty_cnn, sizes=((64, 64),), min_grid=4),
-    "attention": Head(fit_attention, empty_attention, sizes=((1,), (2,)), min_grid=2),
+    "ridge": Head(fit_ridge, empty_linear, partial(linear_memory, len(ridge.PENALTIES))),
+    "linear": Head(fit_linear, empty_linear, partial(linear_memory, len(PENALTIES))),
+    "logistic": Head(fit_logistic, empty_linear, partial(linear_memory, len(COSTS))),
+    "knn": Head(fit_knn, empty_knn, knn_memory),
+    "ddae": Head(fit_ddae, empty_ddae, ddae_memory),
+    "bn-linear": Head(fit_bn_linear, empty_bn_linear, bn_linear_memory),
+    "mlp": Head(fit_mlp, empty_mlp, mlp_memory, sizes=((256,),), more_sizes=True),
+    "cnn": Head(fit_cnn, empty_cnn, cnn_memory, sizes=((64, 64),), min_grid=4),
+    "attention": Head(fit_attention, empty_attention, attention_memory, sizes=((1,), (2,)), min_grid=2),
 }
 
 
@@ -85,4 +88,4 @@ def _join(family: str, sizes: tuple[int, ...]) -> str:
     return "-".join([family, *map(str, sizes)])
 
 
-__all__ = ["HEADS", "Empty", "Fit", "Head", "StackedHead", "expand", "find_head", "restore"]
+__all__ = ["HEADS", "Empty", "Fit", "Head", "Kept", "StackedHead", "expand", "find_head", "restore"]

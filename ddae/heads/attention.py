@@ -6,22 +6,27 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ddae.heads.training import Parts, Recipe, StackedNetworks, train, untrained
+from ddae.heads.kept import Kept
+from ddae.heads.training import Parts, Recipe, StackedNetworks, memory, train, untrained
 from ddae.scaling import Standardise
+from ddae.streaming import Features
 
 RECIPE = Recipe(settings=((1e-3, 1.0), (3e-3, 0.1)), batch_size=128)
 
 
-def fit_attention(features: Tensor, labels: Tensor, num_classes: int, seed: int, num_blocks: int) -> StackedNetworks:
+def fit_attention(
+    features: Features, labels: Tensor, num_classes: int, seed: int, num_blocks: int, kept: Kept | None = None
+) -> StackedNetworks:
     """Fit `num_blocks` Transformer blocks on features standardised channel by channel."""
-    return train(*parts(features, num_classes, num_blocks), features, labels, seed, RECIPE)
+    return train(*parts(features, num_classes, num_blocks), features, labels, seed, RECIPE, kept)
 
 
-def parts(features: Tensor, num_classes: int, num_blocks: int) -> Parts:
+def parts(features: Features, num_classes: int, num_blocks: int) -> Parts:
     return Standardise(features, dims=(0, 2, 3)), lambda: Attention(features.shape[1], num_blocks, num_classes)
 
 
 empty_attention = partial(untrained, parts)
+attention_memory = partial(memory, parts, RECIPE)
 
 
 class Attention(nn.Module):

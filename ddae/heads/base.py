@@ -26,11 +26,15 @@ class StackedHead(nn.Module):
 
 
 Fit = Callable[..., StackedHead]
-"""fit(features float32 [N, C, g, g], labels int64 [N], num_classes, seed, *sizes) fits a head close to convergence, for
-all its settings at once; `sizes` are the structural sizes, where the head has any."""
+"""fit(features float32 [N, C, g, g], labels int64 [N], num_classes, seed, *sizes, kept) fits a head close to
+convergence, for all its settings at once; `sizes` are the structural sizes, where the head has any. Features may be
+Streamed. `kept`, a Kept, is where a fit that takes long keeps its state and finds it again."""
 Empty = Callable[..., StackedHead]
 """empty(features [N, C, g, g], num_classes, *sizes) builds the head of one setting without fitting it, for
 load_state_dict to fill; features are on the meta device, where only their shape exists."""
+Memory = Callable[..., tuple[int, int]]
+"""memory(shape [N, C, g, g], num_classes, *sizes) -> bytes that a fit needs beside features that are held; beside
+streamed ones."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Head:
 
     fit: Fit
     empty: Empty
+    memory: Memory
     sizes: tuple[tuple[int, ...], ...] = ((),)
     """Sizes that a search tries by default, in the papers' notation after the name: (64, 64) is cnn-64-64."""
     min_grid: int = 1
@@ -49,4 +54,4 @@ class Head:
     """Raise it when `fit` gives another result for the same features: stored results carry it in their key."""
 
 
-__all__ = ["Empty", "Fit", "Head", "StackedHead"]
+__all__ = ["Empty", "Fit", "Head", "Memory", "StackedHead"]

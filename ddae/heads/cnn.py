@@ -4,22 +4,27 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ddae.heads.training import Parts, Recipe, StackedNetworks, train, untrained
+from ddae.heads.kept import Kept
+from ddae.heads.training import Parts, Recipe, StackedNetworks, memory, train, untrained
 from ddae.scaling import Standardise
+from ddae.streaming import Features
 
 RECIPE = Recipe(settings=((3e-3, 0.1), (1e-2, 0.1)), batch_size=128)
 
 
-def fit_cnn(features: Tensor, labels: Tensor, num_classes: int, seed: int, first: int, second: int) -> StackedNetworks:
+def fit_cnn(
+    features: Features, labels: Tensor, num_classes: int, seed: int, first: int, second: int, kept: Kept | None = None
+) -> StackedNetworks:
     """Fit two convolutions with these numbers of output channels, on features standardised channel by channel."""
-    return train(*parts(features, num_classes, first, second), features, labels, seed, RECIPE)
+    return train(*parts(features, num_classes, first, second), features, labels, seed, RECIPE, kept)
 
 
-def parts(features: Tensor, num_classes: int, first: int, second: int) -> Parts:
+def parts(features: Features, num_classes: int, first: int, second: int) -> Parts:
     return Standardise(features, dims=(0, 2, 3)), lambda: cnn(features.shape[1], first, second, num_classes)
 
 
 empty_cnn = partial(untrained, parts)
+cnn_memory = partial(memory, parts, RECIPE)
 
 
 def cnn(channels: int, first: int, second: int, num_classes: int) -> nn.Sequential:

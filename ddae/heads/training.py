@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 
 from ddae.heads.base import StackedHead
+from ddae.heads.kept import Kept
+from ddae.streaming import Features, shuffled
 
 Parts = tuple[nn.Module, Callable[[], nn.Module]]
 """A module that the features pass first, and a function that builds the network behind it."""
@@ -52,14 +55,32 @@ class StackedNetworks(StackedHead):
         return StackedNetworks((setting,), self.inputs, self.networks[self.settings.index(setting)]).eval()
 
 
-def untrained(parts: Callable[..., Parts], features: Tensor, num_classes: int, *sizes: int) -> StackedNetworks:
+def untrained(parts: Callable[..., Parts], features: Features, num_classes: int, *sizes: int) -> StackedNetworks:
     with features.device:
         inputs, build = parts(features, num_classes, *sizes)
         return StackedNetworks(("",), inputs, build()).eval().requires_grad_(False)
 
 
+def memory(
+    parts: Callable[..., Parts], recipe: Recipe, shape: tuple[int, ...], num_classes: int, *sizes: int
+) -> tuple[int, int]:
+    """Beside the features: of every setting the weights, their gradients and moments, and a batch with what it leaves
+    for the backward pass, which is guessed at 32 times the batch."""
+    network = untrained(parts, torch.empty(shape, device="meta"), num_classes, *sizes)
+    num_weights = sum(parameter.numel() for parameter in network.networks.parameters())
+    batch = recipe.batch_size * (32 * math.prod(shape[1:]) + 4 * num_classes)
+    fixed = 4 * (len(recipe.settings) * (4 * num_weights + batch))
+    return fixed, fixed
+
+
 def train(
-    inputs: nn.Module, build: Callable[[], nn.Module], features: Tensor, labels: Tensor, seed: int, recipe: Recipe
+    inputs: nn.Module,
+    build: Callable[[], nn.Module],
+    features: Features,
+    labels: Tensor,
+    seed: int,
+    recipe: Recipe,
+    kept: Kept | None = None,
 ) -> StackedNetworks:
     """Minimise the cross-entropy of all settings at once; they share no parameters, so the loss is their sum."""
     with torch.random.fork_rng(devices=[]):
@@ -71,26 +92,51 @@ def train(
         for network, (rate, decay) in zip(head.networks, recipe.settings, strict=True)
     ]
     optimizer = recipe.optimizer(groups)
-    for progress, batch in batches(len(features), recipe, seed):
-        rows = batch.to(features.device)
-        scores = head.scores(features[rows])
-        targets = labels[rows].repeat(len(scores))
+    kept, order = kept or Kept(), Batches(features, recipe, seed)
+    if found := kept.load():
+        head.load_state_dict(found["head"])
+        optimizer.load_state_dict(found["optimizer"])
+        order.go_on(found["order"])
+    for progress, rows, maps in order:
+        scores = head.scores(maps)
+        targets = labels[rows.to(labels.device)].repeat(len(scores))
         loss = functional.cross_entropy(scores.flatten(0, 1), targets, reduction="sum") / len(rows)
         for group, (rate, _) in zip(optimizer.param_groups, recipe.settings, strict=True):
             group["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        kept.save(lambda: {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "order": order.state()})
+    kept.done()
     return head.eval().requires_grad_(False)
 
 
-def batches(num_images: int, recipe: Recipe, seed: int) -> Iterator[tuple[float, Tensor]]:
-    """Yield (progress in [0, 1), rows of a batch), shuffled anew every epoch and without a last, smaller batch."""
-    rng = torch.Generator().manual_seed(seed)
-    batch_size = min(recipe.batch_size, num_images)
-    per_epoch = num_images // batch_size
-    num_epochs = max(recipe.num_epochs, math.ceil(recipe.min_steps / per_epoch))
-    for epoch in range(num_epochs):
-        order = torch.randperm(num_images, generator=rng)
-        for i in range(per_epoch):
-            yield (epoch + i / per_epoch) / num_epochs, order[i * batch_size : (i + 1) * batch_size]
+class Batches:
+    """(progress in [0, 1), numbers of rows, their maps) of every batch, shuffled anew every epoch and without a last,
+    smaller one."""
+
+    def __init__(self, features: Features, recipe: Recipe, seed: int):
+        self.features, self.rng = features, torch.Generator().manual_seed(seed)
+        self.batch_size = min(recipe.batch_size, len(features))
+        self.per_epoch = len(features) // self.batch_size
+        self.num_epochs = max(recipe.num_epochs, math.ceil(recipe.min_steps / self.per_epoch))
+        self._step, self._rng_state = 0, self.rng.get_state()
+
+    def __iter__(self) -> Iterator[tuple[float, Tensor, Tensor]]:
+        while self._step < self.num_epochs * self.per_epoch:
+            self._rng_state = self.rng.get_state()
+            skip = self._step % self.per_epoch
+            for rows, maps in shuffled(self.features, self.batch_size, self.rng, skip):
+                epoch, place = divmod(self._step, self.per_epoch)
+                self._step += 1
+                yield (epoch + place / self.per_epoch) / self.num_epochs, rows, maps
+
+    def state(self) -> dict[str, Any]:
+        """Which batch is next, and what the generator was at the beginning of its epoch."""
+        at_end = self._step % self.per_epoch == 0
+        return {"step": self._step, "rng": self.rng.get_state() if at_end else self._rng_state}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """From what state() was."""
+        self._step = state["step"]
+        self.rng.set_state(state["rng"])

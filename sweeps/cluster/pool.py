@@ -20,6 +20,8 @@ MAX_DEATHS = 20
 """How often a process or machine may die on one piece of work before that is thought to kill it."""
 GROW_SECONDS = 5
 """Between two looks at what the cluster has."""
+FOR_FITS = 0.5
+"""The part of every GPU that workers leave to the fits of trials, where these want GPUs."""
 MAX_REQUESTED = 1000
 """How many devices the autoscaler is asked for at most."""
 
@@ -68,14 +70,16 @@ class Pool:
     A call goes to the first worker that is free. One whose process or machine dies is forgotten: another gets its call,
     and its device a new one. So machines may come and go.
 
-    device: as PyTorch names it. gpu_share: what a worker holds of a GPU.
+    device: as PyTorch names it. gpu_share: how much of a GPU is for one worker. left: the part of that which it leaves
+    to others.
     """
 
-    def __init__(self, device: str = "cpu", gpu_share: float = 1.0):
+    def __init__(self, device: str = "cpu", gpu_share: float = 1.0, left: float = 0):
         self.busy: list[tuple[float, float]] = []
         """Wall-clock intervals in which a worker worked, in seconds since the epoch."""
         self._device = "GPU" if device.startswith("cuda") else "CPU"
         self._share = gpu_share if self._device == "GPU" else 1.0
+        self._held = self._share * (1 - left)
         self._nodes: dict[ray.actor.ActorHandle, str] = {}
         self._free: asyncio.Queue[ray.actor.ActorHandle | Exception] = asyncio.Queue()
         self._num_calls = self._num_failed = 0
@@ -175,7 +179,7 @@ class Pool:
                     starting.add_done_callback(self._starting.discard)
 
     async def _start(self, node: str) -> None:
-        options = {"num_gpus": self._share} if self._device == "GPU" else {}
+        options = {"num_gpus": self._held} if self._device == "GPU" else {}
         there = NodeAffinitySchedulingStrategy(node, soft=False)
         worker = ray.remote(Worker).options(num_cpus=0, scheduling_strategy=there, **options).remote()
         self._nodes[worker] = node

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from storage.checkpoints import StoredCheckpoint
 from storage.ledger import Ledger
 from sweeps.cluster.pool import MAX_DEATHS, Warnings
-from sweeps.cluster.session import SHARED
+from sweeps.cluster.session import SHARED, address
 from sweeps.search.task import Fit, Resources, Result, Task
 
 NUM_AHEAD = 1000
@@ -108,9 +108,10 @@ def raised_within(error: BaseException) -> BaseException:
 
 
 def capacity() -> Resources:
-    """What the cluster has just now."""
+    """What the cluster has just now; of memory, what its largest machine has."""
     has = ray.cluster_resources()
-    return Resources(max(1.0, has.get("CPU", 1)), has.get("GPU", 0))
+    memory = max((int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]), default=0)
+    return Resources(max(1.0, has.get("CPU", 1)), has.get("GPU", 0), memory)
 
 
 def placement(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
@@ -175,6 +176,7 @@ class TuneSearcher(Searcher):
         self._waiting: list[dict[Fit, Future]] = [{} for _ in runs]
         self._lost: set[tuple[int, Fit]] = set()
         self._deaths: Counter[Group] = Counter()
+        self._warned = False
         for number in range(len(runs)):
             self._go_on(number)
 
@@ -193,6 +195,7 @@ class TuneSearcher(Searcher):
             held = task.resources(*fit)
             if not self._fits_beside(held):
                 continue
+            self._check_memory(held)
             group = self._group(number, fit, ready)
             for each in group.fits:
                 del self._waiting[number][each]
@@ -266,6 +269,17 @@ class TuneSearcher(Searcher):
             and sum(other.num_gpus for other in beside) + held.num_gpus <= has.num_gpus
         )
 
+    def _check_memory(self, held: Resources) -> None:
+        """Warns where no machine has what a trial is to hold; raises ValueError where none will come."""
+        if held.memory_bytes > (has := self.capacity().memory_bytes):
+            wanted, there = (f"{num_bytes / 1e9:,.1f} GB" for num_bytes in (held.memory_bytes, has))
+            trouble = f"a trial is to hold {wanted} of memory, and the largest machine has {there}"
+            if not address():
+                raise ValueError(f"{trouble} free for trials; lower --memory")
+            if not self._warned:
+                log.warning(f"{trouble}; waiting for a larger one")
+            self._warned = True
+
     def _group(self, number: int, first: Fit, ready: Sequence[tuple[int, Fit]]) -> Group:
         """The fit, and others that read the same, but no more than leave work for every slot."""
         task = self.runs[number].search.task
@@ -278,7 +292,9 @@ class TuneSearcher(Searcher):
             and task.reads(*fit) == task.reads(*first)
             and task.resources(*fit) == held
         ]
-        num_slots = max(1, int(self.capacity().num_cpus / held.num_cpus)) if held.num_cpus else 1
+        has = self.capacity()
+        rooms = [(has.num_cpus, held.num_cpus), (has.num_gpus, held.num_gpus)]
+        num_slots = max(1, min((int(there / each) for there, each in rooms if each), default=1))
         most = min(MAX_TOGETHER, ceil(len(ready) / num_slots))
         return Group(number, tuple(fit.cell for fit in alike[:most]), first.rung)
 

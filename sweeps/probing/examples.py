@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddae import units
 from ddae.backbones.base import resize
 from ddae.datasets import Dataset
 from ddae.heads import find_head
 from ddae.noise import image_noise
 from ddae.pooling import pool
+from ddae.probe import classify
 from ddae.scaling import Standardise, unit_rows
 from storage.ledger import Ledger, content_key
 from sweeps.probing.extractor import SHARD_ROWS, Extractor, opened
@@ -124,8 +126,10 @@ def predictions(task: ProbeTask, cell: Cell) -> np.ndarray:
     ledger, key = Ledger(task.source.ledger), content_key(predictions=task.key(cell, task.num_train))
     record = ledger.get(key)
     if record is None:
-        train, val = task.read(cell, "train", task.num_train), task.read(cell, "val", task.num_val)
-        record = {"predicted": task.fit(cell, train, val).scores.argmax(-1).tolist()}
+        train, val = task.read([cell], task.num_train)
+        fitted = task.fit(cell, train, val)
+        [predicted] = classify(fitted.head.only(fitted.setting), val[0][cell.pooling], task.num_classes)
+        record = {"predicted": predicted.tolist()}
         ledger.put(key, record)
     return np.array(record["predicted"])
 
@@ -141,8 +145,13 @@ def raw_pixels(task: ProbeTask, head: str) -> Result:
     if record is not None:
         return Result(**record)
     started = time.time()
+    if (held := 3 * 4 * 3 * size**2 * task.num_train) > task.memory:
+        raise ValueError(f"the pixels of all images would take {units.size(held)}, of {units.size(task.memory)}")
     train, val = (
-        ({size: pixels_of(extractor.dataset, split, num, size)}, torch.from_numpy(task.labels[split][:num]))
+        (
+            {size: pixels_of(extractor.dataset, split, num, size).to(task.device)},
+            torch.from_numpy(task.labels[split][:num]).to(task.device),
+        )
         for split, num in (("train", task.num_train), ("val", task.num_val))
     )
     result = task.result(task.fit(cell, train, val), started)

@@ -92,14 +92,14 @@ class Extractor:
         for shard in range(num_shards(need)):
             self.extract(need, shard)
 
-    def read(self, need: Need, block: str) -> Tensor:
+    def read(self, need: Need, block: str, device: str = "cpu") -> Tensor:
         """float32 [num_images, C, g, g] from the store. Raises LookupError where it lacks some."""
         shards = self.store.read(self.source.column(need, block), need.num_images)
-        return to_maps(shards, self.backbone.block(block).channels)
+        return to_maps(shards, self.backbone.block(block).channels, device)
 
-    def labels(self, need: Need) -> Tensor:
+    def labels(self, need: Need, device: str = "cpu") -> Tensor:
         """int64 [num_images]."""
-        return torch.from_numpy(self.dataset.labels(need.split)[: need.num_images])
+        return torch.from_numpy(self.dataset.labels(need.split)[: need.num_images]).to(device)
 
     def latents(self, split: str, view: int, start: int, stop: int) -> np.ndarray:
         """float16 [stop - start, C * S * S], from the store; what it lacks is encoded first."""
@@ -160,7 +160,8 @@ def screen(source: FeatureSource, need: Need, poolings: tuple[int, ...]) -> tupl
     record = ledger.get(key)
     if record is None:
         extractor, [block] = opened(source), need.blocks
-        right = correct_at(extractor.read(need, block), extractor.labels(need), poolings, extractor.dataset.num_classes)
+        data = extractor.read(need, block, source.fits_on), extractor.labels(need, source.fits_on)
+        right = correct_at(*data, poolings, extractor.dataset.num_classes)
         record = {"correct": pack(right)}
         ledger.put(key, record)
     return unpack(record["correct"]), time.perf_counter() - started
@@ -181,10 +182,11 @@ def score(
     num_labels: how many labels, of the first images, the scores see that want some.
     """
     extractor = opened(source)
-    labels = extractor.labels(replace(first, num_images=num_labels)) if num_labels else None
+    device = source.fits_on
+    labels = extractor.labels(replace(first, num_images=num_labels), device) if num_labels else None
     scores = {}
     for block in second.blocks:
-        x, y, z = (pool(extractor.read(need, block), 1).flatten(1) for need in (first, second, noisier))
+        x, y, z = (pool(extractor.read(need, block, device), 1).flatten(1) for need in (first, second, noisier))
         scores[block] = label_free.measure(x, y, z, labels, extractor.dataset.num_classes)
     return scores
 

@@ -1,12 +1,16 @@
 """The answer of a finished probing sweep, fitted again."""
 
+import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ddae.heads import StackedHead
+from ddae.probe import classify
+from ddae.streaming import blocks
 from ddae.winner import Winner
 from sweeps.findings.folder import read_results
 from sweeps.findings.logged import name_of
@@ -48,12 +52,13 @@ class Refit:
     def features(self, split: str) -> np.ndarray:
         """float32 [N, C * p * p] of all images of the split as they are."""
         pooled, _ = self._read(split)
-        return pooled.flatten(1).numpy()
+        return torch.cat([maps.flatten(1).cpu() for _, maps in blocks(pooled)]).numpy()
 
     def correct(self, split: str) -> np.ndarray:
         """bool [N]: which images of the split are classified correctly."""
         pooled, labels = self._read(split)
-        return (self.head(pooled)[0].argmax(-1) == labels).numpy()
+        [found] = classify(self.head, pooled, self.task.num_classes)
+        return (found == labels).cpu().numpy()
 
     def estimator(self) -> Winner:
         source, setting = self.task.source, str(self.result.params["setting"])
@@ -68,11 +73,14 @@ class Refit:
             white=self.dataset.images.reading.white,
         )
         classes = self.dataset.images.classes
-        return winner.take(self.head, self.num_train, range(len(classes)), classes)
+        return winner.take(copy.deepcopy(self.head).cpu(), self.num_train, range(len(classes)), classes)
 
     def _read(self, split: str):
         one_view = replace(self.task, views=1)
-        pooled, labels = one_view.read(self.cell, split, len(self.task.labels[split]))
+        num_images = len(self.task.labels[split])
+        held, _ = one_view.fit_bytes([self.cell], num_images)
+        limit = self.task.memory if held > self.task.memory else None
+        pooled, labels = one_view.features(self.cell, split, num_images, memory_bytes=limit)
         return pooled[self.cell.pooling], labels
 
 
@@ -106,6 +114,5 @@ def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
         extractor.ensure(need)
     for split in splits:
         extractor.ensure(Need(cell.timestep, split, len(labels[split]), (cell.block,)))
-    train, val = task.read(cell, "train", task.num_train), task.read(cell, "val", task.num_val)
-    fitted = task.fit(cell, train, val)
+    fitted = task.fit(cell, *task.read([cell], task.num_train))
     return Refit(task, cell, extractor, fitted.head.only(fitted.setting), task.result(fitted, 0.0))

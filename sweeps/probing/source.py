@@ -61,6 +61,11 @@ class FeatureSource:
     """Images.fingerprint, by which a worker knows the set; the key may hold the one that version 0.2 knew it by."""
 
     @property
+    def fits_on(self) -> str:
+        """The device of heads, screening and scores: a GPU, if networks run there; others lack double precision."""
+        return self.settings.device if self.settings.device.startswith("cuda") else "cpu"
+
+    @property
     def ledger(self) -> str:
         return f"{self.store}/ledger"
 

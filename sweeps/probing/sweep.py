@@ -10,17 +10,18 @@ from typing import NamedTuple
 
 from ddae.backbones import Backbone
 from ddae.datasets import Dataset
+from ddae.units import parse_size
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
 from storage.tracking import Tracker
 from sweeps.cli import check_writable
-from sweeps.cluster.pool import Pool
+from sweeps.cluster.pool import FOR_FITS, Pool
 from sweeps.cluster.session import check_cluster, one_line, ray_session
 from sweeps.cluster.tune import Run
 from sweeps.driver import open_run, run_searches
 from sweeps.findings.answer import choose
 from sweeps.findings.logged import finished_report, incomplete
-from sweeps.flags import ModelAndData, as_flags
+from sweeps.flags import ModelAndData, as_flags, check_numbers
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing import cost, examples
 from sweeps.probing.extractor import Extracted
@@ -66,6 +67,8 @@ def set_up(
     seed: int = 0,
     views: int = 1,
     metric: str = "accuracy",
+    memory: str = "",
+    gpus_per_fit: float = 0,
 ) -> Setup:
     """Load the network and the dataset that the flags name, and check every name and number against them.
 
@@ -90,6 +93,8 @@ def set_up(
         dataset.notes,
         dataset.twins,
         metric,
+        parse_memory(memory),
+        gpus_per_fit if source.fits_on != "cpu" else 0,
     )
     return Setup(task, backbone, dataset)
 
@@ -98,7 +103,27 @@ def set_up_search(config: LayerNoise) -> Setup:
     rules_of(config, (1,))  # wrong rules are found before anything is loaded
     check_search(config.search, config.num_trials, config.round_size)
     exhaustive = config.search == "grid"
-    return set_up(config, config.poolings, config.heads, exhaustive, config.seed, config.views, config.metric)
+    check_numbers(config, gpus_per_fit=(0, FOR_FITS))
+    parse_memory(config.memory)
+    return set_up(
+        config,
+        config.poolings,
+        config.heads,
+        exhaustive,
+        config.seed,
+        config.views,
+        config.metric,
+        config.memory,
+        config.gpus_per_fit,
+    )
+
+
+def parse_memory(text: str) -> int:
+    """--memory in bytes; 0 where it is not given."""
+    try:
+        return parse_size(text) if text else 0
+    except ValueError as error:
+        raise ValueError(f"memory={error}") from error
 
 
 def rules_of(config: LayerNoise, rungs: tuple[int, ...]) -> ScreeningRules:
@@ -269,7 +294,8 @@ def open_sweep(config: LayerNoise, task: ProbeTask, started_seconds: float) -> I
         folder, source.name, source.store, task, COLUMNS, as_flags(with_whole_paths(config)), more
     ) as tracker:
         loaded = time.time()
-        with Pool(source.settings.device, config.gpus_per_extractor) as pool:
+        left = FOR_FITS if task.gpus_per_fit else 0
+        with Pool(source.settings.device, config.gpus_per_extractor, left) as pool:
             pool.busy.append((started_seconds, loaded))
             yield Search(config, task, pool, tracker, started_seconds)
 

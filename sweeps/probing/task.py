@@ -1,8 +1,11 @@
 """The Task of probing: a cell is a frozen feature under a head, fitted to convergence on growing numbers of images."""
 
+import logging
+import os
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -10,15 +13,21 @@ import torch
 from torch import Tensor
 
 from ddae.datasets import is_uneven
-from ddae.heads import find_head
+from ddae.features import width
+from ddae.heads import Kept, find_head
+from ddae.memory import for_fits
 from ddae.pooling import pool
 from ddae.probe import Fitted, balanced_accuracy, class_weights, fit_probe, standard_error, to_maps
+from ddae.streaming import Features, Streamed
+from ddae.units import size
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
 from sweeps.flags import SEEDS
 from sweeps.probing.source import FeatureSource, Need
 from sweeps.probing.space import Cell, Sites, Space
 from sweeps.search.task import Axis, Checkpoint, Objective, Resources, Result, Value, pack
+
+log = logging.getLogger("sweeps")
 
 MAX_VIEWS = 1000
 SCREENED_FEATURES = 1024
@@ -45,6 +54,10 @@ class ProbeTask:
     """Dataset.twins"""
     metric: str = "accuracy"
     """What chooses: accuracy, or balanced_accuracy."""
+    memory_bytes: int = 0
+    """What a fit may take; 0 is its part of half of the device."""
+    gpus_per_fit: float = 0
+    """Share of a GPU that a fit holds; 0 where heads are fitted on the CPU."""
     name: str = "layer-noise"
     resource: str = "num_images"
     cells: tuple[Cell, ...] = field(init=False)
@@ -102,7 +115,7 @@ class ProbeTask:
         return correct * class_weights(self.labels["train"][: len(correct)])
 
     def resources(self, cell: Cell, rung: int) -> Resources:
-        return Resources(num_cpus=1)
+        return Resources(1, self.gpus_per_fit, 0 if self.gpus_per_fit else self.memory_bytes)
 
     def key(self, cell: Cell, rung: int) -> str:
         """The version is that of the cell's own head: a change to one head recomputes no other."""
@@ -126,39 +139,110 @@ class ProbeTask:
         return [*train, Need(cell.timestep, "val", self.num_val, blocks)]
 
     def run(self, cells: Sequence[Cell], rung: int, checkpoints: Sequence[Checkpoint]) -> Iterator[Result]:
-        """Fit the heads of cells of one block and timestep, whose columns are read once."""
-        poolings = {cell.pooling for cell in cells}
+        """Fit the heads of cells of one block and timestep, whose columns are read once; again in half of the memory
+        where the device turns out to have less."""
         started = time.time()
-        train, val = (
-            self.read(cells[0], split, num, poolings) for split, num in (("train", rung), ("val", self.num_val))
-        )
-        for cell in cells:
-            fitted = self.fit(cell, train, val)
-            yield self.result(fitted, started)
+        train, val = self.read(cells, rung)
+        for cell, checkpoint in zip(cells, checkpoints, strict=True):
+            kept, fitted = Kept(checkpoint, self.key(cell, rung)), None
+            with suppress(torch.OutOfMemoryError, MemoryError):
+                fitted = self.fit(cell, train, val, kept)
+            if fitted is None:
+                del train, val
+                train, val = self._read_less(cells, rung)
+                try:
+                    fitted = self.fit(cell, train, val, kept)
+                except (torch.OutOfMemoryError, MemoryError) as error:
+                    raise ValueError(f"{self.device} has too little memory: {str(error).splitlines()[0]}") from error
+            yield self.result(fitted, started, isinstance(train[0][cell.pooling], Streamed))
             started = time.time()
 
-    def fit(self, cell: Cell, train: "Pooled", val: "Pooled") -> Fitted:
-        seen, held_out = ((pooled[cell.pooling], labels) for pooled, labels in (train, val))
-        return fit_probe(cell.head, seen, held_out, self.num_classes, self.seed, self.weights)
+    def _read_less(self, cells: Sequence[Cell], rung: int) -> tuple["Pooled", "Pooled"]:
+        """What read() gives, streamed in half of the memory."""
+        half = replace(self, memory_bytes=self.memory // 2)
+        log.warning(
+            f"{self.label(cells[0])}: {self.device} has less than {size(self.memory)} for a fit; again with half of it"
+        )
+        if self.device != "cpu":
+            torch.cuda.empty_cache()
+        return half.read(cells, rung, hold=False)
 
-    def result(self, fitted: Fitted, started_seconds: float) -> Result:
+    def fit(self, cell: Cell, train: "Pooled", val: "Pooled", kept: Kept | None = None) -> Fitted:
+        seen, held_out = ((pooled[cell.pooling], labels) for pooled, labels in (train, val))
+        return fit_probe(cell.head, seen, held_out, self.num_classes, self.seed, self.weights, kept)
+
+    def result(self, fitted: Fitted, started_seconds: float, streamed: bool = False) -> Result:
         accuracy = float(fitted.correct.mean())
         metrics = {"val_accuracy": accuracy, "val_stderr": standard_error(accuracy, len(fitted.correct))}
         if self.is_balanced:
             balanced, stderr = balanced_accuracy(fitted.correct, self.labels["val"])
             metrics |= {"val_balanced_accuracy": balanced, "val_balanced_stderr": stderr}
-        return Result(metrics, {"setting": fitted.setting}, started_seconds, time.time(), pack(fitted.correct))
+        params = {"setting": fitted.setting} | ({"features": "streamed"} if streamed else {})
+        return Result(metrics, params, started_seconds, time.time(), pack(fitted.correct))
 
-    def read(self, cell: Cell, split: str, num_images: int, poolings: set[int] | None = None) -> "Pooled":
-        """The cell's block from the store, at its own pooling or several; of training images every view, one after the
-        other. Raises LookupError where the store lacks some."""
-        store = FeatureStore(self.source.store)
-        views = range(self.views if split == "train" else 1)
+    def read(self, cells: Sequence[Cell], num_train: int, hold: bool = True) -> tuple["Pooled", "Pooled"]:
+        """The block and timestep of these cells from the store, at the cells' poolings, of train and of val; of
+        training images every view, one after the other. They are held where the fits have the memory for it, and
+        streamed where not.
+
+        Raises LookupError where the store lacks some, ValueError where the memory is too small in either way.
+        """
+        held, streamed = self.fit_bytes(cells, num_train)
+        hold = hold and held <= self.memory
+        if not hold and 2 * streamed > self.memory:
+            raise ValueError(
+                f"a fit takes {size(min(held, 2 * streamed))} and may have {size(self.memory)}: raise --memory, or "
+                "take smaller poolings or heads"
+            )
+        poolings = dict.fromkeys(cell.pooling for cell in cells)
+        limit = None if hold else self.memory
+        return (
+            self.features(cells[0], "train", num_train, poolings, limit),
+            self.features(cells[0], "val", self.num_val, poolings, limit),
+        )
+
+    def features(
+        self, cell: Cell, split: str, num_images: int, poolings: Iterable[int] = (), memory_bytes: int | None = None
+    ) -> "Pooled":
+        """The cell's block from the store, at its own pooling or at others; of training images every view.
+
+        memory_bytes: None where they are to be held. Raises LookupError where the store lacks some.
+        """
+        store, channels = FeatureStore(self.source.store), self.space.block(cell.block).channels
+        views, poolings = range(self.views if split == "train" else 1), tuple(poolings) or (cell.pooling,)
         needs = [Need(cell.timestep, split, num_images, (cell.block,), view=view) for view in views]
         shards = [shard for need in needs for shard in store.read(self.source.column(need, cell.block), num_images)]
-        maps = to_maps(shards, self.space.block(cell.block).channels)
-        labels = torch.from_numpy(self.labels[split][:num_images]).repeat(len(views))
-        return {pooling: pool(maps, pooling) for pooling in poolings or {cell.pooling}}, labels
+        labels = torch.from_numpy(self.labels[split][:num_images]).repeat(len(views)).to(self.device)
+        if memory_bytes is not None:
+            return {p: Streamed(shards, channels, p, self.device, memory_bytes) for p in poolings}, labels
+        maps = to_maps(shards, channels, self.device)
+        return {pooling: pool(maps, pooling) for pooling in poolings}, labels
+
+    def fit_bytes(self, cells: Sequence[Cell], num_train: int) -> tuple[int, int]:
+        """What fits of cells of one site take where features are held; beside streamed ones, of which a fit holds
+        blocks of half of its memory."""
+        block, rows = self.space.block(cells[0].block), self.views * num_train
+        stored = round((width(block, self.source.key.pooling) / block.channels) ** 0.5)
+        numbers = sum(block.channels * pooling**2 for pooling in {stored, *(cell.pooling for cell in cells)})
+        heads = []
+        for cell in cells:
+            head, sizes = find_head(cell.head)
+            shape = rows, block.channels, cell.pooling, cell.pooling
+            heads.append(head.memory(shape, self.num_classes, *sizes))
+        held, streamed = map(max, zip(*heads, strict=True))
+        return 4 * (rows + self.num_val) * numbers + held, streamed
+
+    @property
+    def device(self) -> str:
+        """Where heads are fitted."""
+        return self.source.fits_on if self.gpus_per_fit else "cpu"
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a fit may take here."""
+        num_threads = torch.get_num_threads()
+        part = self.gpus_per_fit or num_threads / max(num_threads, os.cpu_count() or 1)
+        return self.memory_bytes or for_fits(self.device, part)
 
     def label(self, cell: Cell) -> str:
         return cell.name
@@ -191,5 +275,5 @@ class ProbeTask:
         return deepest * len(self.space.timesteps) * (self.views * self.num_train + self.num_val)
 
 
-Pooled = tuple[dict[int, Tensor], Tensor]
-"""(pooling -> features float32 [N, C, p, p], labels int64 [N])"""
+Pooled = tuple[Mapping[int, Features], Tensor]
+"""(pooling -> features float32 [N, C, p, p], labels int64 [N]), on the device where heads are fitted."""

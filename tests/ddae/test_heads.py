@@ -12,8 +12,8 @@ from ddae import ridge
 from ddae.heads import HEADS, attention, cnn, expand, find_head, mlp, recipes, restore
 from ddae.heads.attention import Attention
 from ddae.heads.linear import COSTS, PENALTIES
-from ddae.heads.training import batches
-from ddae.probe import fit_probe
+from ddae.heads.training import Batches
+from ddae.probe import classify, fit_probe
 from tests.ddae.golden import digest, problem
 
 NAMES = expand(HEADS)
@@ -54,7 +54,8 @@ def test_every_head_finds_a_planted_signal(name):
     scores = fitted.head(planted(5, grid=grid)[0])
     assert scores.shape == (len(fitted.head.settings), 5, 3)
     assert fitted.setting in fitted.head.settings
-    assert ((fitted.scores.argmax(-1) == val[1]).numpy() == fitted.correct).all()
+    [found] = classify(fitted.head.only(fitted.setting), val[0], 3)
+    assert ((found == val[1]).numpy() == fitted.correct).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -216,6 +217,13 @@ def test_logistic_is_scikit_learns_for_every_c():
         np.testing.assert_allclose(row.numpy(), oracle.predict_proba(x), atol=2e-3)
 
 
+def test_neighbours_of_version_0_1_are_read():
+    (maps, labels), (asked, _) = planted(60), planted(20, seed=1)
+    fitted = fit("knn", maps, labels)
+    old = {"known": fitted.known, "votes": nn.functional.one_hot(labels, 3).float()}
+    torch.testing.assert_close(restore("knn", maps.shape, 3, old, "k=20")(asked), fitted(asked))
+
+
 def test_knn_is_brute_force(monkeypatch):
     monkeypatch.setattr("ddae.heads.knn.SIMILARITIES_AT_ONCE", 1000)
     (known, labels), (asked, _) = planted(200, signal=0.7), planted(30, seed=1)
@@ -248,7 +256,8 @@ def test_ddae_is_a_plain_loop_of_adam():
 
 
 def test_ddae_takes_fifteen_epochs_of_128():
-    assert [len(rows) for _, rows in batches(128 * 40 + 5, recipes.DDAE, seed=0)] == [128] * 15 * 40
+    features = torch.zeros(128 * 40 + 5, 1)
+    assert [len(rows) for _, rows, _ in Batches(features, recipes.DDAE, seed=0)] == [128] * 15 * 40
 
 
 def test_bn_linear_forgets_scale_and_shift():

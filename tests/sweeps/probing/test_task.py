@@ -102,7 +102,7 @@ UNEVEN = {"train": np.arange(800) % 8 // 7, "val": np.arange(200) % 8 // 7}
 
 
 def fitted(correct):
-    return Fitted(None, "penalty=1", correct, None)
+    return Fitted(None, "penalty=1", correct)
 
 
 def test_even_classes_keep_their_keys_and_columns():

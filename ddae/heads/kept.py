@@ -1,0 +1,50 @@
+"""The state of a fit that takes long, kept on its way."""
+
+import io
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+SECONDS = 60
+"""How long a fit goes on before its state is kept for the first time, and again."""
+
+
+class Checkpoint(Protocol):
+    """Where bytes are kept."""
+
+    def load(self) -> bytes | None: ...
+
+    def save(self, state: bytes) -> None: ...
+
+
+class Kept:
+    """The state of one fit in a checkpoint, so that it goes on after a kill; without one it is kept nowhere.
+
+    name: what decides the fit; the state of another one is not taken for it.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None = None, name: str = ""):
+        self.checkpoint, self.name = checkpoint, name
+        self._saved_at, self._is_saved = time.monotonic(), False
+
+    def load(self) -> dict[str, Any] | None:
+        """The state that was kept; None where there is none."""
+        kept = self.checkpoint.load() if self.checkpoint else None
+        state = torch.load(io.BytesIO(kept), map_location="cpu", weights_only=True) if kept else None
+        self._is_saved = bool(kept)
+        return state["state"] if state and state["name"] == self.name else None
+
+    def save(self, state: Callable[[], dict[str, Any]]) -> None:
+        """Keep state(), which is asked for where the last time is SECONDS ago."""
+        if self.checkpoint and time.monotonic() - self._saved_at >= SECONDS:
+            buffer = io.BytesIO()
+            torch.save({"name": self.name, "state": state()}, buffer)
+            self.checkpoint.save(buffer.getvalue())
+            self._saved_at, self._is_saved = time.monotonic(), True
+
+    def done(self) -> None:
+        """The fit has ended; its state is needed no more."""
+        if self.checkpoint and self._is_saved:
+            self.checkpoint.save(b"")
