@@ -31,7 +31,7 @@ from sweeps.probing.publish import publish
 from sweeps.probing.screening import NUM_LABEL_FREE, LabelFree, Screening, ScreeningRules, best_timesteps, choose_rungs
 from sweeps.probing.sections import draw
 from sweeps.probing.source import FeatureSource, Need, load_model, open_source, with_whole_paths
-from sweeps.probing.space import check_choices, make_space, stored_pooling
+from sweeps.probing.space import Cell, check_choices, make_space, stored_pooling
 from sweeps.probing.task import ProbeTask
 from sweeps.probing.text import report
 from sweeps.progress import Progress
@@ -105,7 +105,7 @@ def set_up_search(config: LayerNoise) -> Setup:
     exhaustive = config.search == "grid"
     check_numbers(config, gpus_per_fit=(0, FOR_FITS))
     parse_memory(config.memory)
-    return set_up(
+    found = set_up(
         config,
         config.poolings,
         config.heads,
@@ -116,6 +116,18 @@ def set_up_search(config: LayerNoise) -> Setup:
         config.memory,
         config.gpus_per_fit,
     )
+    if config.memory:
+        for cell in found.task.space.cells_at({found.task.space.timesteps[0]: found.task.space.block_names}):
+            check_fit(found.task, cell)
+    return found
+
+
+def check_fit(task: ProbeTask, cell: Cell) -> None:
+    """Raises ValueError where a fit of such cells on all images has too little memory."""
+    try:
+        task.check_memory([cell], task.num_train)
+    except ValueError as error:
+        raise ValueError(f"{cell.head} at {cell.block} {cell.pooling}x{cell.pooling}: {error}") from error
 
 
 def parse_memory(text: str) -> int:
