@@ -13,12 +13,17 @@ from ddae.backbones import Backbone
 from ddae.backbones.offload import largest_layer_bytes, size_bytes
 from ddae.datasets import Dataset
 from ddae.features import extract
+from ddae.heads import find_head
 from ddae.units import duration, rounded, size
 from sweeps.cli import aligned
 from sweeps.probing.screening import NUM_LABEL_FREE, Screening, ScreeningRules
 from sweeps.probing.source import Need
+from sweeps.probing.space import Cell
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import Trial
+
+TIMED_ROWS, TIMED_NUMBERS = 1280, 2**23
+"""Images, and numbers of them, on which a head is timed at most."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,8 @@ def estimate(task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float
         f"features        {' to '.join(dict.fromkeys(sizes))} in {source.store}",
         f"extraction      {' to '.join(dict.fromkeys(extraction))}, divided by the number of cores or GPUs",
     ]
+    if space.heads:
+        lines.append(f"a fit           {fits(task)}")
     if source.settings.offload:
         lines.append(f"offload         {offloaded(backbone, source.settings.device)}")
     if source.encoder:
@@ -124,6 +131,33 @@ def estimate(task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float
             f"{rounded(1000 * encoding_seconds, 3)} ms an image",
         )
     return "\n".join(lines)
+
+
+def fits(task: ProbeTask) -> str:
+    """What the widest cells take when they are fitted on all images: memory, and seconds of every head, of a part of
+    the images and of random features."""
+    cells = task.space.cells_at({task.space.timesteps[0]: task.space.block_names})
+    held, streamed = map(max, zip(*(task.fit_bytes([cell], task.num_train) for cell in cells), strict=True))
+    said = f"up to {size(held)}" if held <= task.memory else f"up to {size(2 * streamed)}, its features block by block"
+    seconds = []
+    for head in task.space.heads:
+        widest = max((cell for cell in cells if cell.head == head), key=task.space.num_features)
+        seconds.append(f"{duration(fit_seconds(task, widest))} of {head}")
+    return f"{said}, of {size(task.memory)} that it may have; up to {', '.join(seconds)} on all images"
+
+
+def fit_seconds(task: ProbeTask, cell: Cell) -> float:
+    """How long a fit on all images takes, from one on as many as the heads' fewest steps see."""
+    num_features, num_train = task.space.num_features(cell), task.views * task.num_train
+    num_rows = min(num_train, TIMED_ROWS, max(task.num_classes, TIMED_NUMBERS // num_features))
+    generator = torch.Generator().manual_seed(0)
+    shape = num_rows, num_features // cell.pooling**2, cell.pooling, cell.pooling
+    maps = torch.randn(shape, generator=generator).to(task.device)
+    labels = torch.randint(task.num_classes, (num_rows,), generator=generator).to(task.device)
+    head, sizes = find_head(cell.head)
+    started = time.perf_counter()
+    head.fit(maps, labels, task.num_classes, task.seed, *sizes)
+    return (time.perf_counter() - started) * num_train / num_rows
 
 
 def offloaded(backbone: Backbone, device: str) -> str:

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 from ddae.backbones import Backbone
 from ddae.datasets import Dataset
-from ddae.units import parse_size
+from ddae.memory import machine_bytes
+from ddae.units import parse_size, size
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
 from storage.tracking import Tracker
 from sweeps.cli import check_writable
 from sweeps.cluster.pool import FOR_FITS, Pool
-from sweeps.cluster.session import check_cluster, one_line, ray_session
+from sweeps.cluster.session import address, check_cluster, one_line, ray_session
 from sweeps.cluster.tune import Run
 from sweeps.driver import open_run, run_searches
 from sweeps.findings.answer import choose
@@ -116,6 +117,8 @@ def set_up_search(config: LayerNoise) -> Setup:
         config.memory,
         config.gpus_per_fit,
     )
+    if (memory := found.task.memory_bytes) and not address() and memory > machine_bytes():
+        raise ValueError(f"memory={config.memory!r} is more than the {size(machine_bytes())} of this machine; lower it")
     if config.memory:
         for cell in found.task.space.cells_at({found.task.space.timesteps[0]: found.task.space.block_names}):
             check_fit(found.task, cell)
