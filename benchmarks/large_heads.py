@@ -106,9 +106,7 @@ def labels_of(split: str, start: int, stop: int, num_classes: int) -> np.ndarray
     return np.random.default_rng([2 + (split == "train"), start]).integers(num_classes, size=stop - start)
 
 
-def read(
-    config: LargeHeads, num_images: int, split: str, memory_bytes: int | None
-) -> tuple[torch.Tensor | Streamed, torch.Tensor]:
+def read(config: LargeHeads, num_images: int, split: str, memory_bytes: int | None) -> tuple[Features, torch.Tensor]:
     num = NUM_VAL if split == "val" else num_images
     starts = range(0, num, MAX_SHARD_ROWS)
     labels = [labels_of(split, start, min(start + MAX_SHARD_ROWS, num), config.num_classes) for start in starts]
