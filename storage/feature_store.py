@@ -1,4 +1,4 @@
-"""Columns of float16 rows as Arrow shards: append-only, checksummed, memory-mapped, read without a copy.
+"""Columns of float16 or uint8 rows as Arrow shards: append-only, checksummed, memory-mapped, read without a copy.
 
 A column is a folder; a shard is one Arrow IPC file in it, `<start>-<stop>.<checksum>.arrow`, that holds one record
 batch with the rows [start, stop). The checksum is of every byte and of the place, because Arrow aborts the process on
@@ -78,9 +78,10 @@ class FeatureStore:
         return _gaps(shards, num_rows, first)
 
     def write(self, column: str, start: int, rows: np.ndarray) -> None:
-        """Publish rows [start, start + len(rows)) of a column, float16 [N, D]; readers see all of them or none."""
-        if rows.dtype != np.float16 or rows.ndim != 2 or not rows.size:
-            raise ValueError(f"column={column!r} takes float16 [N, D], not {rows.dtype} {rows.shape}")
+        """Publish rows [start, start + len(rows)) of a column, float16 or uint8 [N, D]; readers see all of them or
+        none."""
+        if rows.dtype not in (np.float16, np.uint8) or rows.ndim != 2 or not rows.size:
+            raise ValueError(f"column={column!r} takes float16 or uint8 [N, D], not {rows.dtype} {rows.shape}")
         folder = self.root / column
         folder.mkdir(parents=True, exist_ok=True)
         for first in range(0, len(rows), MAX_SHARD_ROWS):
@@ -89,7 +90,7 @@ class FeatureStore:
             self._write_shard(folder / f"{start + first:08d}-{stop:08d}", shard)
 
     def read(self, column: str, num_rows: int, first: int = 0) -> list[np.ndarray]:
-        """Rows [first, num_rows) as read-only float16 [n, D] views of the memory-mapped shards, in order.
+        """Rows [first, num_rows) as read-only [n, D] views of the memory-mapped shards, in order.
 
         Raises LookupError where rows are missing.
         """
@@ -205,7 +206,7 @@ class FeatureStore:
         return None
 
     def _write_shard(self, place: Path, rows: np.ndarray) -> None:
-        values = pa.Array.from_buffers(pa.float16(), rows.size, [None, pa.py_buffer(rows)])
+        values = pa.Array.from_buffers(pa.from_numpy_dtype(rows.dtype), rows.size, [None, pa.py_buffer(rows)])
         batch = pa.record_batch([pa.FixedSizeListArray.from_arrays(values, rows.shape[1])], [FIELD])
         with scratch(place.parent.with_name(place.name)) as part:  # where claimed() finds it without listing columns
             with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:

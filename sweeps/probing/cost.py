@@ -88,9 +88,11 @@ def share_outside(intervals: Sequence[tuple[float, float]], start: float, end: f
     return 1 - covered / (end - start)
 
 
-def estimate(task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float, most: float) -> str:
+def estimate(
+    task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float, most: float, num_images: int | None = None
+) -> str:
     """What at least and at most so many full forward passes cost, by timing up to 32 images on one thread, as a worker
-    has."""
+    has. num_images: how many images they are of at most; if None, all of train and val."""
     torch.set_num_threads(1)
     space, source = task.space, task.source
     rows = dataset.splits["train"][: 32 if backbone.flops < 1e10 else 1]
@@ -115,6 +117,11 @@ def estimate(task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float
         f"features        {' to '.join(dict.fromkeys(sizes))} in {source.store}",
         f"extraction      {' to '.join(dict.fromkeys(extraction))}, divided by the number of cores or GPUs",
     ]
+    if source.cache_images:
+        kept = 3 * backbone.image_size**2 * (num_images or task.num_train + task.num_val)
+        lines.insert(
+            -1, f"decoded images  at most {size(kept)} beside them; --no-cache-images decodes at every timestep"
+        )
     if source.settings.offload:
         lines.append(f"offload         {offloaded(backbone, source.settings.device)}")
     if source.encoder:

@@ -20,11 +20,9 @@ from ddae.pooling import pool
 from ddae.probe import to_maps
 from storage.feature_store import NUM_STREAMS, FeatureStore, row_range
 from storage.ledger import Ledger, content_key
-from sweeps.probing.source import FeatureSource, Need
+from sweeps.probing.image_cache import ImageCache
+from sweeps.probing.source import SHARD_ROWS, FeatureSource, Need
 from sweeps.search.task import pack, unpack
-
-SHARD_ROWS = 512
-"""Images between two publications: what a kill can lose."""
 
 Stored = dict[str, list[str]]
 """column -> the names of its files that have rows of one shard"""
@@ -62,6 +60,9 @@ class Extractor:
                 f"{source.backbone} or {source.dataset} on {socket.gethostname()} is not the one the sweep was "
                 "started with"
             )
+        self.images = ImageCache(source, self.dataset, self.backbone.image_size) if source.cache_images else None
+        if self.images:
+            self.dataset = replace(self.dataset, images=replace(self.dataset.images, read=self.images.read))
         self.passes, self.num_encoded = 0.0, 0
         self._described: set[tuple[int, int]] = set()
 
@@ -148,6 +149,8 @@ class Extractor:
     def _extract(self, need: Need, start: int, stop: int, blocks: list[str]) -> None:
         rows = self.dataset.splits[need.split][start:stop]
         key = replace(self.source.key, draw=need.draw, view=need.view)
+        if self.images and need.split != "test":  # which is read once
+            self.images.fill(need.split, start, stop)
         encoded = self.latents(need.split, need.view, start, stop) if self.source.encoder else None
         features = extract(self.backbone, self.dataset, rows, need.timestep, blocks, key, encoded=encoded)
         self.passes += len(rows) * max(self.backbone.block(block).flops_share for block in blocks)
