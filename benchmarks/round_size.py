@@ -1,6 +1,6 @@
 """Regret against the number of cells that Optuna proposes at once.
 
-    python benchmarks/round_size.py          # the shipped model and images, 546 cells, 10 seeds: an hour, then minutes
+    python benchmarks/round_size.py          # the shipped model and images, 546 cells, 5 seeds: about an hour, then minutes
 
 Searches of 40 and of 160 trials over the whole space, without screening, and the default search, which screens first,
 are played in rounds of several sizes on fits that are made once and kept, as search_cost.py makes them (that ran first
@@ -35,7 +35,8 @@ SIZES = 4, 8, 16, 40
 class RoundSize(ModelAndData):
     poolings: tuple[int, ...] = (1, 2, 4)
     heads: tuple[str, ...] = ("linear", "mlp")
-    seeds: int = 10
+    cases: tuple[str, ...] = tuple(CASES)
+    seeds: int = 5
     processes: int = 2
     name: str = "round_size"
     """Of the file in results/."""
@@ -82,12 +83,12 @@ def main(config: RoundSize) -> None:
         jobs = [
             workers.submit(play_one, task, case, size, seed, best)
             for seed, best in enumerate(grid)
-            for case in CASES
+            for case in config.cases
             for size in SIZES
         ]
         played = wait("searches", jobs)
     rows = {}
-    for case in CASES:
+    for case in config.cases:
         of = {size: [one for one in played if (one.case, one.round_size) == (case, size)] for size in SIZES}
         rows[case] = {size: summary(of[size], of[SIZES[0]]) for size in SIZES}
         print(f"{case}\n  round  steps  regret on unseen val, test; minus that of rounds of 4")
