@@ -1,6 +1,6 @@
 """Regret against the number of cells that Optuna proposes at once.
 
-    python benchmarks/round_size.py          # the shipped model and images, 546 cells, 5 seeds: about an hour, then minutes
+    python benchmarks/round_size.py          # the shipped model and images, 546 cells: about an hour
 
 Searches of 40 and of 160 trials over the whole space, without screening, and the default search, which screens first,
 are played in rounds of several sizes on fits that are made once and kept, as search_cost.py makes them (that ran first
