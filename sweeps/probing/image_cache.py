@@ -20,7 +20,7 @@ VERSION = 1
 PIECE_BYTES = 2**26
 """Images that are decoded together."""
 LEFT_BYTES = 2**30
-"""Of the disk, for features and results: no image is kept that would take it."""
+"""Left free on the disk, for features and results: no image is kept that would take it."""
 
 log = logging.getLogger("sweeps")
 
