@@ -98,6 +98,7 @@ def estimate(
     rows = dataset.splits["train"][: 32 if backbone.flops < 1e10 else 1]
     seconds, encoding_seconds = time_passes(task, backbone, dataset, rows)
     num_encodings = (task.views * task.num_train + task.num_val) if source.encoder else 0
+    kept = 3 * backbone.image_size**2 * (num_images or task.num_train + task.num_val)
     latent_bytes = 2 * math.prod(backbone.encoder.shape) * num_encodings
     bytes_per_pass = space.bytes_per_image(source.key.pooling) / space.pass_share(space.block_names)
     sizes = [size(num * bytes_per_pass + latent_bytes) for num in (least, most)]
@@ -115,13 +116,13 @@ def estimate(
         f"one pass        {rounded(backbone.flops / 1e9, 3)} GFLOP an image, {rounded(1000 * seconds, 3)} ms on "
         f"{source.settings.device}",
         f"features        {' to '.join(dict.fromkeys(sizes))} in {source.store}",
+        *(
+            [f"decoded images  at most {size(kept)} beside them; --no-cache-images keeps none"]
+            if source.cache_images
+            else []
+        ),
         f"extraction      {' to '.join(dict.fromkeys(extraction))}, divided by the number of cores or GPUs",
     ]
-    if source.cache_images:
-        kept = 3 * backbone.image_size**2 * (num_images or task.num_train + task.num_val)
-        lines.insert(
-            -1, f"decoded images  at most {size(kept)} beside them; --no-cache-images decodes at every timestep"
-        )
     if source.settings.offload:
         lines.append(f"offload         {offloaded(backbone, source.settings.device)}")
     if source.encoder:
