@@ -93,14 +93,17 @@ def share_outside(intervals: Sequence[tuple[float, float]], start: float, end: f
     return 1 - covered / (end - start)
 
 
-def estimate(task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float, most: float) -> str:
+def estimate(
+    task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float, most: float, num_images: int | None = None
+) -> str:
     """What at least and at most so many full forward passes cost, by timing up to 32 images on one thread, as a worker
-    has."""
+    has. num_images: how many images they are of at most; if None, all of train and val."""
     torch.set_num_threads(1)
     space, source = task.space, task.source
     rows = dataset.splits["train"][: 32 if backbone.flops < 1e10 else 1]
     seconds, encoding_seconds = time_passes(task, backbone, dataset, rows)
     num_encodings = (task.views * task.num_train + task.num_val) if source.encoder else 0
+    kept = 3 * backbone.image_size**2 * (num_images or task.num_train + task.num_val)
     latent_bytes = 2 * math.prod(backbone.encoder.shape) * num_encodings
     bytes_per_pass = space.bytes_per_image(source.key.pooling) / space.pass_share(space.block_names)
     sizes = [size(num * bytes_per_pass + latent_bytes) for num in (least, most)]
@@ -118,6 +121,11 @@ def estimate(task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float
         f"one pass        {rounded(backbone.flops / 1e9, 3)} GFLOP an image, {rounded(1000 * seconds, 3)} ms on "
         f"{source.settings.device}",
         f"features        {' to '.join(dict.fromkeys(sizes))} in {source.store}",
+        *(
+            [f"decoded images  at most {size(kept)} beside them; --no-cache-images keeps none"]
+            if source.cache_images
+            else []
+        ),
         f"extraction      {' to '.join(dict.fromkeys(extraction))}, divided by the number of cores or GPUs",
     ]
     if space.heads:

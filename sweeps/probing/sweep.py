@@ -36,7 +36,8 @@ from sweeps.probing.space import Cell, check_choices, make_space, stored_pooling
 from sweeps.probing.task import ProbeTask
 from sweeps.probing.text import report
 from sweeps.progress import Progress
-from sweeps.search.halving import HalvingSearch, check_search
+from sweeps.search.halving import HalvingSearch, check_search, plan_round_size
+from sweeps.search.samplers import find_sampler
 from sweeps.search.task import Fit, Trial
 
 __all__ = [
@@ -153,6 +154,12 @@ def rules_for(config: LayerNoise, task: ProbeTask) -> ScreeningRules:
     return rules_of(config, choose_rungs(task.num_train, task.num_classes))
 
 
+def round_size(config: LayerNoise, task: ProbeTask) -> int:
+    """How many cells are proposed at once."""
+    planned = plan_round_size(config.search, config.num_trials, len(task.space.cells))
+    return planned if config.round_size is None else config.round_size
+
+
 def sweep_folder(config: LayerNoise, task: ProbeTask) -> Path:
     """out/layer-noise-<hash of all that decides the sweep's trials, but for how many there are>."""
     space, rules = task.space, rules_for(config, task)
@@ -162,7 +169,7 @@ def sweep_folder(config: LayerNoise, task: ProbeTask) -> Path:
         poolings=space.poolings,
         heads=space.heads,
         trials=[task.key(cell, rung) for cell in space.cells[:1] for rung in task.rungs],
-        search=(config.search, config.round_size, config.seed),
+        search=(config.search, round_size(config, task), config.seed),
         screening=(rules.rounds, rules.keep, rules.finalists, rules.start),
     )
     return config.out / f"{task.name}-{key[:8]}"
@@ -179,7 +186,11 @@ def list_blocks(config: ModelAndData, every_module: bool = False) -> str:
 
 def estimate(config: LayerNoise, setup: Setup) -> str:
     """What the sweep will cost."""
-    return cost.estimate(*setup, *cost.least_and_most(setup.task, rules_for(config, setup.task)))
+    costs = cost.estimate(*setup, *cost.least_and_most(setup.task, rules_for(config, setup.task)))
+    num_trials = min(config.num_trials, len(setup.task.space.cells))
+    if find_sampler(config.search).rounds:
+        costs += f"\ntrials          {num_trials:,}, in rounds of {round_size(config, setup.task):,}"
+    return costs
 
 
 class ProbeSweep:
@@ -247,7 +258,8 @@ class Search(ProbeSweep):
     def search(self, screening: Screening) -> tuple[Trial, ...]:
         """Try cells at the sites that screening has left."""
         config, task = self.config, replace(self.task, sites=screening.sites)
-        rules, first = (config.num_trials, config.search, config.seed, config.round_size), warm_start(task, screening)
+        size = round_size(config, self.task)
+        rules, first = (config.num_trials, config.search, config.seed, size), warm_start(task, screening)
         halving = HalvingSearch(task, *rules, first=first)
 
         def prepare(fit: Fit, lost: bool):
@@ -266,8 +278,9 @@ class Search(ProbeSweep):
         shown = self._on_a_worker("report", examples.find_examples, task, winner.cell, winner.last.run_seconds)
         spent = self._cost(task, screening, trials)
         found = Findings(
-            task, trials, answer, screening, label_free, raw_pixels, shown, spent, folder, self.tracker.where
-        )
+            task, trials, answer, screening, label_free, raw_pixels, shown, spent, folder, self.tracker.where,
+            round_size(self.config, self.task) if find_sampler(self.config.search).rounds else None,
+        )  # fmt: skip
         began = time.time()
         drawn, undrawn = draw(found, folder / "figures")
         self.pool.busy.append((began, time.time()))

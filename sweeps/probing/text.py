@@ -99,6 +99,7 @@ def facts(found: Findings) -> dict[str, str]:
     answer, space, cost = found.answer, found.task.space, found.cost
     stopped = sum(trial.stopped_early for trial in found.tried)
     timesteps = ", ".join(map(str, found.screening.sites))
+    in_rounds = f" in rounds of {found.round_size}" if found.round_size else ""
     new = "" if cost.new_passes else "; all of it was in the store"
     return {
         "answer": f"{answer.cell.name} ({answer.result.params['setting']}): {chosen_text(found, answer.result)} on val",
@@ -106,7 +107,7 @@ def facts(found: Findings) -> dict[str, str]:
         **images_facts(found),
         "without labels": without_labels(found),
         "cells": f"{len(space.cells):,}; screening left {len(space.cells_at(found.screening.sites))}, at t = "
-        f"{timesteps}; {len(found.tried)} tried, {stopped} stopped early",
+        f"{timesteps}; {len(found.tried)} tried{in_rounds}, {stopped} stopped early",
         "cost": f"{cost.passes:,.0f} forward passes, {cost.passes / cost.num_train:.2f} times the training "
         f"images and {cost.passes / cost.grid_passes:.2f} of the grid{new}; {cost.head_seconds:.0f} s of heads",
         "time": f"{cost.wall_seconds:.0f} s; during {cost.ray_share:.0%} of it no process was at work (starting and "
