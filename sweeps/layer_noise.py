@@ -37,6 +37,9 @@ class LayerNoise(ModelAndData):
     papers: mlp-1024, mlp-2048-2048, cnn-256-256, attention-3."""
     search: Literal["optuna", "random", "grid"] = "optuna"
     """optuna and random stop the worse cells early (ASHA); grid fits every cell on all images."""
+    search_images: int | Literal["auto", "all"] = "auto"
+    """Training images that the search has at most; the answer is then fitted on all of them. auto bounds it where there
+    are thousands of images, all does not."""
     num_trials: int = 40
     """Cells that optuna or random try."""
     round_size: int = 4
@@ -86,7 +89,8 @@ def sweep(config: LayerNoise, setup: "Setup | None" = None, started_seconds: flo
         screening = search.screen(search.rules, label_free)
         label_free = label_free or search.label_free()
         trials = search.search(screening)
-        return search.conclude(screening, label_free, trials)
+        answer = search.answer(screening, trials)
+        return search.conclude(screening, label_free, trials, answer)
 
 
 def main(config: LayerNoise) -> None:
