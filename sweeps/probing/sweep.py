@@ -90,15 +90,13 @@ def set_up(
     space = make_space(backbone, config, poolings, heads)
     source, dataset = open_source(config, backbone, stored_pooling(poolings))
     labels = {split: dataset.labels(split) for split in ("train", "val")}
-    bound = bound_search("all" if exhaustive else search_images, len(labels["train"]), dataset.num_classes)
-    rungs = choose_rungs(bound, dataset.num_classes)[-1 if exhaustive else -2 :]
     task = ProbeTask(
         source,
         space,
         space.sites,
         labels,
         dataset.num_classes,
-        rungs,
+        (len(labels["train"]),),
         seed,
         views,
         dataset.notes,
@@ -106,9 +104,15 @@ def set_up(
         metric,
         parse_memory(memory),
         gpus_per_fit if source.fits_on != "cpu" else 0,
-        search_val=SEARCH_VAL if bound < len(labels["train"]) else 0,
     )
-    return Setup(task, backbone, dataset)
+    return Setup(task if exhaustive else bounded(task, search_images), backbone, dataset)
+
+
+def bounded(task: ProbeTask, search_images: int | Literal["auto", "all"]) -> ProbeTask:
+    """The task of a search that has at most so many training images."""
+    bound = bound_search(search_images, task.num_train, task.num_classes)
+    rungs = choose_rungs(bound, task.num_classes)[-2:]
+    return replace(task, rungs=rungs, search_val=SEARCH_VAL if bound < task.num_train else 0)
 
 
 def set_up_search(config: LayerNoise) -> Setup:
