@@ -153,13 +153,18 @@ def bound_search(search_images: int | Literal["auto", "all"], num_train: int, nu
     if search_images == "all":
         return num_train
     if search_images == "auto":
-        return quarters(num_train, max(SEARCH_IMAGES, SEARCH_IMAGES_A_CLASS * num_classes))[0]
+        return quarters(num_train, least_searched(num_classes))[0]
     if search_images < num_classes:
         raise ValueError(
             f"search_images={search_images} must be {num_classes} or more, as many as there are classes; auto chooses, "
             "and all is every training image"
         )
     return min(search_images, num_train)
+
+
+def least_searched(num_classes: int) -> int:
+    """Training images that a bounded search fits heads on, at least."""
+    return max(SEARCH_IMAGES, SEARCH_IMAGES_A_CLASS * num_classes)
 
 
 def quarters(number: int, least: int) -> tuple[int, ...]:

@@ -37,6 +37,8 @@ from sweeps.probing.screening import (
     best_timesteps,
     bound_search,
     choose_rungs,
+    least_searched,
+    quarters,
 )
 from sweeps.probing.sections import draw
 from sweeps.probing.source import FeatureSource, Need, load_model, open_source, with_whole_paths
@@ -109,10 +111,12 @@ def set_up(
 
 
 def bounded(task: ProbeTask, search_images: int | Literal["auto", "all"]) -> ProbeTask:
-    """The task of a search that has at most so many training images."""
+    """The task of a search that has at most so many training images. Where these are not all, it stops no trial on
+    fewer than it would choose by itself: heads on fewer mislead (docs/log.md)."""
     bound = bound_search(search_images, task.num_train, task.num_classes)
-    rungs = choose_rungs(bound, task.num_classes)[-2:]
-    return replace(task, rungs=rungs, search_val=SEARCH_VAL if bound < task.num_train else 0)
+    if bound == task.num_train:
+        return replace(task, rungs=choose_rungs(bound, task.num_classes)[-2:])
+    return replace(task, rungs=quarters(bound, least_searched(task.num_classes))[-2:], search_val=SEARCH_VAL)
 
 
 def set_up_search(config: LayerNoise) -> Setup:

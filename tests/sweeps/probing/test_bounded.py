@@ -7,12 +7,13 @@ import pytest
 
 from ddae.probe import fit_probe
 from sweeps.flags import ModelAndData
+from sweeps.layer_noise import LayerNoise
 from sweeps.probing.cost import least_and_most
 from sweeps.probing.extractor import Extractor
 from sweeps.probing.screening import SEARCH_VAL, ScreeningRules, bound_search
 from sweeps.probing.source import Need
 from sweeps.probing.space import Cell
-from sweeps.probing.sweep import set_up
+from sweeps.probing.sweep import bounded, rules_for, set_up
 from tests.sweeps.probing.test_task import BLOCK, task_of
 
 CELL = Cell("mid", 10, 1, "linear")
@@ -82,7 +83,7 @@ def test_least_and_most_have_the_answer_on_all_images():
 def test_a_fit_is_judged_on_the_first_of_val_and_the_answer_on_all(metric, tiny_model, tmp_path):
     flags = ModelAndData(tiny_model, "digits", ("mid",), (10,), store=str(tmp_path))
     task = set_up(flags, heads=("ridge",), metric=metric, search_images=300).task
-    assert task.rungs == (75, 300) and task.search_val == SEARCH_VAL
+    assert task.rungs == (300,) and task.search_val == SEARCH_VAL
     task, cell = replace(task, search_val=50), Cell("mid", 10, 1, "ridge")
     extractor = Extractor(task.source)
     for need in [*task.needs(cell, 300), *task.needs(cell, task.num_train)]:
@@ -96,3 +97,20 @@ def test_a_fit_is_judged_on_the_first_of_val_and_the_answer_on_all(metric, tiny_
     (train, labels), (val, val_labels) = task.read(cell, "train", 1151), task.read(cell, "val", 287)
     whole = fit_probe("ridge", (train[1], labels), (val[1], val_labels), 10, 0, task.weigh(val_labels.numpy()))
     assert (results[1].correct == whole.correct).all()
+
+
+@pytest.mark.parametrize(
+    ("search_images", "rungs"), [("all", (200, 800)), (800, (200, 800)), (799, (799,)), (100, (100,))]
+)
+def test_a_bounded_search_stops_no_trial_on_few_images(search_images, rungs):
+    assert bounded(replace(task_of(), rungs=(800,)), search_images).rungs == rungs
+
+
+def test_a_bounded_search_stops_trials_where_there_are_many_images():
+    many = replace(task_of(), labels={"train": np.zeros(48_000, int), "val": np.zeros(12_000, int)}, rungs=(48_000,))
+    task = bounded(many, 12_000)
+    assert task.rungs == (3000, 12_000) and len(task.val_labels(3000)) == SEARCH_VAL
+    assert rules_for(LayerNoise(), task).rounds == (187, 750, 3000, 12_000)
+    assert bounded(many, "auto").rungs == (3000,)
+    assert rules_for(LayerNoise(), bounded(many, "auto")).rounds == (187, 750, 3000)
+    assert rules_for(LayerNoise(), bounded(many, "all")).rounds == (187, 750, 3000, 12_000)
