@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ddae.probe import fit_probe
+from storage.checkpoints import StoredCheckpoint
 from sweeps.flags import ModelAndData
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing.cost import least_and_most
@@ -88,13 +89,15 @@ def test_a_fit_is_judged_on_the_first_of_val_and_the_answer_on_all(metric, tiny_
     extractor = Extractor(task.source)
     for need in [*task.needs(cell, 300), *task.needs(cell, task.num_train)]:
         extractor.ensure(need)
-    results = [next(task.run([cell], rung, [])) for rung in (300, task.num_train)]
+    results = []
+    for rung in (300, task.num_train):
+        results += task.run([cell], rung, [StoredCheckpoint(str(tmp_path), task.key(cell, rung))])
     assert [len(result.correct) for result in results] == [50, task.num_val]
     if metric == "balanced_accuracy":
         classes = task.labels["val"][:50]
         of_class = [results[0].correct[classes == label].mean() for label in np.unique(classes)]
         assert results[0].metrics["val_balanced_accuracy"] == pytest.approx(np.mean(of_class))
-    (train, labels), (val, val_labels) = task.read(cell, "train", 1151), task.read(cell, "val", 287)
+    (train, labels), (val, val_labels) = (task.features(cell, "train", 1151), task.features(cell, "val", 287))
     whole = fit_probe("ridge", (train[1], labels), (val[1], val_labels), 10, 0, task.weigh(val_labels.numpy()))
     assert (results[1].correct == whole.correct).all()
 
