@@ -84,7 +84,7 @@ def test_another_answer_is_fitted_on_all_images_too(place, bounded):
 def test_killed_in_the_final_pass_the_same_command_ends_as_one_in_peace(place, bounded, tmp_path):
     process = bounded(*MANY, cwd=tmp_path)
     printed = process._printed[1]
-    assert wait_for(lambda: STAGE in printed.read_text(), process)
+    assert wait_for(lambda: printed.exists() and STAGE in printed.read_text(), process)
     kill(process)
     assert not list(tmp_path.glob("out/layer-noise-*/results.json"))
     finish(bounded(*MANY, cwd=tmp_path))
