@@ -129,6 +129,7 @@ class ProbeTask:
         return self.weigh(self.val_labels())
 
     def weigh(self, labels: np.ndarray) -> np.ndarray | None:
+        """The same of any images with these labels, float [N]."""
         return class_weights(labels) if self.metric == "balanced_accuracy" else None
 
     def counted(self, correct: np.ndarray) -> np.ndarray:

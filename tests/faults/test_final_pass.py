@@ -98,7 +98,7 @@ def test_the_test_and_the_hand_over_are_of_the_fit_on_all_images(place, fork):
     assert "1,151 training images" in tested and f"{val:.1f} % when it was chosen" in tested
     assert "fitted on 1,151 images" in finish(fork("hand_over", cwd=place))
     [winner] = place.glob("out/layer-noise-*/model/winner.json")
-    assert json.loads(winner.read_text())["num_train"] == 1151
+    assert json.loads(winner.read_text())["num_images"] == 1151
 
 
 def test_a_bound_above_the_set_is_an_unbounded_search(bounded, tmp_path):
