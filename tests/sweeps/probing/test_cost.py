@@ -42,7 +42,7 @@ def test_dry_run_of_a_bounded_search_counts_the_answer_on_all_images(tiny_model,
     )
     assert not re.search(said, printed[0])
     least, most, least_searched, most_searched = (int(n.replace(",", "")) for n in re.search(said, printed[1]).groups())
-    assert least_searched < least < most and most - most_searched == pytest.approx(1151 - 300, abs=1)
+    assert least_searched < least < most and most - most_searched == pytest.approx(1151 - 300, rel=0.01)
     assert "on 300 training and 287 val images" in printed[1]
 
 
