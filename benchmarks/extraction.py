@@ -21,6 +21,7 @@ import tyro
 
 from ddae.backbones import Backbone, Settings, ddpm, dit, edm, load_backbone
 from ddae.backbones.song_unet import SongUNet2DModel
+from ddae.backbones.unets import unet_inputs
 from ddae.datasets import Dataset, Images
 from ddae.features import FeatureKey, extract, fitting_batch
 from ddae.noise import VP, image_noise
@@ -60,7 +61,7 @@ def adm_256(settings: Settings) -> Backbone:
         attn_norm_num_groups=32,
         norm_eps=1e-5,
     )
-    return ddpm.make_backbone(unet, VP(LINEAR), "random", settings)
+    return ddpm.make_backbone(unet, VP(LINEAR), unet_inputs, "random", settings)
 
 
 def dit_xl_2(settings: Settings) -> Backbone:

@@ -25,10 +25,10 @@ from ddae.ridge import leave_one_out
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing.cost import planned
 from sweeps.probing.extractor import SHARD_ROWS
-from sweeps.probing.screening import ScreeningRules, choose_rungs
+from sweeps.probing.screening import ScreeningRules
 from sweeps.probing.source import VAL_FRACTION, FeatureSource, Need
 from sweeps.probing.space import Space, stored_pooling
-from sweeps.probing.sweep import rules_of
+from sweeps.probing.sweep import bounded, rules_for
 from sweeps.probing.task import SCREENED_FEATURES, ProbeTask
 
 NUM_IMAGES, NUM_CLASSES = 1_281_167, 1000
@@ -57,10 +57,10 @@ def make_task(config: OnPaper, backbone: Backbone) -> tuple[ProbeTask, Screening
     space = Space(backbone.blocks, dict.fromkeys(timesteps, 0.0), default.poolings, default.heads)
     key = FeatureKey("", "", 0, VAL_FRACTION, 0, stored_pooling(default.poolings))
     source = FeatureSource("imagenet", "adm-256", "imagenet", "", backbone.settings, encoder="", store="", key=key)
-    rungs = choose_rungs(NUM_IMAGES - num_val, NUM_CLASSES)
-    labels = {"train": np.zeros(rungs[-1]), "val": np.zeros(num_val)}
-    task = ProbeTask(source, space, space.sites, labels, NUM_CLASSES, rungs[-2:], views=config.views)
-    return task, rules_of(default, rungs)
+    labels = {"train": np.zeros(NUM_IMAGES - num_val), "val": np.zeros(num_val)}
+    task = ProbeTask(source, space, space.sites, labels, NUM_CLASSES, (NUM_IMAGES - num_val,), views=config.views)
+    task = bounded(task, default.search_images)
+    return task, rules_for(default, task)
 
 
 def stored(task: ProbeTask, needs: Iterable[Need]) -> tuple[float, int]:
@@ -75,12 +75,18 @@ def stored(task: ProbeTask, needs: Iterable[Need]) -> tuple[float, int]:
     return size, sum(-(-num // SHARD_ROWS) for num in rows.values())
 
 
-def extraction(config: OnPaper, task: ProbeTask, backbone: Backbone, needs: list[Need]) -> dict[str, float]:
-    passes = task.space.forward_passes(needs)
+def extraction(
+    config: OnPaper, task: ProbeTask, backbone: Backbone, needs: list[Need], searched: list[Need]
+) -> dict[str, float]:
+    """searched: those of the needs that the search has, before the answer is fitted on all images."""
+    passes, search_passes = (task.space.forward_passes(each) for each in (needs, searched))
     gpu_seconds = passes * backbone.flops / (config.teraflops * 1e12)
     size, shards = stored(task, needs)
     return {
         "passes": passes,
+        "times the images": passes / task.num_train,
+        "by the search": search_passes / task.num_train,
+        "for the answer": (passes - search_passes) / task.num_train,
         "GPU hours": gpu_seconds / 3600,
         "GPU dollars": gpu_seconds / 3600 * config.gpu_dollars,
         "seconds on all GPUs": gpu_seconds / config.num_gpus,
@@ -104,13 +110,15 @@ def core_hours(fit: Callable[[Tensor, Tensor], object]) -> float:
 
 
 def fits(task: ProbeTask, rules: ScreeningRules, channels: int) -> dict[str, dict[str, float]]:
-    """Ridge at one site in each round of screening, and `linear` on all training images at each pooling."""
+    """Ridge at one site in each round of screening, and `linear` at each pooling, on the images of the search and on
+    all."""
     ridge = core_hours(lambda features, labels: leave_one_out(features, labels, NUM_CLASSES))
     linear = core_hours(lambda features, labels: fit_linear(features, labels, NUM_CLASSES, 0))
-    num_train = task.views * task.num_train
     cases = {f"ridge on {num:,}": (num, SCREENED_FEATURES, ridge, 8) for num in rules.rounds}
-    for pooling in task.space.poolings:
-        cases[f"linear, {pooling}x{pooling}"] = num_train, channels * pooling**2, linear, 4 * len(PENALTIES)
+    for num in (*task.rungs, task.num_train):
+        for pooling in task.space.poolings:
+            name = f"linear, {pooling}x{pooling}, {num:,}"
+            cases[name] = task.views * num, channels * pooling**2, linear, 4 * len(PENALTIES)
     return {
         name: {
             "images": images,
@@ -136,19 +144,19 @@ def main(config: OnPaper) -> None:
         for view in range(num_views)
     ]
     cases = {
-        "only b24 is left": [*planned(task, rules, (b24.name,))],
-        "no block is lost": [*planned(task, rules, space.block_names)],
-        "the grid": everything,
+        name: tuple(list(planned(task, rules, winners, final)) for final in (True, False))
+        for name, winners in (("only b24 is left", (b24.name,)), ("no block is lost", space.block_names))
     }
-    columns = {name: extraction(config, task, backbone, needs) for name, needs in cases.items()}
+    cases["the grid"] = everything, everything
+    columns = {name: extraction(config, task, backbone, *needs) for name, needs in cases.items()}
     heads = fits(task, rules, b24.channels)
     size_bytes = space.bytes_per_image(task.source.key.pooling)
     print(f"{backbone.flops / 1e12:.2f} TFLOP a pass, {size_bytes:,} bytes an image and timestep")
-    print(f"{len(space.cells):,} cells, screening {rules.rounds}, rungs {task.rungs}, val {task.num_val:,}")
+    print(f"{len(space.cells):,} cells, screening {rules.rounds}, rungs {task.rungs}, val {len(task.val_labels()):,}")
     for rows in (columns, heads):
-        print(f"\n{'':<24}" + "".join(f"{name:>20}" for name in rows))
+        print(f"\n{'':<24}" + "".join(f"{name:>26}" for name in rows))
         for name in next(iter(rows.values())):
-            print(f"{name:<24}" + "".join(f"{row[name]:20,.6g}" for row in rows.values()))
+            print(f"{name:<24}" + "".join(f"{row[name]:26,.6g}" for row in rows.values()))
     record.write("on_paper", {"extraction": columns, "heads": heads})
 
 

@@ -125,16 +125,20 @@ class Play:
         test = np.arange(self.lab.num_val, self.lab.num_val + len(task.labels["test"]))
         self.judges = dict(zip(JUDGES, (unseen, test), strict=True))
         self.needs: list[Need] = []
+        self.sites = task.space.sites
+        """Where cells are tried."""
         self.full: dict[Cell, Trial] = {}
-        """Cells that were fitted on all images, in the order of proposal."""
+        """Cells that were fitted on the most images that the method has, in the order of proposal."""
 
     def fit(self, cell: Cell, num_images: int, sites: Sites, epochs: float = 1.0) -> Result:
-        """On the seen half, of the setting that is best there. sites: where cells are tried."""
-        right = self.lab.right(cell, num_images, self.seed, epochs)[:, self.seen]
+        """On the seen half, or as much of it as a bounded search has, of the setting that is best there. sites: where
+        cells are tried."""
+        seen = self.seen[: len(self.task.val_labels(num_images))]
+        right = self.lab.right(cell, num_images, self.seed, epochs)[:, seen]
         correct = right[right.mean(1).argmax()]
         self.needs += replace(self.task, sites=sites).needs(cell, num_images)
         result = Result({"val_accuracy": float(correct.mean())}, {}, 0, 0, pack(correct))
-        if num_images == self.lab.num_train and epochs == 1:
+        if num_images == self.task.rungs[-1] and epochs == 1:
             self.full[cell] = Trial(cell, {num_images: result}, "finished")
         return result
 
@@ -142,8 +146,14 @@ class Play:
         """As the project chooses it."""
         return choose(self.task, list(self.full.values()), self.task.space.cost, prefer=prefer).cell
 
+    def final_needs(self, cell: Cell) -> list[Need]:
+        """What a bounded search's answer needs on all images."""
+        final = replace(self.task, sites=self.sites).on_all_images(cell).needs(cell, self.lab.num_train)
+        return final if self.task.is_bounded else []
+
     def chosen(self, cell: Cell) -> np.ndarray:
-        """bool [num_val + num_test] of the setting that is best on the seen half."""
+        """bool [num_val + num_test] of the cell on all training images, in the setting that is best on the seen
+        half."""
         right = self.lab.right(cell, self.lab.num_train, self.seed)
         return right[right[:, self.seen].mean(1).argmax()]
 
@@ -171,7 +181,7 @@ class Play:
         round_size: int = 4,
     ) -> None:
         """The project's search."""
-        sites = screening.sites if screening else self.task.space.sites
+        self.sites = sites = screening.sites if screening else self.task.space.sites
         first = warm_start(self.task, screening) if screening else []
         task = replace(self.task, sites=sites, rungs=rungs)
         search = HalvingSearch(task, num_trials, sampler, self.seed, round_size, first=first)

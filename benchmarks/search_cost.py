@@ -11,7 +11,7 @@ differs, splits val into a half that the methods see and one that they do not, a
 Regret: accuracy of the grid's best cell minus that of the method's answer, in points, on images that chose nothing:
 the unseen half of val, and test. Both are chosen on the seen half; the answer is the best cell or, as --prefer cheapest
 has it, the cheapest of those that are statistically tied with it. Passes: full forward passes (by FLOPs) over the
-training images. Stop it and start it again as you like.
+training images, of the search, and of the pass for the answer on all images. Stop it and start it again as you like.
 """
 
 from collections.abc import Callable
@@ -34,12 +34,12 @@ from rich.progress import track
 from ddae import label_free
 from ddae.pooling import pool
 from sweeps.flags import ModelAndData
+from sweeps.layer_noise import LayerNoise
 from sweeps.probing.cost import label_free_needs
 from sweeps.probing.extractor import opened
-from sweeps.probing.screening import ScreeningRules, choose_rungs
 from sweeps.probing.source import Need
 from sweeps.probing.space import Cell
-from sweeps.probing.sweep import set_up
+from sweeps.probing.sweep import bounded, rules_for, set_up
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import REDUCTION
 
@@ -66,7 +66,11 @@ class Played:
     """The cell that each of RULES hands over."""
     regret: dict[str, dict[str, float]]
     """Of each of RULES, on the unseen half of val and on test."""
+    search_passes: float
+    final_passes: float
+    """For the best on all images, where the search has fewer."""
     passes: float
+    """All of these."""
     share_of_grid: float
     head_seconds: float
     num_full: int
@@ -92,11 +96,13 @@ RULES: dict[str, Callable[[Play], Cell]] = {
 is only measured."""
 
 
-def ours(play: Play, sampler: str = "optuna", label_free: bool = True, **rules: float) -> None:
+def ours(
+    play: Play, search_images: str = "auto", search: str = "optuna", label_free: bool = True, **rules: float
+) -> None:
     """As sweeps/layer_noise.py goes. rules: its --keep and --finalists."""
-    task = play.task
-    rounds = choose_rungs(task.num_train, task.num_classes)[:-1] or task.rungs
-    play.trials(sampler, task.rungs, NUM_TRIALS, play.screen(ScreeningRules(rounds, **rules), label_free))  # type: ignore[arg-type]
+    play.task = bounded(play.task, search_images)  # type: ignore[arg-type]
+    screening = play.screen(rules_for(LayerNoise(**rules), play.task), label_free)  # type: ignore[arg-type]
+    play.trials(search, play.task.rungs, NUM_TRIALS, screening)
 
 
 def whole_space(play: Play, sampler: str, num_trials: int, stop: bool = True) -> None:
@@ -132,14 +138,15 @@ def label_free_first(play: Play, num_sites: int = 5) -> None:
             play.fit(cell, play.lab.num_train, {timestep: (block,)})
 
 
-COSTS = "passes", "share_of_grid", "head_seconds"
+COSTS = "search_passes", "final_passes", "passes", "share_of_grid", "head_seconds"
 NUM_TRIALS = 40
 METHODS: dict[str, Callable[[Play], None]] = {
     "screening, optuna + ASHA (default)": ours,
+    "  --search-images all (0.1)": partial(ours, search_images="all"),
     "  --finalists 1": partial(ours, finalists=1),
     "  --keep 0.25 --finalists 1": partial(ours, keep=0.25, finalists=1),
     "  --keep 0.25 --finalists 2": partial(ours, keep=0.25),
-    "  --search random": partial(ours, sampler="random"),
+    "  --search random": partial(ours, search="random"),
     "  default, no label-free ranking": partial(ours, label_free=False),
     "optuna + ASHA, 20 trials": partial(whole_space, sampler="optuna", num_trials=20),
     "optuna + ASHA, 40 trials": partial(whole_space, sampler="optuna", num_trials=40),
@@ -172,11 +179,12 @@ def main(config: SearchCost) -> None:
     print(
         f"{len(space.cells):,} cells, {task.num_train:,} + {task.num_val:,} images, {config.seeds} seeds; "
         f"the grid costs {task.grid_passes / task.num_train:.2f} passes over the training images\n"
-        f"{'':<34} passes  of grid  heads (s)  regret (points) on unseen val, on test: the best; the cheapest; shrunk"
+        f"{'':<34} search + final = passes  of grid  heads (s)  "
+        "regret (points) on unseen val, on test: the best; the cheapest; shrunk"
     )
     for name, row in rows.items():
         regrets = ["{:5.2f} +- {:4.2f}".format(*row["regret"][rule][judge]) for rule in RULES for judge in JUDGES]
-        costs = "{:6.2f}  {:7.3f}  {:9.0f}".format(*(row[each] for each in COSTS))
+        costs = "{:6.2f}   {:5.2f}   {:6.2f}  {:7.3f}  {:9.0f}".format(*(row[each] for each in COSTS))
         print(f"{name:<34} {costs}  {'  '.join(regrets)}")
     results = {"cells": len(space.cells), "methods": rows, "played": [asdict(one) for one in played]}
     record.write(config.name, results)
@@ -184,7 +192,8 @@ def main(config: SearchCost) -> None:
 
 
 CURVES = {
-    "screening, then trials": list(METHODS)[:4],
+    "screening, then trials": [name for name in list(METHODS)[:5] if "all" not in name],
+    "the same, all images in the search": list(METHODS)[1:2],
     "Optuna + ASHA": ["optuna + ASHA, 20 trials", "optuna + ASHA, 40 trials"],
     "random + ASHA": ["random + ASHA, 20 trials", "random + ASHA, 40 trials"],
     "Optuna without ASHA": ["optuna without ASHA, 20 trials"],
@@ -198,7 +207,7 @@ def draw(rows: dict[str, dict[str, Any]], grid_passes: float, path: Path) -> Non
     """Regret against cost, one curve a way to search."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for (label, names), marker in zip(CURVES.items(), "osv^DP", strict=True):
+    for (label, names), marker in zip(CURVES.items(), "oxsv^DP", strict=True):
         points = sorted((rows[name] for name in names if name in rows), key=lambda row: row["passes"])
         if points:
             y, error = zip(*(row["regret"]["best"]["unseen val"] for row in points), strict=True)
@@ -239,12 +248,14 @@ def choose_from_grid(task: ProbeTask, seed: int) -> Cell:
 def play_one(task: ProbeTask, method: str, seed: int, best_of_grid: Cell) -> Played:
     one = Play(task, seed)
     METHODS[method](one)
-    passes, head_seconds = task.space.forward_passes(one.needs), one.lab.head_seconds
+    head_seconds = one.lab.head_seconds
+    searched, passes = (task.space.forward_passes(one.needs + more) for more in ([], one.final_needs(one.answer())))
     answers = {name: rule(one) for name, rule in RULES.items()}
     return Played(
         method, seed, {name: cell.name for name, cell in answers.items()},
         {name: one.regret(cell, best_of_grid) for name, cell in answers.items()},
-        passes / task.num_train, passes / task.grid_passes, head_seconds, len(one.full),
+        searched / task.num_train, (passes - searched) / task.num_train, passes / task.num_train,
+        passes / task.grid_passes, head_seconds, len(one.full),
     )  # fmt: skip
 
 

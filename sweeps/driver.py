@@ -62,14 +62,18 @@ def open_run(
 
 
 def run_searches(
-    runs: Sequence[Run], tracker: Tracker, progress: Progress, busy: list[tuple[float, float]]
+    runs: Sequence[Run],
+    tracker: Tracker,
+    progress: Progress,
+    busy: list[tuple[float, float]],
+    title: str = "search",
 ) -> list[list[Trial]]:
     """The trials of each run's HalvingSearch, in the order of proposal; all are children of the tracker's run.
 
-    busy: takes the wall-clock intervals, in seconds since the epoch, in which trials worked.
+    busy: takes the wall-clock intervals, in seconds since the epoch, in which trials worked. title: of what is shown.
     """
     searches: list[HalvingSearch] = [run.search for run in runs]  # type: ignore[misc]
-    progress.stage("search")
+    progress.stage(title)
     with progress, _logging(searches, tracker) as log_new:
 
         def on_results() -> None:

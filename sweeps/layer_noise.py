@@ -7,7 +7,8 @@
 A few hundred noised images pass the network once at every timestep; all blocks are kept, pooled, as Arrow shards, and
 screened by ridge regression. The better half of the timesteps is screened again on four times as many images, down to
 the blocks that are statistically tied with the best, and so on. At what is left Optuna proposes cells, and ASHA stops
-the worse ones on a quarter of the images. Val is carved from train; the test set is left to final_test.py.
+the worse ones on a quarter of the images. Of a large set all this sees a part, and the answer alone is fitted on all of
+it. Val is carved from train; the test set is left to final_test.py.
 
 Stop it at any time: the same command goes on, computes nothing twice and logs nothing twice.
 
@@ -37,6 +38,9 @@ class LayerNoise(ModelAndData):
     papers: mlp-1024, mlp-2048-2048, cnn-256-256, attention-3."""
     search: Literal["optuna", "random", "grid"] = "optuna"
     """optuna and random stop the worse cells early (ASHA); grid fits every cell on all images."""
+    search_images: int | Literal["auto", "all"] = "auto"
+    """Training images that the search has at most; the answer is then fitted on all there are. auto divides them by
+    four as often as 1,000 are left, and 50 a class; all is every image."""
     num_trials: int = 40
     """Cells that optuna or random try."""
     round_size: int | None = None
@@ -86,7 +90,8 @@ def sweep(config: LayerNoise, setup: "Setup | None" = None, started_seconds: flo
         screening = search.screen(search.rules, label_free)
         label_free = label_free or search.label_free()
         trials = search.search(screening)
-        return search.conclude(screening, label_free, trials)
+        answer = search.answer(screening, trials)
+        return search.conclude(screening, label_free, trials, answer)
 
 
 def main(config: LayerNoise) -> None:

@@ -22,14 +22,21 @@ class Answer:
     """All that are statistically tied with the best, best first."""
     num_full: int
     """How many trials reached the last rung."""
+    final: Trial | None = None
+    """The winner's cell with all that there is of the resource, where the search had less."""
 
     @property
     def cell(self) -> Cell:
         return self.winner.cell
 
     @property
+    def trial(self) -> Trial:
+        """What is handed over, and whose numbers are given."""
+        return self.final or self.winner
+
+    @property
     def result(self) -> Result:
-        return self.winner.last
+        return self.trial.last
 
 
 def choose(

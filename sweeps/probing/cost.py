@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import numpy as np
@@ -28,8 +28,12 @@ TIMED_ROWS, TIMED_NUMBERS = 1280, 2**23
 
 @dataclass(frozen=True)
 class Cost:
+    search_passes: float
+    """Full forward passes of one image that choosing needed."""
+    final_passes: float
+    """What fitting the answer on all images needed beside them, where the search had fewer."""
     passes: float
-    """Full forward passes of one image that the search needed."""
+    """All of these."""
     grid_passes: float
     """Those of the exhaustive grid."""
     num_train: int
@@ -45,7 +49,8 @@ class Cost:
 def needs_of(task: ProbeTask, screening: Screening, trials: Sequence[Trial]) -> list[Need]:
     """All features that a search has read; those of val at every site that was left, whichever cells were tried."""
     needs = [need for draw in (0, 1) for need in label_free_needs(task, draw)] + screening.needs
-    needs += [Need(timestep, "val", task.num_val, blocks) for timestep, blocks in screening.sites.items()]
+    num_val = len(task.val_labels())
+    needs += [Need(timestep, "val", num_val, blocks) for timestep, blocks in screening.sites.items()]
     return needs + [need for trial in trials for need in task.needs(trial.cell, trial.rung)]
 
 
@@ -55,16 +60,17 @@ def label_free_needs(task: ProbeTask, draw: int, num_images: int = NUM_LABEL_FRE
     return [Need(timestep, "train", num_images, blocks, draw) for timestep, blocks in task.space.sites.items()]
 
 
-def least_and_most(task: ProbeTask, rules: ScreeningRules) -> tuple[float, float]:
-    """Full forward passes of a search that the shallowest block wins soon, and of one that loses no block."""
+def least_and_most(task: ProbeTask, rules: ScreeningRules, final: bool = True) -> tuple[float, float]:
+    """Full forward passes of a sweep in which the shallowest block wins soon, and of one that loses no block. final:
+    with those for the answer on all images, where the search has fewer."""
     blocks = task.space.block_names
     winners = (blocks if rules.exhaustive else blocks[:1]), blocks
-    least, most = (task.space.forward_passes(planned(task, rules, each)) for each in winners)
+    least, most = (task.space.forward_passes(planned(task, rules, each, final)) for each in winners)
     return least, most
 
 
-def planned(task: ProbeTask, rules: ScreeningRules, winners: tuple[str, ...]) -> Iterator[Need]:
-    """What a search needs if these blocks are left after the first round."""
+def planned(task: ProbeTask, rules: ScreeningRules, winners: tuple[str, ...], final: bool = True) -> Iterator[Need]:
+    """What a sweep needs if these blocks are left after the first round."""
     timesteps, blocks = task.space.timesteps, task.space.block_names
 
     def kept(cut: int) -> tuple[int, ...]:
@@ -77,9 +83,12 @@ def planned(task: ProbeTask, rules: ScreeningRules, winners: tuple[str, ...]) ->
     for cut, num_images in enumerate(rules.rounds[1:], start=rules.first_cut):
         for timestep in kept(cut):
             yield Need(timestep, "train", num_images, winners)
-    for timestep in kept(rules.first_cut + len(rules.rounds) - 1):
-        views = (Need(timestep, "train", task.num_train, winners, view=view) for view in range(task.views))
-        yield from (*views, Need(timestep, "val", task.num_val, winners))
+    left = dict.fromkeys(kept(rules.first_cut + len(rules.rounds) - 1), winners)
+    cells = [Cell(winners[-1], timestep, 1, "") for timestep in left]
+    for cell in cells:
+        yield from replace(task, sites=left).needs(cell, task.rungs[-1])
+    if final and task.is_bounded:
+        yield from replace(task, sites=left).on_all_images(cells[0]).needs(cells[0], task.num_train)
 
 
 def share_outside(intervals: Sequence[tuple[float, float]], start: float, end: float) -> float:
@@ -94,10 +103,17 @@ def share_outside(intervals: Sequence[tuple[float, float]], start: float, end: f
 
 
 def estimate(
-    task: ProbeTask, backbone: Backbone, dataset: Dataset, least: float, most: float, num_images: int | None = None
+    task: ProbeTask,
+    backbone: Backbone,
+    dataset: Dataset,
+    least: float,
+    most: float,
+    num_images: int | None = None,
+    of_search: tuple[float, float] = (0, 0),
 ) -> str:
     """What at least and at most so many full forward passes cost, by timing up to 32 images on one thread, as a worker
-    has. num_images: how many images they are of at most; if None, all of train and val."""
+    has. num_images: how many images they are of at most; if None, all of train and val. of_search: those of a bounded
+    search among them."""
     torch.set_num_threads(1)
     space, source = task.space, task.source
     rows = dataset.splits["train"][: 32 if backbone.flops < 1e10 else 1]
@@ -114,10 +130,15 @@ def estimate(
             f" x {len(space.poolings)} poolings x {len(space.heads)} heads = {len(space.cells):,} cells, "
             "without poolings above a map's size"
         )
+    bounded = [
+        "{:<16}{:,.0f} to {:,.0f} of them by the search, ".format("", *of_search)
+        + f"on {task.rungs[-1]:,} training and {len(task.val_labels()):,} val images; the others for the answer on all"
+    ] * task.is_bounded
     lines = [
         f"space           {cells}",
         *(f"{name:<16}{note}" for name, note in zip_longest(["images"], dataset.notes, fillvalue="")),
         f"forward passes  {least:,.0f} to {most:,.0f}; the grid would be {task.grid_passes:,.0f}",
+        *bounded,
         f"one pass        {rounded(backbone.flops / 1e9, 3)} GFLOP an image, {rounded(1000 * seconds, 3)} ms on "
         f"{source.settings.device}",
         f"features        {' to '.join(dict.fromkeys(sizes))} in {source.store}",

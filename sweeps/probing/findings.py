@@ -51,7 +51,12 @@ class Findings:
     @property
     def trials(self) -> list[dict[str, Value]]:
         """One row a trial, best first; pandas.DataFrame takes it."""
-        return table(self.task, self.tried)
+        return table(self.task, self.fitted)
+
+    @property
+    def fitted(self) -> list[Trial]:
+        """What was tried, and the answer on all images where that was not."""
+        return [*self.tried, *([self.answer.final] if self.answer.final else [])]
 
     @property
     def cell(self) -> Cell:
@@ -59,7 +64,7 @@ class Findings:
 
     @property
     def full(self) -> list[Trial]:
-        """The trials that were fitted on all training images."""
+        """The trials that reached the last rung."""
         return [trial for trial in self.tried if trial.state == "finished"]
 
     @property

@@ -21,7 +21,7 @@ from sweeps.probing.source import with_whole_paths
 from sweeps.search.study import write_study
 from sweeps.search.task import Result, Trial
 
-NOTED = "answer", "images", "without copies", "balanced", "accuracy", "cost"
+NOTED = "answer", "images", "without copies", "balanced", "accuracy", "search passes", "final passes", "cost"
 SAYS = {
     "accuracy": "of the val images are classified correctly by the feature at",
     "balanced accuracy": "is the mean of the classes' accuracies on val (balanced accuracy) by the feature at",
@@ -40,6 +40,8 @@ def publish(
         **answer.result.metrics,
         **{f"raw_pixels_{name}": value for name, value in raw_pixels.items() if name.endswith("accuracy")},
         **found.more_metrics,
+        "search_passes": cost.search_passes,
+        "final_passes": cost.final_passes,
         "forward_passes": cost.passes,
         "share_of_grid": cost.passes / cost.grid_passes,
         "wall_seconds": cost.wall_seconds,
@@ -51,7 +53,7 @@ def publish(
         failed = write_page(folder / "report.html", lambda whole: render(page(found, drawn if whole else [], config)))
         failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
         failed.append(attempt(folder / "optuna.log", lambda path: write_study(path, found.task, found.tried)))
-        trials, files = [(found.task, trial) for trial in found.tried], [folder / name for name in FILES]
+        trials, files = [(found.task, trial) for trial in found.fitted], [folder / name for name in FILES]
         logged.keep(folder, tracker, trials, metrics, note, [*figures, *files], [*undrawn, *failed])
         write_results(folder, results(found, config))
     logged.log(folder, tracker)
@@ -82,7 +84,7 @@ def results(found: Findings, config: ModelAndData) -> dict[str, Any]:
     return {
         "task": found.task.name,
         "flags": as_flags(with_whole_paths(config)),
-        "answer": as_json(found.answer.winner),
+        "answer": as_json(found.answer.trial),
         "best": as_json(found.answer.best),
         "cheapest": as_json(found.answer.cheapest),
         "tied": [as_json(trial) for trial in found.answer.tied],

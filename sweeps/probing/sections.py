@@ -135,12 +135,12 @@ def rungs(found: Findings, path: Path) -> Section | None:
     gain = 100 * np.mean([line[-1][1] - line[0][1] for line in full])
     standing = 1 + sum(line[0][1] > lines[star][0][1] for line in lines)
     return Section(
-        "Which trials were worth all images",
+        "Which trials were worth more images",
         f"{sum(stopped)} of {counted(len(trials), 'trial', 'trials')} {'was' if sum(stopped) == 1 else 'were'} stopped "
         f"at {all_rungs[0]:,} images; {len(full)} went on to {all_rungs[-1]:,}, for {gain:.1f} {points_of(found)} more "
         f"on average; the answer was number {standing} at {all_rungs[0]:,}.",
-        "Each line is a trial: its head is fitted to the end on few images, and on all of them only where it is among "
-        "the best of the trials before it.",
+        f"Each line is a trial: its head is fitted to the end on {all_rungs[0]:,} images, and on {all_rungs[-1]:,} "
+        "only where it is among the best of the trials before it.",
         figures.courses(lines, stopped, [""] * len(lines), f"val {found.task.measure} (%)", path, star),
         f"Lines of val {found.task.measure} against number of training images, one a trial.",
     )
@@ -237,8 +237,8 @@ def costs(found: Findings, path: Path) -> Section:
     return Section(
         f"What {measure} costs",
         f"The answer needs {share[winner]:.2f} of a forward pass and {width[winner]:,} numbers an image; {compared}.",
-        "Every mark is a cell that was fitted on all images; those on the line cannot be had both cheaper and better. "
-        "A pass stops after the cell's block, and its head reads so many numbers.",
+        f"Every mark is a cell that was fitted on {found.task.rungs[-1]:,} images; those on the line cannot be had "
+        "both cheaper and better. A pass stops after the cell's block, and its head reads so many numbers.",
         figures.cost_scatter(accuracy, stderr, each_cost, heads, winner, measure, path),
         f"Val {measure} against share of a forward pass, and against numbers an image.",
     )

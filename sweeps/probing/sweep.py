@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ddae.backbones import Backbone
 from ddae.datasets import Dataset
@@ -20,7 +20,7 @@ from sweeps.cluster.pool import FOR_FITS, Pool
 from sweeps.cluster.session import address, check_cluster, one_line, ray_session
 from sweeps.cluster.tune import Run
 from sweeps.driver import open_run, run_searches
-from sweeps.findings.answer import choose
+from sweeps.findings.answer import Answer, choose
 from sweeps.findings.logged import finished_report, incomplete
 from sweeps.flags import ModelAndData, as_flags, check_numbers
 from sweeps.layer_noise import LayerNoise
@@ -29,7 +29,18 @@ from sweeps.probing.extractor import Extracted
 from sweeps.probing.filling import Filling
 from sweeps.probing.findings import Findings, warm_start
 from sweeps.probing.publish import publish
-from sweeps.probing.screening import NUM_LABEL_FREE, LabelFree, Screening, ScreeningRules, best_timesteps, choose_rungs
+from sweeps.probing.screening import (
+    NUM_LABEL_FREE,
+    SEARCH_VAL,
+    LabelFree,
+    Screening,
+    ScreeningRules,
+    best_timesteps,
+    bound_search,
+    choose_rungs,
+    least_searched,
+    quarters,
+)
 from sweeps.probing.sections import draw
 from sweeps.probing.source import FeatureSource, Need, load_model, open_source, with_whole_paths
 from sweeps.probing.space import Cell, check_choices, make_space, stored_pooling
@@ -71,25 +82,25 @@ def set_up(
     metric: str = "accuracy",
     memory: str = "",
     gpus_per_fit: float = 0,
+    search_images: int | Literal["auto", "all"] = "all",
 ) -> Setup:
     """Load the network and the dataset that the flags name, and check every name and number against them.
 
     heads: None where none is to be fitted. exhaustive: whether all cells are fitted on all images at once.
-    Raises ValueError for what cannot be searched.
+    search_images: how many training images the search has at most. Raises ValueError for what cannot be searched.
     """
     poolings, heads = check_choices(poolings, heads)
     backbone = load_model(config)
     space = make_space(backbone, config, poolings, heads)
     source, dataset = open_source(config, backbone, stored_pooling(poolings))
     labels = {split: dataset.labels(split) for split in ("train", "val")}
-    rungs = choose_rungs(len(labels["train"]), dataset.num_classes)[-1 if exhaustive else -2 :]
     task = ProbeTask(
         source,
         space,
         space.sites,
         labels,
         dataset.num_classes,
-        rungs,
+        (len(labels["train"]),),
         seed,
         views,
         dataset.notes,
@@ -98,7 +109,16 @@ def set_up(
         parse_memory(memory),
         gpus_per_fit if source.fits_on != "cpu" else 0,
     )
-    return Setup(task, backbone, dataset)
+    return Setup(task if exhaustive else bounded(task, search_images), backbone, dataset)
+
+
+def bounded(task: ProbeTask, search_images: int | Literal["auto", "all"]) -> ProbeTask:
+    """The task of a search that has at most so many training images. Where these are not all, it stops no trial on
+    fewer than it would choose by itself: heads on fewer mislead (docs/log.md)."""
+    bound = bound_search(search_images, task.num_train, task.num_classes)
+    if bound == task.num_train:
+        return replace(task, rungs=choose_rungs(bound, task.num_classes)[-2:])
+    return replace(task, rungs=quarters(bound, least_searched(task.num_classes))[-2:], search_val=SEARCH_VAL)
 
 
 def set_up_search(config: LayerNoise) -> Setup:
@@ -107,6 +127,11 @@ def set_up_search(config: LayerNoise) -> Setup:
     exhaustive = config.search == "grid"
     check_numbers(config, gpus_per_fit=(0, FOR_FITS))
     parse_memory(config.memory)
+    if exhaustive and isinstance(config.search_images, int):
+        raise ValueError(
+            f"search_images={config.search_images} bounds a search, and the grid fits every cell on all images; leave "
+            "--search-images out"
+        )
     found = set_up(
         config,
         config.poolings,
@@ -117,6 +142,7 @@ def set_up_search(config: LayerNoise) -> Setup:
         config.metric,
         config.memory,
         config.gpus_per_fit,
+        config.search_images,
     )
     if (memory := found.task.memory_bytes) and not address() and memory > machine_bytes():
         raise ValueError(f"memory={config.memory!r} is more than the {size(machine_bytes())} of this machine; lower it")
@@ -151,7 +177,9 @@ def rules_of(config: LayerNoise, rungs: tuple[int, ...]) -> ScreeningRules:
 
 
 def rules_for(config: LayerNoise, task: ProbeTask) -> ScreeningRules:
-    return rules_of(config, choose_rungs(task.num_train, task.num_classes))
+    """A search that is bounded screens on all of its images, one that is not leaves the last rung to the trials."""
+    rungs = choose_rungs(task.rungs[-1], task.num_classes)
+    return rules_of(config, (*rungs, task.num_train) if task.is_bounded else rungs)
 
 
 def round_size(config: LayerNoise, task: ProbeTask) -> int:
@@ -186,7 +214,9 @@ def list_blocks(config: ModelAndData, every_module: bool = False) -> str:
 
 def estimate(config: LayerNoise, setup: Setup) -> str:
     """What the sweep will cost."""
-    costs = cost.estimate(*setup, *cost.least_and_most(setup.task, rules_for(config, setup.task)))
+    rules = rules_for(config, setup.task)
+    total, of_search = (cost.least_and_most(setup.task, rules, final) for final in (True, False))
+    costs = cost.estimate(*setup, *total, of_search=of_search)
     num_trials = min(config.num_trials, len(setup.task.space.cells))
     if find_sampler(config.search).rounds:
         costs += f"\ntrials          {num_trials:,}, in rounds of {round_size(config, setup.task):,}"
@@ -260,23 +290,26 @@ class Search(ProbeSweep):
         config, task = self.config, replace(self.task, sites=screening.sites)
         size = round_size(config, self.task)
         rules, first = (config.num_trials, config.search, config.seed, size), warm_start(task, screening)
-        halving = HalvingSearch(task, *rules, first=first)
+        return self._run(HalvingSearch(task, *rules, first=first), "search")
 
-        def prepare(fit: Fit, lost: bool):
-            return self.pool.run(self.filling.fill(task.needs(*fit), lost))
+    def answer(self, screening: Screening, trials: tuple[Trial, ...]) -> Answer:
+        """Choose among the trials. Where the search was bounded, fit the answer on all images."""
+        task = replace(self.task, sites=screening.sites)
+        answer = choose(task, trials, task.space.cost, task.weights, self.config.prefer)
+        if not task.is_bounded:
+            return answer
+        halving = HalvingSearch(task.on_all_images(answer.cell), 1, "grid", cells=[answer.cell])
+        [final] = self._run(halving, "the answer on all images")
+        return replace(answer, final=final)
 
-        run = Run(halving, task.source.store, prepare)
-        [trials] = run_searches([run], self.tracker, self.progress, self.pool.busy)
-        return tuple(trials)
-
-    def conclude(self, screening: Screening, label_free: LabelFree, trials: tuple[Trial, ...]) -> Findings:
+    def conclude(
+        self, screening: Screening, label_free: LabelFree, trials: tuple[Trial, ...], answer: Answer
+    ) -> Findings:
         """Take a closer look at the answer, and write and log all that was found."""
         task, folder = replace(self.task, sites=screening.sites), sweep_folder(self.config, self.task)
-        answer = choose(task, trials, task.space.cost, task.weights, self.config.prefer)
-        winner = answer.winner
-        raw_pixels = self._on_a_worker("raw pixels", examples.raw_pixels, task, winner.cell.head)
-        shown = self._on_a_worker("report", examples.find_examples, task, winner.cell, winner.last.run_seconds)
-        spent = self._cost(task, screening, trials)
+        raw_pixels = self._on_a_worker("raw pixels", examples.raw_pixels, task, answer.cell.head)
+        shown = self._on_a_worker("report", examples.find_examples, task, answer.cell, answer.result.run_seconds)
+        spent = self._cost(task, screening, trials, answer)
         found = Findings(
             task, trials, answer, screening, label_free, raw_pixels, shown, spent, folder, self.tracker.where,
             round_size(self.config, self.task) if find_sampler(self.config.search).rounds else None,
@@ -284,9 +317,19 @@ class Search(ProbeSweep):
         began = time.time()
         drawn, undrawn = draw(found, folder / "figures")
         self.pool.busy.append((began, time.time()))
-        found = replace(found, cost=self._cost(task, screening, trials))
+        found = replace(found, cost=self._cost(task, screening, trials, answer))
         publish(found, drawn, self.config, self.tracker, [*self.failed, *undrawn])
         return found
+
+    def _run(self, halving: HalvingSearch, title: str) -> tuple[Trial, ...]:
+        task = halving.task
+
+        def prepare(fit: Fit, lost: bool):
+            return self.pool.run(self.filling.fill(task.needs(*fit), lost))
+
+        run = Run(halving, self.task.source.store, prepare)
+        [trials] = run_searches([run], self.tracker, self.progress, self.pool.busy, title)
+        return tuple(trials)
 
     def _on_a_worker(self, title: str, function, *args):
         """None where it fails; the answer does not depend on it."""
@@ -298,11 +341,18 @@ class Search(ProbeSweep):
             self.failed.append(f"the stage {title!r} failed ({error})")
             return None
 
-    def _cost(self, task: ProbeTask, screening: Screening, trials: tuple[Trial, ...]) -> cost.Cost:
-        now = time.time()
-        run_seconds = sum(result.run_seconds for trial in trials for result in trial.results.values())
+    def _cost(self, task: ProbeTask, screening: Screening, trials: tuple[Trial, ...], answer: Answer) -> cost.Cost:
+        now, final = time.time(), [answer.final] if answer.final else []
+        run_seconds = sum(result.run_seconds for trial in (*trials, *final) for result in trial.results.values())
+        needs = cost.needs_of(task, screening, trials)
+        search_passes = task.space.forward_passes(needs)
+        for trial in final:
+            needs += task.on_all_images(trial.cell).needs(trial.cell, trial.rung)
+        passes = task.space.forward_passes(needs)
         return cost.Cost(
-            passes=task.space.forward_passes(cost.needs_of(task, screening, trials)),
+            search_passes=search_passes,
+            final_passes=passes - search_passes,
+            passes=passes,
             grid_passes=task.grid_passes,
             num_train=task.num_train,
             new_passes=self.new_passes,

@@ -44,7 +44,7 @@ class ProbeTask:
     """int64, of train and val, in the order of the rows."""
     num_classes: int
     rungs: tuple[int, ...]
-    """Numbers of training images, growing; the last is all of them."""
+    """Numbers of training images at which the search tries cells, growing."""
     seed: int = 0
     views: int = 1
     """How many views of every training image heads are fitted on: the image as it is, then flipped and cropped ones."""
@@ -58,6 +58,8 @@ class ProbeTask:
     """What a fit may take; 0 is its part of half of the device."""
     gpus_per_fit: float = 0
     """Share of a GPU that a fit holds; 0 where heads are fitted on the CPU."""
+    search_val: int = 0
+    """A bounded search judges on so many val images, the first; 0 is all."""
     name: str = "layer-noise"
     resource: str = "num_images"
     cells: tuple[Cell, ...] = field(init=False)
@@ -75,11 +77,29 @@ class ProbeTask:
 
     @property
     def num_train(self) -> int:
-        return self.rungs[-1]
+        return len(self.labels["train"])
 
     @property
     def num_val(self) -> int:
         return len(self.labels["val"])
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the search ends on a part of the training images, and the answer alone is fitted on all of them."""
+        return self.rungs[-1] < self.num_train
+
+    def on_all_images(self, cell: Cell) -> "ProbeTask":
+        """The Task of fitting the answer alone, on all images. The pass keeps the other blocks at its sites that it
+        meets on its way."""
+        share = self.space.block(cell.block).flops_share
+        blocks = tuple(b for b in self.sites[cell.timestep] if self.space.block(b).flops_share <= share)
+        return replace(self, rungs=(self.num_train,), sites={cell.timestep: blocks})
+
+    def val_labels(self, rung: int | None = None) -> np.ndarray:
+        """int64, of the val images that judge a cell which is fitted on so many images; by default on the most that the
+        search has."""
+        is_final = (rung or self.rungs[-1]) == self.num_train
+        return self.labels["val"][: None if is_final else self.search_val or None]
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -105,8 +125,12 @@ class ProbeTask:
 
     @property
     def weights(self) -> np.ndarray | None:
-        """How much each val image counts in the choice, [num_val]; None where all count alike."""
-        return class_weights(self.labels["val"]) if self.metric == "balanced_accuracy" else None
+        """How much each val image that the search judges on counts in its choice; None where all count alike."""
+        return self.weigh(self.val_labels())
+
+    def weigh(self, labels: np.ndarray) -> np.ndarray | None:
+        """The same of any images with these labels, float [N]."""
+        return class_weights(labels) if self.metric == "balanced_accuracy" else None
 
     def counted(self, correct: np.ndarray) -> np.ndarray:
         """Which of the first training images are right, as they count in the choice: their mean is its metric."""
@@ -119,6 +143,7 @@ class ProbeTask:
 
     def key(self, cell: Cell, rung: int) -> str:
         """The version is that of the cell's own head: a change to one head recomputes no other."""
+        num_val = len(self.val_labels(rung))
         return content_key(
             features=self.source.key.asdict(),
             cell=cell.name,
@@ -127,6 +152,7 @@ class ProbeTask:
             seed=self.seed,
             version=find_head(cell.head)[0].version,
             **({"metrics": ["balanced_accuracy", self.metric]} if self.is_balanced else {}),
+            **({"num_val": num_val} if num_val < self.num_val else {}),
         )
 
     def reads(self, cell: Cell, rung: int) -> Hashable:
@@ -136,7 +162,7 @@ class ProbeTask:
         """One pass serves all blocks that are tried at the cell's timestep."""
         blocks = tuple(dict.fromkeys([*self.sites.get(cell.timestep, ()), cell.block]))
         train = [Need(cell.timestep, "train", rung, blocks, view=view) for view in range(self.views)]
-        return [*train, Need(cell.timestep, "val", self.num_val, blocks)]
+        return [*train, Need(cell.timestep, "val", len(self.val_labels(rung)), blocks)]
 
     def run(self, cells: Sequence[Cell], rung: int, checkpoints: Sequence[Checkpoint]) -> Iterator[Result]:
         """Fit the heads of cells of one block and timestep, whose columns are read once; again in half of the memory
@@ -169,13 +195,13 @@ class ProbeTask:
 
     def fit(self, cell: Cell, train: "Pooled", val: "Pooled", kept: Kept | None = None) -> Fitted:
         seen, held_out = ((pooled[cell.pooling], labels) for pooled, labels in (train, val))
-        return fit_probe(cell.head, seen, held_out, self.num_classes, self.seed, self.weights, kept)
+        return fit_probe(cell.head, seen, held_out, self.num_classes, self.seed, self.weigh(val[1].cpu().numpy()), kept)
 
     def result(self, fitted: Fitted, started_seconds: float, streamed: bool = False) -> Result:
         accuracy = float(fitted.correct.mean())
         metrics = {"val_accuracy": accuracy, "val_stderr": standard_error(accuracy, len(fitted.correct))}
         if self.is_balanced:
-            balanced, stderr = balanced_accuracy(fitted.correct, self.labels["val"])
+            balanced, stderr = balanced_accuracy(fitted.correct, self.labels["val"][: len(fitted.correct)])
             metrics |= {"val_balanced_accuracy": balanced, "val_balanced_stderr": stderr}
         params = {"setting": fitted.setting} | ({"features": "streamed"} if streamed else {})
         return Result(metrics, params, started_seconds, time.time(), pack(fitted.correct))
@@ -192,7 +218,7 @@ class ProbeTask:
         limit = None if hold else self.memory
         return (
             self.features(cells[0], "train", num_train, poolings, limit),
-            self.features(cells[0], "val", self.num_val, poolings, limit),
+            self.features(cells[0], "val", len(self.val_labels(num_train)), poolings, limit),
         )
 
     def features(
@@ -235,7 +261,7 @@ class ProbeTask:
             shape = rows, block.channels, cell.pooling, cell.pooling
             heads.append(head.memory(shape, self.num_classes, *sizes))
         held, streamed = map(max, zip(*heads, strict=True))
-        return 4 * (rows + self.num_val) * numbers + held, streamed
+        return 4 * (rows + len(self.val_labels(num_train))) * numbers + held, streamed
 
     @property
     def device(self) -> str:

@@ -8,6 +8,7 @@ from ddae.label_free import Trust
 from ddae.units import rounded
 from sweeps.cli import aligned
 from sweeps.findings.answer import without_text
+from sweeps.probing.cost import Cost
 from sweeps.probing.findings import Findings, FirstChoice
 from sweeps.probing.screening import paired_loss
 from sweeps.search.task import Result, Trial
@@ -42,14 +43,18 @@ def sure(found: Findings, newline: bool = False) -> str:
     """How sure the answer is."""
     answer, others = found.answer, found.answer.num_full - 1
     by = f", by {found.task.measure}" * (found.task.measure != "accuracy")
-    how = f"on val ({found.task.num_val:,} images, paired bootstrap, 95 %{by})"
-    fitted = "cells that were fitted on all images"
+    task, num_val = found.task, len(found.task.val_labels())
+    first = "the first " * (num_val < task.num_val)
+    how = f"on val ({first}{num_val:,} images, paired bootstrap, 95 %{by})"
+    number = f"{task.rungs[-1]:,}" if task.is_bounded else "all"
+    fitted = f"cells that were fitted on {number} images"
     says = f"{len(answer.tied)} of the {answer.num_full} {fitted} are statistically tied with the best\n{how}; "
     says += "the best is the answer" if answer.winner is answer.best else "the cheapest is the answer"
     if len(answer.tied) == 1:
         says = f"none of the {fitted} beside it ({others}) is statistically tied with the best, the answer\n{how}"
     if not others:
-        says = "one cell alone was fitted on all images; it is the answer"
+        says = f"one cell alone was fitted on {number} images; it is the answer"
+    says += ", and was then fitted on all images" * task.is_bounded
     return says.replace("\n", "\n" if newline else " ")
 
 
@@ -96,23 +101,34 @@ def against_best(found: Findings, trial: Trial) -> str:
 
 def facts(found: Findings) -> dict[str, str]:
     """What else is to be known, a line each."""
-    answer, space, cost = found.answer, found.task.space, found.cost
+    answer, task, space, cost = found.answer, found.task, found.task.space, found.cost
+    on_all = f", fitted on all {task.num_train:,} images and judged on all {task.num_val:,}" * task.is_bounded
     stopped = sum(trial.stopped_early for trial in found.tried)
     timesteps = ", ".join(map(str, found.screening.sites))
     in_rounds = f" in rounds of {found.round_size}" if found.round_size else ""
     new = "" if cost.new_passes else "; all of it was in the store"
     return {
-        "answer": f"{answer.cell.name} ({answer.result.params['setting']}): {chosen_text(found, answer.result)} on val",
+        "answer": f"{answer.cell.name} ({answer.result.params['setting']}): {chosen_text(found, answer.result)} on val"
+        + on_all,
         "raw pixels": raw_pixels_text(found),
         **images_facts(found),
         "without labels": without_labels(found),
         "cells": f"{len(space.cells):,}; screening left {len(space.cells_at(found.screening.sites))}, at t = "
         f"{timesteps}; {len(found.tried)} tried{in_rounds}, {stopped} stopped early",
-        "cost": f"{cost.passes:,.0f} forward passes, {cost.passes / cost.num_train:.2f} times the training "
-        f"images and {cost.passes / cost.grid_passes:.2f} of the grid{new}; {cost.head_seconds:.0f} s of heads",
+        **({"search passes": passes_text(cost, cost.search_passes)} if task.is_bounded else {}),
+        **({"final passes": f"{passes_text(cost, cost.final_passes)}, for the answer"} if task.is_bounded else {}),
+        "cost": passes_text(cost, cost.passes, " forward passes") + f"{new}; {cost.head_seconds:.0f} s of heads",
         "time": f"{cost.wall_seconds:.0f} s; during {cost.ray_share:.0%} of it no process was at work (starting and "
         "waiting for Ray)",
     }
+
+
+def passes_text(cost: Cost, passes: float, what: str = "") -> str:
+    """Forward passes beside the training images and the grid."""
+    return (
+        f"{passes:,.0f}{what}, {passes / cost.num_train:.2f} times the training images and "
+        f"{passes / cost.grid_passes:.2f} of the grid"
+    )
 
 
 def raw_pixels_text(found: Findings) -> str:

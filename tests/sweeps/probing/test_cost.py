@@ -31,6 +31,21 @@ def test_dry_run_of_a_model_of_pixels_says_what_it_costs(tiny_model, capsys, tmp
     assert "encodings" not in printed and not (tmp_path / "store").exists()
 
 
+def test_dry_run_of_a_bounded_search_counts_the_answer_on_all_images(tiny_model, capsys, tmp_path):
+    flags = ["--backbone", tiny_model, "--dataset", "digits", "--dry-run", "--store", str(tmp_path / "store")]
+    printed = []
+    for more in ([], ["--search-images", "300"]):
+        layer_noise.main(cli.parse(layer_noise.LayerNoise, [*flags, *more], None))
+        printed.append(capsys.readouterr().out)
+    said = (
+        r"forward passes +([\d,]+) to ([\d,]+); the grid would be [\d,]+\n +([\d,]+) to ([\d,]+) of them by the search"
+    )
+    assert not re.search(said, printed[0])
+    least, most, least_searched, most_searched = (int(n.replace(",", "")) for n in re.search(said, printed[1]).groups())
+    assert least_searched < least < most and most - most_searched == pytest.approx(1151 - 300, rel=0.01)
+    assert "on 300 training and 287 val images" in printed[1]
+
+
 def test_dry_run_of_a_latent_model_says_what_its_encodings_cost(tiny_stable_diffusion, capsys, tmp_path):
     flags = ["--backbone", tiny_stable_diffusion, "--dataset", "digits", "--dry-run", "--views", "2"]
     layer_noise.main(cli.parse(layer_noise.LayerNoise, [*flags, "--store", str(tmp_path / "store")], None))
