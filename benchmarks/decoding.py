@@ -23,8 +23,8 @@ from torch import Tensor
 
 from sweeps.flags import ModelAndData
 from sweeps.probing.extractor import Extractor
+from sweeps.probing.plan import set_up
 from sweeps.probing.source import FeatureSource, Need
-from sweeps.probing.sweep import set_up
 from sweeps.probing.task import ProbeTask
 
 TIMESTEPS = (0, 10, 30, 60, 100, 250, 600)

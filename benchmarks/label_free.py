@@ -35,9 +35,9 @@ from ddae.pooling import pool
 from storage.ledger import Ledger, content_key
 from sweeps.flags import ModelAndData
 from sweeps.probing.extractor import opened
+from sweeps.probing.plan import set_up
 from sweeps.probing.source import Need
 from sweeps.probing.space import Cell
-from sweeps.probing.sweep import set_up
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import pack, unpack
 

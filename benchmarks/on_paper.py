@@ -25,10 +25,10 @@ from ddae.ridge import leave_one_out
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing.cost import planned
 from sweeps.probing.extractor import SHARD_ROWS
+from sweeps.probing.plan import bounded, rules_for
 from sweeps.probing.screening import ScreeningRules
 from sweeps.probing.source import VAL_FRACTION, FeatureSource, Need
 from sweeps.probing.space import Space, stored_pooling
-from sweeps.probing.sweep import bounded, rules_for
 from sweeps.probing.task import SCREENED_FEATURES, ProbeTask
 
 NUM_IMAGES, NUM_CLASSES = 1_281_167, 1000

@@ -21,9 +21,9 @@ from play import JUDGES, Play
 from search_cost import choose_from_grid, mean_and_error, wait
 
 from sweeps.flags import ModelAndData
+from sweeps.probing.plan import set_up
 from sweeps.probing.screening import ScreeningRules, choose_rungs
 from sweeps.probing.space import Cell
-from sweeps.probing.sweep import set_up
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import REDUCTION
 

@@ -41,8 +41,9 @@ from sweeps.driver import run_searches
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing import filling
 from sweeps.probing.extractor import Extracted, opened
+from sweeps.probing.plan import rules_for, set_up_search
 from sweeps.probing.source import FeatureSource, Need
-from sweeps.probing.sweep import ProbeSweep, rules_for, set_up_search
+from sweeps.probing.sweep import ProbeSweep
 from sweeps.probing.task import SCREENED_FEATURES
 from sweeps.progress import Progress
 from sweeps.search.halving import HalvingSearch

@@ -37,9 +37,9 @@ from sweeps.flags import ModelAndData
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing.cost import label_free_needs
 from sweeps.probing.extractor import opened
+from sweeps.probing.plan import bounded, rules_for, set_up
 from sweeps.probing.source import Need
 from sweeps.probing.space import Cell
-from sweeps.probing.sweep import bounded, rules_for, set_up
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import REDUCTION
 

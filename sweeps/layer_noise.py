@@ -26,7 +26,7 @@ from sweeps.flags import ModelAndData
 
 if TYPE_CHECKING:
     from sweeps.probing.findings import Findings
-    from sweeps.probing.sweep import Setup
+    from sweeps.probing.plan import Setup
 
 
 @dataclass(frozen=True)

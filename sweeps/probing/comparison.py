@@ -21,9 +21,10 @@ from storage.ledger import content_key
 from sweeps.findings.folder import answered, attempt
 from sweeps.findings.table import write_csv
 from sweeps.probing import cost
+from sweeps.probing.plan import Setup, set_up
 from sweeps.probing.source import FeatureSource, Need
 from sweeps.probing.space import Space
-from sweeps.probing.sweep import ProbeSweep, Setup, open_pool, set_up
+from sweeps.probing.sweep import ProbeSweep, open_pool
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import Value
 from sweeps.similarity import Similarity

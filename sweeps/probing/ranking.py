@@ -17,9 +17,10 @@ from sweeps.findings.table import formatted, write_csv
 from sweeps.flags import check_numbers
 from sweeps.label_free import LabelFreeRanking
 from sweeps.probing import cost
+from sweeps.probing.plan import Setup, set_up
 from sweeps.probing.screening import LabelFree
 from sweeps.probing.space import Space
-from sweeps.probing.sweep import ProbeSweep, Setup, open_pool, set_up
+from sweeps.probing.sweep import ProbeSweep, open_pool
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import Value
 

@@ -16,9 +16,9 @@ from sweeps.findings.folder import read_results
 from sweeps.findings.logged import name_of
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing.extractor import Extractor
+from sweeps.probing.plan import set_up_search, sweep_folder
 from sweeps.probing.source import Need, recorded_flags
 from sweeps.probing.space import Cell
-from sweeps.probing.sweep import set_up_search, sweep_folder
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import Result
 

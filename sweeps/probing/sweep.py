@@ -6,48 +6,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
 
-from ddae.backbones import Backbone
-from ddae.datasets import Dataset
-from ddae.memory import machine_bytes
-from ddae.units import parse_size, size
 from storage.feature_store import FeatureStore
-from storage.ledger import content_key
 from storage.tracking import Tracker
 from sweeps.cli import check_writable
 from sweeps.cluster.pool import FOR_FITS, Pool
-from sweeps.cluster.session import address, check_cluster, one_line, ray_session
+from sweeps.cluster.session import check_cluster, one_line, ray_session
 from sweeps.cluster.tune import Run
 from sweeps.driver import open_run, run_searches
 from sweeps.findings.answer import Answer, choose
 from sweeps.findings.logged import finished_report, incomplete
-from sweeps.flags import ModelAndData, as_flags, check_numbers
+from sweeps.flags import ModelAndData, as_flags
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing import cost, examples
 from sweeps.probing.extractor import Extracted
 from sweeps.probing.filling import Filling
 from sweeps.probing.findings import Findings, warm_start
+from sweeps.probing.plan import estimate, list_blocks, round_size, rules_for, set_up_search, sweep_folder
 from sweeps.probing.publish import publish
 from sweeps.probing.screening import (
     NUM_LABEL_FREE,
-    SEARCH_VAL,
     LabelFree,
     Screening,
     ScreeningRules,
     best_timesteps,
-    bound_search,
-    choose_rungs,
-    least_searched,
-    quarters,
 )
 from sweeps.probing.sections import draw
-from sweeps.probing.source import FeatureSource, Need, load_model, open_source, with_whole_paths
-from sweeps.probing.space import Cell, check_choices, make_space, stored_pooling
+from sweeps.probing.source import FeatureSource, Need, with_whole_paths
 from sweeps.probing.task import ProbeTask
 from sweeps.probing.text import report
 from sweeps.progress import Progress
-from sweeps.search.halving import HalvingSearch, check_search, plan_round_size
+from sweeps.search.halving import HalvingSearch
 from sweeps.search.samplers import find_sampler
 from sweeps.search.task import Fit, Trial
 
@@ -64,163 +53,6 @@ __all__ = [
 
 COLUMNS = "block", "timestep", "sigma", "pooling", "head", "num_images"
 """Params of a trial that MLflow's page of trials shows, in charts and in the table."""
-
-
-class Setup(NamedTuple):
-    task: ProbeTask
-    backbone: Backbone
-    dataset: Dataset
-
-
-def set_up(
-    config: ModelAndData,
-    poolings: tuple[int, ...] = (1,),
-    heads: tuple[str, ...] | None = None,
-    exhaustive: bool = False,
-    seed: int = 0,
-    views: int = 1,
-    metric: str = "accuracy",
-    memory: str = "",
-    gpus_per_fit: float = 0,
-    search_images: int | Literal["auto", "all"] = "all",
-) -> Setup:
-    """Load the network and the dataset that the flags name, and check every name and number against them.
-
-    heads: None where none is to be fitted. exhaustive: whether all cells are fitted on all images at once.
-    search_images: how many training images the search has at most. Raises ValueError for what cannot be searched.
-    """
-    poolings, heads = check_choices(poolings, heads)
-    backbone = load_model(config)
-    space = make_space(backbone, config, poolings, heads)
-    source, dataset = open_source(config, backbone, stored_pooling(poolings))
-    labels = {split: dataset.labels(split) for split in ("train", "val")}
-    task = ProbeTask(
-        source,
-        space,
-        space.sites,
-        labels,
-        dataset.num_classes,
-        (len(labels["train"]),),
-        seed,
-        views,
-        dataset.notes,
-        dataset.twins,
-        metric,
-        parse_memory(memory),
-        gpus_per_fit if source.fits_on != "cpu" else 0,
-    )
-    return Setup(task if exhaustive else bounded(task, search_images), backbone, dataset)
-
-
-def bounded(task: ProbeTask, search_images: int | Literal["auto", "all"]) -> ProbeTask:
-    """The task of a search that has at most so many training images. Where these are not all, it stops no trial on
-    fewer than it would choose by itself: heads on fewer mislead (docs/log.md)."""
-    bound = bound_search(search_images, task.num_train, task.num_classes)
-    if bound == task.num_train:
-        return replace(task, rungs=choose_rungs(bound, task.num_classes)[-2:])
-    return replace(task, rungs=quarters(bound, least_searched(task.num_classes))[-2:], search_val=SEARCH_VAL)
-
-
-def set_up_search(config: LayerNoise) -> Setup:
-    rules_of(config, (1,))  # wrong rules are found before anything is loaded
-    check_search(config.search, config.num_trials, config.round_size)
-    exhaustive = config.search == "grid"
-    check_numbers(config, gpus_per_fit=(0, FOR_FITS))
-    parse_memory(config.memory)
-    if exhaustive and isinstance(config.search_images, int):
-        raise ValueError(
-            f"search_images={config.search_images} bounds a search, and the grid fits every cell on all images; leave "
-            "--search-images out"
-        )
-    found = set_up(
-        config,
-        config.poolings,
-        config.heads,
-        exhaustive,
-        config.seed,
-        config.views,
-        config.metric,
-        config.memory,
-        config.gpus_per_fit,
-        config.search_images,
-    )
-    if (memory := found.task.memory_bytes) and not address() and memory > machine_bytes():
-        raise ValueError(f"memory={config.memory!r} is more than the {size(machine_bytes())} of this machine; lower it")
-    if config.memory:
-        for cell in found.task.space.cells_at({found.task.space.timesteps[0]: found.task.space.block_names}):
-            check_fit(found.task, cell)
-    return found
-
-
-def check_fit(task: ProbeTask, cell: Cell) -> None:
-    """Raises ValueError where a fit of such cells on all images has too little memory."""
-    try:
-        task.check_memory([cell], task.num_train)
-    except ValueError as error:
-        raise ValueError(f"{cell.head} at {cell.block} {cell.pooling}x{cell.pooling}: {error}") from error
-
-
-def parse_memory(text: str) -> int:
-    """--memory in bytes; 0 where it is not given."""
-    try:
-        return parse_size(text) if text else 0
-    except ValueError as error:
-        raise ValueError(f"memory={error}") from error
-
-
-def rules_of(config: LayerNoise, rungs: tuple[int, ...]) -> ScreeningRules:
-    """How a search screens. rungs: all numbers of images from which rounds and rungs are taken."""
-    exhaustive = config.search == "grid"
-    rounds = rungs[:1] if exhaustive or len(rungs) == 1 else rungs[:-1]
-    rounds = rounds[1:] or rounds if config.start == "label-free" else rounds
-    return ScreeningRules(rounds, config.keep, config.finalists, config.start, exhaustive)
-
-
-def rules_for(config: LayerNoise, task: ProbeTask) -> ScreeningRules:
-    """A search that is bounded screens on all of its images, one that is not leaves the last rung to the trials."""
-    rungs = choose_rungs(task.rungs[-1], task.num_classes)
-    return rules_of(config, (*rungs, task.num_train) if task.is_bounded else rungs)
-
-
-def round_size(config: LayerNoise, task: ProbeTask) -> int:
-    """How many cells are proposed at once."""
-    planned = plan_round_size(config.search, config.num_trials, len(task.space.cells))
-    return planned if config.round_size is None else config.round_size
-
-
-def sweep_folder(config: LayerNoise, task: ProbeTask) -> Path:
-    """out/layer-noise-<hash of all that decides the sweep's trials, but for how many there are>."""
-    space, rules = task.space, rules_for(config, task)
-    key = content_key(
-        blocks=space.block_names,
-        timesteps=space.timesteps,
-        poolings=space.poolings,
-        heads=space.heads,
-        trials=[task.key(cell, rung) for cell in space.cells[:1] for rung in task.rungs],
-        search=(config.search, round_size(config, task), config.seed),
-        screening=(rules.rounds, rules.keep, rules.finalists, rules.start),
-    )
-    return config.out / f"{task.name}-{key[:8]}"
-
-
-def list_blocks(config: ModelAndData, every_module: bool = False) -> str:
-    """What the model holds: its blocks, or also every other module that returns a map of the image."""
-    backbone = load_model(config)
-    if every_module:
-        listed = {block.module for block in backbone.blocks}
-        backbone.add_modules(path for path, _ in backbone.network.named_modules() if path not in listed)
-    return cost.block_table(backbone)
-
-
-def estimate(config: LayerNoise, setup: Setup) -> str:
-    """What the sweep will cost."""
-    rules = rules_for(config, setup.task)
-    total, of_search = (cost.least_and_most(setup.task, rules, final) for final in (True, False))
-    costs = cost.estimate(*setup, *total, of_search=of_search)
-    num_trials = min(config.num_trials, len(setup.task.space.cells))
-    if find_sampler(config.search).rounds:
-        costs += f"\ntrials          {num_trials:,}, in rounds of {round_size(config, setup.task):,}"
-    return costs
 
 
 class ProbeSweep:

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save, save_file
 from ddae.backbones import load_backbone
 from sweeps import final_test, hand_over, layer_noise
 from sweeps.probing.extractor import Extractor
+from sweeps.probing.plan import set_up_search
 from sweeps.probing.source import Need
-from sweeps.probing.sweep import set_up_search
 
 
 def keep_one_image(folder):

@@ -13,8 +13,8 @@ import pytest
 from storage.feature_store import FeatureStore
 from sweeps.flags import ModelAndData
 from sweeps.probing.extractor import Extractor
+from sweeps.probing.plan import set_up
 from sweeps.probing.source import Need
-from sweeps.probing.sweep import set_up
 from tests.commands import PATIENCE_SECONDS, PRELOADED, wait_for
 
 NUM_PROCESSES = 8

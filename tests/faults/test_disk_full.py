@@ -13,8 +13,8 @@ from storage.tracking import Tracker
 from sweeps.cluster.pool import Worker
 from sweeps.flags import ModelAndData
 from sweeps.probing.extractor import Extractor
+from sweeps.probing.plan import set_up
 from sweeps.probing.source import Need
-from sweeps.probing.sweep import set_up
 from tests.commands import PATIENCE_SECONDS
 
 

@@ -18,8 +18,8 @@ from sweeps.cluster.pool import FOR_FITS, Pool
 from sweeps.cluster.tune import Run, run_trials
 from sweeps.flags import ModelAndData
 from sweeps.probing.filling import Filling
+from sweeps.probing.plan import set_up
 from sweeps.probing.source import Need
-from sweeps.probing.sweep import set_up
 from sweeps.search.halving import HalvingSearch
 from sweeps.search.task import Resources
 from tests.commands import PATIENCE_SECONDS

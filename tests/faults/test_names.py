@@ -10,8 +10,8 @@ from PIL import Image
 from ddae.datasets import load_dataset
 from storage.tracking import Tracker
 from sweeps.layer_noise import LayerNoise
+from sweeps.probing.plan import set_up_search
 from sweeps.probing.source import Need
-from sweeps.probing.sweep import set_up_search
 
 ODD = [
     "a'b",

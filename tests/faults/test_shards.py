@@ -11,8 +11,8 @@ from storage.ledger import Ledger
 from sweeps.cluster.pool import Worker
 from sweeps.flags import ModelAndData
 from sweeps.probing.extractor import SHARD_ROWS, Extractor
+from sweeps.probing.plan import set_up
 from sweeps.probing.source import Need
-from sweeps.probing.sweep import set_up
 
 COLUMN = "digits/abc/t=60/split=train/block=mid"
 

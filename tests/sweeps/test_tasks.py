@@ -108,7 +108,7 @@ def descent(tiny_model, store) -> Task:
 
 def layer_noise(tiny_model, store) -> Task:
     from sweeps.probing.extractor import Extractor
-    from sweeps.probing.sweep import set_up
+    from sweeps.probing.plan import set_up
 
     flags = ModelAndData(tiny_model, "digits", ("mid", "up.0.0", "up.1.0"), (10, 100), store=str(store))
     task = set_up(flags, poolings=(1, 2), heads=("ridge", "linear"))[0]

@@ -11,10 +11,10 @@ from sweeps.flags import ModelAndData
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing.cost import least_and_most
 from sweeps.probing.extractor import Extractor
+from sweeps.probing.plan import bounded, rules_for, set_up
 from sweeps.probing.screening import SEARCH_VAL, ScreeningRules, bound_search
 from sweeps.probing.source import Need
 from sweeps.probing.space import Cell
-from sweeps.probing.sweep import bounded, rules_for, set_up
 from tests.sweeps.probing.test_task import BLOCK, task_of
 
 CELL = Cell("mid", 10, 1, "linear")

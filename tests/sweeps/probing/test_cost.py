@@ -9,8 +9,8 @@ from sweeps.finetuning import sweep as finetuning
 from sweeps.flags import ModelAndData
 from sweeps.learn_text import LearnText
 from sweeps.probing.cost import least_and_most, share_outside
+from sweeps.probing.plan import set_up
 from sweeps.probing.screening import ScreeningRules
-from sweeps.probing.sweep import set_up
 
 
 def test_list_blocks_prints_a_line_a_block(tiny_model, capsys):

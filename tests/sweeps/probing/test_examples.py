@@ -10,9 +10,9 @@ from storage.ledger import Ledger
 from sweeps.flags import ModelAndData
 from sweeps.probing.examples import find_examples, raw_pixels
 from sweeps.probing.extractor import opened
+from sweeps.probing.plan import set_up
 from sweeps.probing.source import Need
 from sweeps.probing.space import Cell
-from sweeps.probing.sweep import set_up
 
 CELL = Cell("mid", 100, 2, "linear")
 

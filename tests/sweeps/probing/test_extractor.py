@@ -8,8 +8,8 @@ from ddae.features import extract
 from storage.feature_store import FeatureStore
 from sweeps.flags import ModelAndData
 from sweeps.probing.extractor import SHARD_ROWS, Extracted, Extractor, columns_of, list_shards, num_shards
+from sweeps.probing.plan import set_up
 from sweeps.probing.source import Need
-from sweeps.probing.sweep import set_up
 
 EVERY = ("down.0.0", "mid", "up.0.0", "up.2.1")
 

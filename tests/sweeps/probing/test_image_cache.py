@@ -14,8 +14,8 @@ from sweeps.cluster.pool import Worker
 from sweeps.flags import ModelAndData
 from sweeps.probing import cost, image_cache
 from sweeps.probing.extractor import Extractor
+from sweeps.probing.plan import set_up
 from sweeps.probing.source import Need
-from sweeps.probing.sweep import set_up
 from tests.commands import PATIENCE_SECONDS, PRELOADED
 
 BLOCKS = ("mid", "up.0.0")

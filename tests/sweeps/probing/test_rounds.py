@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sweeps.layer_noise import LayerNoise
-from sweeps.probing import sweep
+from sweeps.probing import plan
 
 
 @pytest.fixture(scope="module")
@@ -16,14 +16,14 @@ def config(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def setup(config):
-    return sweep.set_up_search(config)
+    return plan.set_up_search(config)
 
 
 def test_a_default_sweep_is_as_with_rounds_of_4(config, setup):
-    folder = sweep.sweep_folder(config, setup.task)
-    assert sweep.sweep_folder(replace(config, round_size=4), setup.task) == folder
-    assert sweep.sweep_folder(replace(config, num_trials=20), setup.task) == folder
-    assert sweep.sweep_folder(replace(config, round_size=5), setup.task) != folder
+    folder = plan.sweep_folder(config, setup.task)
+    assert plan.sweep_folder(replace(config, round_size=4), setup.task) == folder
+    assert plan.sweep_folder(replace(config, num_trials=20), setup.task) == folder
+    assert plan.sweep_folder(replace(config, round_size=5), setup.task) != folder
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_default_sweep_is_as_with_rounds_of_4(config, setup):
 )
 def test_a_dry_run_says_it(config, setup, flags, line):
     num_cells = len(setup.task.space.cells)
-    text = sweep.estimate(replace(config, **flags), setup)
+    text = plan.estimate(replace(config, **flags), setup)
     if line:
         assert line.format(cells=num_cells, tenth=num_cells // 10) in text
     else:

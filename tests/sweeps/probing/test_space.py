@@ -5,9 +5,9 @@ import pytest
 
 from ddae.backbones import Block
 from sweeps.flags import ModelAndData
+from sweeps.probing.plan import set_up
 from sweeps.probing.source import Need
 from sweeps.probing.space import Cell, Space
-from sweeps.probing.sweep import set_up
 
 SHARES = {"mid": 0.25, "up.0.0": 0.5, "up.1.0": 1.0}
 BLOCKS = tuple(Block(name, 1, "up", channels=8, size=4, flops_share=share) for name, share in SHARES.items())
