@@ -16,7 +16,6 @@ from ddae.probe import to_maps
 from storage.feature_store import FeatureStore
 from storage.ledger import Ledger, content_key
 from sweeps.findings.answer import choose
-from sweeps.layer_noise import LayerNoise
 from sweeps.probing.cost import label_free_needs
 from sweeps.probing.extractor import correct_at
 from sweeps.probing.findings import warm_start
@@ -173,12 +172,19 @@ class Play:
             self.needs += label_free_needs(self.task, draw=1)
         return screening
 
-    def trials(self, sampler: str, rungs: tuple[int, ...], num_trials: int, screening: Screening | None = None) -> None:
+    def trials(
+        self,
+        sampler: str,
+        rungs: tuple[int, ...],
+        num_trials: int,
+        screening: Screening | None = None,
+        round_size: int = 4,
+    ) -> None:
         """The project's search."""
         self.sites = sites = screening.sites if screening else self.task.space.sites
         first = warm_start(self.task, screening) if screening else []
         task = replace(self.task, sites=sites, rungs=rungs)
-        search = HalvingSearch(task, num_trials, sampler, self.seed, LayerNoise.round_size, first=first)
+        search = HalvingSearch(task, num_trials, sampler, self.seed, round_size, first=first)
         while fit := search.ask():
             search.tell(fit, self.fit(*fit, sites))
         self.full = {trial.cell: self.full[trial.cell] for trial in search.trials if trial.cell in self.full}

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import record
@@ -74,10 +74,10 @@ class SleepingBackbone(Backbone):
         }
 
 
-def extract_asleep(pass_seconds: float, source: FeatureSource, need: Need, shard: int) -> Extracted:
+def extract_asleep(pass_seconds: float, source: FeatureSource, *shard: Any) -> Extracted:
     extractor = opened(source)
     extractor.backbone.__class__, extractor.backbone.pass_seconds = SleepingBackbone, pass_seconds
-    return extractor.extract(need, shard)
+    return extractor.extract(*shard)
 
 
 def screen_asleep(

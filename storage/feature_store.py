@@ -1,4 +1,4 @@
-"""Columns of float16 rows as Arrow shards: append-only, checksummed, memory-mapped, read without a copy.
+"""Columns of float16 or uint8 rows as Arrow shards: append-only, checksummed, memory-mapped, read without a copy.
 
 A column is a folder; a shard is one Arrow IPC file in it, `<start>-<stop>.<checksum>.arrow`, that holds one record
 batch with the rows [start, stop). The checksum is of every byte and of the place, because Arrow aborts the process on
@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
@@ -51,24 +51,37 @@ class FeatureStore:
         self.remote = Remote(str(root)) if is_address(root) else None
         self.root = self.remote.cache if self.remote else Path(root)
 
-    def missing(self, column: str, num_rows: int, first: int = 0) -> list[tuple[int, int]]:
+    def names(self, column: str) -> list[str]:
+        """The names of a column's shards, by one listing of where all machines read, sound or not."""
+        names = self.remote.names(column) if self.remote else self._names_here(column)
+        return sorted(name for name in names if SHARD_NAME.fullmatch(name))
+
+    def missing(
+        self, column: str, num_rows: int, first: int = 0, names: Collection[str] | None = None
+    ) -> list[tuple[int, int]]:
         """The ranges of rows in [first, num_rows) that no sound shard holds; a damaged shard is deleted with a
-        warning. At an address, this machine's shards that are gone there are put there again."""
-        shards = self._sound_shards(column, num_rows, first)
+        warning.
+
+        names: the shards that the column is known to have, of which alone those of the rows are opened, and nothing is
+        listed. Without them the column is listed, and this machine's shards that are gone at an address are put there
+        again.
+        """
+        shards = self._sound_shards(column, num_rows, first, names)
         if self.remote:
-            names = self.remote.names(column)
+            there = self.names(column) if names is None else names
             for shard in shards:
-                if shard.path.name not in names:
+                if shard.path.name not in there:
                     self.remote.put(f"{column}/{shard.path.name}", shard.path)
             if gaps := _gaps(shards, num_rows, first):
-                self._fetch(self.remote, column, names, gaps)
-                shards = self._sound_shards(column, num_rows, first)
+                self._fetch(self.remote, column, there, gaps)
+                shards = self._sound_shards(column, num_rows, first, names)
         return _gaps(shards, num_rows, first)
 
     def write(self, column: str, start: int, rows: np.ndarray) -> None:
-        """Publish rows [start, start + len(rows)) of a column, float16 [N, D]; readers see all of them or none."""
-        if rows.dtype != np.float16 or rows.ndim != 2 or not rows.size:
-            raise ValueError(f"column={column!r} takes float16 [N, D], not {rows.dtype} {rows.shape}")
+        """Publish rows [start, start + len(rows)) of a column, float16 or uint8 [N, D]; readers see all of them or
+        none."""
+        if rows.dtype not in (np.float16, np.uint8) or rows.ndim != 2 or not rows.size:
+            raise ValueError(f"column={column!r} takes float16 or uint8 [N, D], not {rows.dtype} {rows.shape}")
         folder = self.root / column
         folder.mkdir(parents=True, exist_ok=True)
         for first in range(0, len(rows), MAX_SHARD_ROWS):
@@ -77,13 +90,13 @@ class FeatureStore:
             self._write_shard(folder / f"{start + first:08d}-{stop:08d}", shard)
 
     def read(self, column: str, num_rows: int, first: int = 0) -> list[np.ndarray]:
-        """Rows [first, num_rows) as read-only float16 [n, D] views of the memory-mapped shards, in order.
+        """Rows [first, num_rows) as read-only [n, D] views of the memory-mapped shards, in order.
 
         Raises LookupError where rows are missing.
         """
         shards = self._sound_shards(column, num_rows, first)
         if self.remote and (gaps := _gaps(shards, num_rows, first)):
-            self._fetch(self.remote, column, self.remote.names(column), gaps)
+            self._fetch(self.remote, column, self.names(column), gaps)
             shards = self._sound_shards(column, num_rows, first)
         if gaps := _gaps(shards, num_rows, first):
             where = self.remote.address if self.remote else self.root
@@ -96,12 +109,12 @@ class FeatureStore:
 
     @contextmanager
     def claimed(self, folder: str, start: int, stop: int) -> Iterator[None]:
-        """One process at a time may write rows [start, stop) of the columns under a folder; what a killed one has left
+        """One process at a time may write rows [start, stop) of the columns in a folder; what a killed one has left
         half-written is deleted."""
         path = self.root / folder / f".{start:08d}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path, says=False):  # the command has said it
-            for part in path.parent.rglob(".[0-9]*.part"):
+            for part in path.parent.glob(".[0-9]*.part"):
                 if start <= int(part.name[1:9]) < stop:
                     part.unlink(missing_ok=True)
             yield
@@ -122,13 +135,21 @@ class FeatureStore:
         extra = {name: values[:num_rows] for name, values in extra.items()}
         write_parquet(np.concatenate(self.read(column, num_rows)), destination, extra)
 
-    def _sound_shards(self, column: str, num_rows: int, first: int) -> list[Shard]:
-        """Those of this machine, in order, each with rows in [first, num_rows) that none before it has."""
+    def _names_here(self, column: str) -> list[str]:
+        with suppress(FileNotFoundError):
+            return os.listdir(self.root / column)
+        return []
+
+    def _sound_shards(
+        self, column: str, num_rows: int, first: int, names: Collection[str] | None = None
+    ) -> list[Shard]:
+        """Those of this machine, in order, each with rows in [first, num_rows) that none before it has. names: which
+        to look for; all that it has if None."""
         shards, covered = [], first
-        for path in sorted((self.root / column).glob("*.arrow")):
-            if not SHARD_NAME.fullmatch(path.name):
+        for name in sorted(self._names_here(column) if names is None else names):
+            if not SHARD_NAME.fullmatch(name):
                 continue
-            start, stop = _range(path.name)
+            path, (start, stop) = self.root / column / name, row_range(name)
             if start >= num_rows:
                 break
             if stop > covered and (rows := self._sound(path)) is not None:
@@ -150,9 +171,9 @@ class FeatureStore:
                 log.warning("damaged shard %s (%s); it is deleted and will be %s again", path, error, again)
             return None
 
-    def _fetch(self, remote: Remote, column: str, names: set[str], gaps: list[tuple[int, int]]) -> None:
+    def _fetch(self, remote: Remote, column: str, names: Collection[str], gaps: list[tuple[int, int]]) -> None:
         """The shards of these names that have rows in the gaps."""
-        ranges = {name: _range(name) for name in names if SHARD_NAME.fullmatch(name)}
+        ranges = {name: row_range(name) for name in names}
         wanted = [name for name, (start, stop) in ranges.items() if any(start < b and a < stop for a, b in gaps)]
         (self.root / column).mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(NUM_STREAMS) as pool:
@@ -185,9 +206,9 @@ class FeatureStore:
         return None
 
     def _write_shard(self, place: Path, rows: np.ndarray) -> None:
-        values = pa.Array.from_buffers(pa.float16(), rows.size, [None, pa.py_buffer(rows)])
+        values = pa.Array.from_buffers(pa.from_numpy_dtype(rows.dtype), rows.size, [None, pa.py_buffer(rows)])
         batch = pa.record_batch([pa.FixedSizeListArray.from_arrays(values, rows.shape[1])], [FIELD])
-        with scratch(place) as part:
+        with scratch(place.parent.with_name(place.name)) as part:  # where claimed() finds it without listing columns
             with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
                 writer.write_batch(batch)
             with pa.memory_map(str(part)) as written:
@@ -224,7 +245,8 @@ def _gaps(shards: list[Shard], num_rows: int, first: int) -> list[tuple[int, int
     return [(stop, start) for stop, start in zip(stops, starts, strict=True) if stop < start]
 
 
-def _range(name: str) -> tuple[int, int]:
+def row_range(name: str) -> tuple[int, int]:
+    """The rows [start, stop) of a shard, from its name."""
     start, stop = name.split(".")[0].split("-")
     return int(start), int(stop)
 

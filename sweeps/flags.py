@@ -82,6 +82,9 @@ class ModelAndData(ImagesAndLabels, Inputs):
     in the DDAE paper."""
     text_embedding: str = ""
     """Stable Diffusion alone: a text embedding that sweeps/learn_text.py has learned, instead of the null text."""
+    cache_images: bool = True
+    """Keep decoded images beside the store, as numbers of one byte, so that frozen features at several timesteps decode
+    each file once a machine. Latent models keep latents instead."""
     weights: str = ""
     """File of tensors that replace the network's own, as sweeps/finetune.py writes it."""
     dry_run: bool = False

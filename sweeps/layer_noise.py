@@ -43,9 +43,9 @@ class LayerNoise(ModelAndData):
     four as often as 1,000 are left, and 50 a class; all is every image."""
     num_trials: int = 40
     """Cells that optuna or random try."""
-    round_size: int = 4
-    """Cells that optuna proposes at once, to be fitted side by side; raise it where there are more CPUs. What is tried
-    depends on it, and not on the CPUs."""
+    round_size: int | None = None
+    """Cells that optuna proposes at once, to be fitted side by side; by default a tenth of the trials, 4 at least. What
+    is tried depends on it, and not on the CPUs."""
     keep: float = 0.5
     """Share of the timesteps that stay after each round of screening; --keep 0.25 --finalists 1 is the thriftiest."""
     finalists: int = 2

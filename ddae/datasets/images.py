@@ -50,6 +50,8 @@ class Images:
     """Under which version 0.2 knew the same files; it may have shown them otherwise, which reading.shown says."""
     has_own_test: bool = True
     """Whether the test images are official, not a fifth of every class."""
+    in_memory: bool = False
+    """Whether reading them costs nothing."""
 
     def __post_init__(self) -> None:
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
@@ -71,7 +73,9 @@ def in_memory(
         return pixels[torch.from_numpy(np.asarray(rows))].expand(-1, 3, -1, -1)
 
     digests = tuple(xxhash.xxh3_128(image.tobytes()).hexdigest() for image in pixels.numpy())
-    return Images(classes, labels, num_train, read, fingerprint, digests=digests, has_own_test=has_own_test)
+    return Images(
+        classes, labels, num_train, read, fingerprint, digests=digests, has_own_test=has_own_test, in_memory=True
+    )
 
 
 def image_files(

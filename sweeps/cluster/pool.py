@@ -83,6 +83,7 @@ class Pool:
         self._nodes: dict[ray.actor.ActorHandle, str] = {}
         self._free: asyncio.Queue[ray.actor.ActorHandle | Exception] = asyncio.Queue()
         self._num_calls = self._num_failed = 0
+        self._warned: set[str] = set()
         self._starting: set[asyncio.Task] = set()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -118,7 +119,9 @@ class Pool:
         finally:
             self._num_calls -= 1
         for message in warnings:
-            log.warning(message)
+            if message not in self._warned:  # by another worker, of what they share
+                self._warned.add(message)
+                log.warning(message)
         self.busy.append(worked)
         return result
 

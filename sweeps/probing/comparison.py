@@ -109,8 +109,9 @@ def estimate(config: Similarity) -> str:
     setups = set_up_all(config)
     texts = []
     for setup in setups:
-        passes = num_passes(setup.task, min(config.num_images, setups[0].task.num_train))
-        texts.append(f"{setup.task.source.backbone}\n{cost.estimate(*setup, passes, passes)}\n")
+        num_images = min(config.num_images, setups[0].task.num_train)
+        passes = num_passes(setup.task, num_images)
+        texts.append(f"{setup.task.source.backbone}\n{cost.estimate(*setup, passes, passes, num_images)}\n")
     return "\n".join(texts)
 
 

@@ -13,6 +13,7 @@ from ddae.backbones import Backbone
 from ddae.backbones.offload import largest_layer_bytes, size_bytes
 from ddae.datasets import Dataset
 from ddae.features import extract
+from ddae.heads import find_head
 from ddae.units import duration, rounded, size
 from sweeps.cli import aligned
 from sweeps.probing.screening import NUM_LABEL_FREE, Screening, ScreeningRules
@@ -20,6 +21,9 @@ from sweeps.probing.source import Need
 from sweeps.probing.space import Cell
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import Trial
+
+TIMED_ROWS, TIMED_NUMBERS = 1280, 2**23
+"""Images, and numbers of them, on which a head is timed at most."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +108,18 @@ def estimate(
     dataset: Dataset,
     least: float,
     most: float,
+    num_images: int | None = None,
     of_search: tuple[float, float] = (0, 0),
 ) -> str:
     """What at least and at most so many full forward passes cost, by timing up to 32 images on one thread, as a worker
-    has. of_search: those of a bounded search among them."""
+    has. num_images: how many images they are of at most; if None, all of train and val. of_search: those of a bounded
+    search among them."""
     torch.set_num_threads(1)
     space, source = task.space, task.source
     rows = dataset.splits["train"][: 32 if backbone.flops < 1e10 else 1]
     seconds, encoding_seconds = time_passes(task, backbone, dataset, rows)
     num_encodings = (task.views * task.num_train + task.num_val) if source.encoder else 0
+    kept = 3 * backbone.image_size**2 * (num_images or task.num_train + task.num_val)
     latent_bytes = 2 * math.prod(backbone.encoder.shape) * num_encodings
     bytes_per_pass = space.bytes_per_image(source.key.pooling) / space.pass_share(space.block_names)
     sizes = [size(num * bytes_per_pass + latent_bytes) for num in (least, most)]
@@ -135,8 +142,15 @@ def estimate(
         f"one pass        {rounded(backbone.flops / 1e9, 3)} GFLOP an image, {rounded(1000 * seconds, 3)} ms on "
         f"{source.settings.device}",
         f"features        {' to '.join(dict.fromkeys(sizes))} in {source.store}",
+        *(
+            [f"decoded images  at most {size(kept)} beside them; --no-cache-images keeps none"]
+            if source.cache_images
+            else []
+        ),
         f"extraction      {' to '.join(dict.fromkeys(extraction))}, divided by the number of cores or GPUs",
     ]
+    if space.heads:
+        lines.append(f"a fit           {fits(task)}")
     if source.settings.offload:
         lines.append(f"offload         {offloaded(backbone, source.settings.device)}")
     if source.encoder:
@@ -146,6 +160,33 @@ def estimate(
             f"{rounded(1000 * encoding_seconds, 3)} ms an image",
         )
     return "\n".join(lines)
+
+
+def fits(task: ProbeTask) -> str:
+    """What the widest cells take when they are fitted on all images: memory, and seconds of every head, of a part of
+    the images and of random features."""
+    cells = task.space.cells_at({task.space.timesteps[0]: task.space.block_names})
+    held, streamed = map(max, zip(*(task.fit_bytes([cell], task.num_train) for cell in cells), strict=True))
+    said = f"up to {size(held)}" if held <= task.memory else f"up to {size(2 * streamed)}, its features block by block"
+    seconds = []
+    for head in task.space.heads:
+        widest = max((cell for cell in cells if cell.head == head), key=task.space.num_features)
+        seconds.append(f"{duration(fit_seconds(task, widest))} of {head}")
+    return f"{said}, of {size(task.memory)} that it may have; up to {', '.join(seconds)} on all images"
+
+
+def fit_seconds(task: ProbeTask, cell: Cell) -> float:
+    """How long a fit on all images takes, from one on as many as the heads' fewest steps see."""
+    num_features, num_train = task.space.num_features(cell), task.views * task.num_train
+    num_rows = min(num_train, TIMED_ROWS, max(task.num_classes, TIMED_NUMBERS // num_features))
+    generator = torch.Generator().manual_seed(0)
+    shape = num_rows, num_features // cell.pooling**2, cell.pooling, cell.pooling
+    maps = torch.randn(shape, generator=generator).to(task.device)
+    labels = torch.randint(task.num_classes, (num_rows,), generator=generator).to(task.device)
+    head, sizes = find_head(cell.head)
+    started = time.perf_counter()
+    head.fit(maps, labels, task.num_classes, task.seed, *sizes)
+    return (time.perf_counter() - started) * num_train / num_rows
 
 
 def offloaded(backbone: Backbone, device: str) -> str:

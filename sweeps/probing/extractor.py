@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -18,13 +18,16 @@ from ddae.datasets import load_dataset
 from ddae.features import extract, read_view
 from ddae.pooling import pool
 from ddae.probe import to_maps
-from storage.feature_store import FeatureStore
+from storage.feature_store import NUM_STREAMS, FeatureStore, row_range
 from storage.ledger import Ledger, content_key
-from sweeps.probing.source import FeatureSource, Need
+from sweeps.probing.image_cache import ImageCache
+from sweeps.probing.source import SHARD_ROWS, FeatureSource, Need
 from sweeps.search.task import pack, unpack
 
-SHARD_ROWS = 512
-"""Images between two publications: what a kill can lose."""
+Stored = dict[str, list[str]]
+"""column -> the names of its files that have rows of one shard"""
+Gaps = dict[str, list[tuple[int, int]]]
+"""block -> ranges of rows that it lacks, of the blocks that lack some"""
 
 
 @dataclass(frozen=True)
@@ -57,29 +60,31 @@ class Extractor:
                 f"{source.backbone} or {source.dataset} on {socket.gethostname()} is not the one the sweep was "
                 "started with"
             )
+        self.images = ImageCache(source, self.dataset, self.backbone.image_size) if source.cache_images else None
+        if self.images:
+            self.dataset = replace(self.dataset, images=replace(self.dataset.images, read=self.images.read))
         self.passes, self.num_encoded = 0.0, 0
         self._described: set[tuple[int, int]] = set()
 
-    def encode(self, need: Need, shard: int) -> None:
+    def encode(self, need: Need, shard: int, stored: Stored | None = None) -> None:
         """Fill a shard of the latents of a need's images, which serve every timestep."""
-        self.latents(need.split, need.view, *rows_of(need, shard))
+        column, (start, stop) = self.source.latents(need.split, need.view), rows_of(need, shard)
+        if self.store.missing(column, stop, start, stored[column] if stored else None):
+            self._encode(need.split, need.view, start, stop)
 
-    def extract(self, need: Need, shard: int) -> Extracted:
+    def extract(self, need: Need, shard: int, stored: Stored | None = None) -> Extracted:
         """Fill a shard of a need, passing no image again whose features stand in the store: its missing rows, each once
         for all blocks that miss it, cut where a gap begins or ends. Of several sweeps that want them one extracts, and
-        the others wait."""
+        the others wait.
+
+        stored: what was listed of the shard; every column is listed where it is not given.
+        """
         start, stop = rows_of(need, shard)
         before = self.passes
-
-        def gaps(blocks: Iterable[str]) -> dict[str, list[tuple[int, int]]]:
-            found = {block: self.store.missing(self.source.column(need, block), stop, start) for block in blocks}
-            return {block: its_gaps for block, its_gaps in found.items() if its_gaps}
-
-        if lacking := gaps(need.blocks):
+        if lacking := self._lacking(need, shard, need.blocks, stored):
             self._describe(need.draw, need.view)
-            folder = f"{self.source.folder(need.draw, need.view)}/t={need.timestep}/split={need.split}"
-            with self.store.claimed(folder, start, start + SHARD_ROWS):
-                lacking = gaps(lacking)
+            with self.store.claimed(folder_of(self.source, need), start, start + SHARD_ROWS):
+                lacking = self._still_lacking(need, shard, lacking)
                 edges = {edge for its_gaps in lacking.values() for gap in its_gaps for edge in gap}
                 for first, last in pairwise(sorted(edges)):
                     blocks = [b for b, its in lacking.items() if any(i <= first and last <= j for i, j in its)]
@@ -89,8 +94,8 @@ class Extractor:
 
     def ensure(self, need: Need) -> None:
         """Fill all shards of a need."""
-        for shard in range(num_shards(need)):
-            self.extract(need, shard)
+        for shard, stored in enumerate(list_shards(self.store, columns_of(self.source, need), need.num_images)):
+            self.extract(need, shard, stored)
 
     def read(self, need: Need, block: str, device: str = "cpu") -> Tensor:
         """float32 [num_images, C, g, g] from the store. Raises LookupError where it lacks some."""
@@ -104,20 +109,48 @@ class Extractor:
     def latents(self, split: str, view: int, start: int, stop: int) -> np.ndarray:
         """float16 [stop - start, C * S * S], from the store; what it lacks is encoded first."""
         column = self.source.latents(split, view)
-        if self.store.missing(column, stop, start):
-            shard = start // SHARD_ROWS * SHARD_ROWS
-            with self.store.claimed(column, shard, shard + SHARD_ROWS):
-                for first, last in self.store.missing(column, stop, start):
-                    key = replace(self.source.key, view=view)
-                    images = read_view(self.dataset, self.dataset.splits[split][first:last], key)
-                    self.store.write(column, first, self.backbone.encode(images).flatten(1).half().cpu().numpy())
-                    self.num_encoded += last - first
-        parts = self.store.read(column, stop, start)
+        try:
+            parts = self.store.read(column, stop, start)
+        except LookupError:
+            self._encode(split, view, start, stop)
+            parts = self.store.read(column, stop, start)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _encode(self, split: str, view: int, start: int, stop: int) -> None:
+        column, shard = self.source.latents(split, view), start // SHARD_ROWS * SHARD_ROWS
+        with self.store.claimed(column.rpartition("/")[0], shard, shard + SHARD_ROWS):
+            for first, last in self.store.missing(column, stop, start):
+                key = replace(self.source.key, view=view)
+                images = read_view(self.dataset, self.dataset.splits[split][first:last], key)
+                self.store.write(column, first, self.backbone.encode(images).flatten(1).half().cpu().numpy())
+                self.num_encoded += last - first
+
+    def _lacking(self, need: Need, shard: int, blocks: Iterable[str], stored: Stored | None = None) -> Gaps:
+        start, stop = rows_of(need, shard)
+        columns = {block: self.source.column(need, block) for block in blocks}
+        found = {
+            block: self.store.missing(column, stop, start, stored[column] if stored else None)
+            for block, column in columns.items()
+        }
+        return {block: gaps for block, gaps in found.items() if gaps}
+
+    def _still_lacking(self, need: Need, shard: int, lacking: Gaps) -> Gaps:
+        """What blocks lack once the shard is claimed: others may have published it meanwhile. The column that lacks the
+        most, and of these the deepest block's, is listed alone; while it is as it was, no pass would get shorter."""
+
+        def missing(block: str) -> tuple[int, float]:
+            return sum(stop - start for start, stop in lacking[block]), self.backbone.block(block).flops_share
+
+        most = max(lacking, key=missing)
+        if self._lacking(need, shard, [most]) == {most: lacking[most]}:
+            return lacking
+        return self._lacking(need, shard, lacking)
 
     def _extract(self, need: Need, start: int, stop: int, blocks: list[str]) -> None:
         rows = self.dataset.splits[need.split][start:stop]
         key = replace(self.source.key, draw=need.draw, view=need.view)
+        if self.images and need.split != "test":  # which is read once
+            self.images.fill(need.split, start, stop)
         encoded = self.latents(need.split, need.view, start, stop) if self.source.encoder else None
         features = extract(self.backbone, self.dataset, rows, need.timestep, blocks, key, encoded=encoded)
         self.passes += len(rows) * max(self.backbone.block(block).flops_share for block in blocks)
@@ -143,12 +176,12 @@ def opened(source: FeatureSource) -> Extractor:
     return Extractor(source)
 
 
-def encode_shard(source: FeatureSource, need: Need, shard: int) -> None:
-    opened(source).encode(need, shard)
+def encode_shard(source: FeatureSource, need: Need, shard: int, stored: Stored | None = None) -> None:
+    opened(source).encode(need, shard, stored)
 
 
-def extract_shard(source: FeatureSource, need: Need, shard: int) -> Extracted:
-    return opened(source).extract(need, shard)
+def extract_shard(source: FeatureSource, need: Need, shard: int, stored: Stored | None = None) -> Extracted:
+    return opened(source).extract(need, shard, stored)
 
 
 def screen(source: FeatureSource, need: Need, poolings: tuple[int, ...]) -> tuple[np.ndarray, float]:
@@ -189,6 +222,27 @@ def score(
         x, y, z = (pool(extractor.read(need, block, device), 1).flatten(1) for need in (first, second, noisier))
         scores[block] = label_free.measure(x, y, z, labels, extractor.dataset.num_classes)
     return scores
+
+
+def list_shards(store: FeatureStore, columns: Sequence[str], num_images: int) -> list[Stored]:
+    """What the columns are said to have of each shard of so many images; each column is listed once."""
+    shards: list[Stored] = [{column: [] for column in columns} for _ in range(-(-num_images // SHARD_ROWS))]
+    with ThreadPoolExecutor(NUM_STREAMS) as together:  # a store at an address answers late
+        for column, names in zip(columns, together.map(store.names, columns), strict=True):
+            for name in names:
+                start, stop = row_range(name)
+                for shard in shards[start // SHARD_ROWS : -(-stop // SHARD_ROWS)]:
+                    shard[column].append(name)
+    return shards
+
+
+def columns_of(source: FeatureSource, need: Need) -> list[str]:
+    return [source.column(need, block) for block in need.blocks]
+
+
+def folder_of(source: FeatureSource, need: Need) -> str:
+    """The folder that a need's columns lie in."""
+    return source.column(need, "").rpartition("/")[0]
 
 
 def num_shards(need: Need) -> int:

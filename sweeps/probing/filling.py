@@ -7,8 +7,19 @@ from dataclasses import replace
 
 import numpy as np
 
+from storage.feature_store import FeatureStore
 from sweeps.cluster.pool import Pool
-from sweeps.probing.extractor import Extracted, encode_shard, extract_shard, num_shards, score, screen
+from sweeps.probing.extractor import (
+    Extracted,
+    Stored,
+    columns_of,
+    encode_shard,
+    extract_shard,
+    folder_of,
+    list_shards,
+    score,
+    screen,
+)
 from sweeps.probing.source import FeatureSource, Need
 
 Scores = dict[str, dict[str, float]]
@@ -30,6 +41,7 @@ class Filling:
         on_step: Callable[[], None] = lambda: None,
     ):
         self.source, self.pool, self.on_extracted, self.on_step = source, pool, on_extracted, on_step
+        self.store = FeatureStore(source.store)
         self.screening_seconds = 0.0
         """Summed over workers."""
         self._filled: dict[Need, asyncio.Task] = {}
@@ -48,12 +60,15 @@ class Filling:
     async def encode(self, needs: Sequence[Need]) -> None:
         """Ends when the latents of the needs' images stand in the store."""
 
-        async def encode_one(need: Need, shard: int) -> None:
-            await self.pool.call(encode_shard, self.source, need, shard)
+        async def encode_one(need: Need, shard: int, stored: Stored) -> None:
+            await self.pool.call(encode_shard, self.source, need, shard, stored)
             self.on_step()
 
-        shards = [(need, shard) for need in needs for shard in range(num_shards(need))]
-        await asyncio.gather(*(encode_one(*each) for each in shards))
+        async def encode_all(need: Need) -> None:
+            shards = enumerate(await self._listed([self.source.latents(need.split, need.view)], need))
+            await asyncio.gather(*(encode_one(need, *each) for each in shards))
+
+        await asyncio.gather(*map(encode_all, needs))
 
     async def screen(self, needs: Sequence[Need], poolings: Mapping[str, tuple[int, ...]]) -> dict[Need, np.ndarray]:
         """For each need of one block: which of its images leave-one-out ridge classifies correctly, bool [num_images].
@@ -92,14 +107,20 @@ class Filling:
     async def _fill(self, need: Need) -> None:
         """Latents first, so that no image is encoded twice."""
         if self.source.encoder:
-            await self._fill_shards(encode_shard, self.source.latents(need.split, need.view), need)
-        await self._fill_shards(extract_shard, self.source.column(need, ""), need)
+            latents = self.source.latents(need.split, need.view)
+            await self._fill_shards(encode_shard, latents, [latents], need)
+        await self._fill_shards(extract_shard, folder_of(self.source, need), columns_of(self.source, need), need)
 
-    async def _fill_shards(self, fill: Callable, column: str, need: Need) -> None:
-        async def fill_one(shard: int) -> None:
-            async with self._shards[column, shard]:
-                extracted = await self.pool.call(fill, self.source, need, shard)
+    async def _fill_shards(self, fill: Callable, folder: str, columns: list[str], need: Need) -> None:
+        async def fill_one(shard: int, stored: Stored) -> None:
+            async with self._shards[folder, shard]:
+                extracted = await self.pool.call(fill, self.source, need, shard, stored)
             if extracted is not None:
                 self.on_extracted(extracted)
 
-        await asyncio.gather(*map(fill_one, range(num_shards(need))))
+        shards = enumerate(await self._listed(columns, need))
+        await asyncio.gather(*(fill_one(*each) for each in shards))
+
+    async def _listed(self, columns: list[str], need: Need) -> list[Stored]:
+        """Done here, once a column, so that no worker has to ask for each of its shards."""
+        return await asyncio.to_thread(list_shards, self.store, columns, need.num_images)

@@ -45,6 +45,8 @@ class Findings:
     folder: Path
     tracked: str
     """How a person sees the trials in MLflow."""
+    round_size: int | None = None
+    """How many cells were proposed at once; None where all were."""
 
     @property
     def trials(self) -> list[dict[str, Value]]:

@@ -180,7 +180,7 @@ def estimate(config: LabelFreeRanking) -> str:
     steps, setup = checked_set_up(config)
     others = max(0, len(steps) - 1) / len(setup.task.space.timesteps)
     passes = num_passes(setup.task, config.num_images) * (1 + others)
-    return cost.estimate(*setup, passes, passes)
+    return cost.estimate(*setup, passes, passes, min(config.num_images, setup.task.num_train))
 
 
 def checked_set_up(config: LabelFreeRanking) -> tuple[dict[int, Path], Setup]:

@@ -22,6 +22,8 @@ from sweeps.findings.folder import started_in
 from sweeps.flags import SEEDS, ImagesAndLabels, ModelAndData, check_numbers
 
 VAL_FRACTION = 0.2
+SHARD_ROWS = 512
+"""Images between two publications: what a kill can lose."""
 
 Flags = TypeVar("Flags", bound=ModelAndData)
 
@@ -59,6 +61,8 @@ class FeatureSource:
     """How workers read the images, which need not open all of them again."""
     images: str = ""
     """Images.fingerprint, by which a worker knows the set; the key may hold the one that version 0.2 knew it by."""
+    cache_images: bool = False
+    """Whether decoded images are kept beside the store."""
 
     @property
     def fits_on(self) -> str:
@@ -109,6 +113,7 @@ def open_source(config: ModelAndData, backbone: Backbone, pooling: int) -> tuple
         ),
         reading=replace(dataset.images.reading, check=False),
         images=dataset.images.fingerprint,
+        cache_images=config.cache_images and not dataset.images.in_memory and not backbone.encoder.fingerprint,
     )
     for note in dataset.notes[: 1 if config.check_data else None]:
         log.warning(f"{config.dataset}: {note}")

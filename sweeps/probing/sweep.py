@@ -10,13 +10,14 @@ from typing import Literal, NamedTuple
 
 from ddae.backbones import Backbone
 from ddae.datasets import Dataset
-from ddae.units import parse_size
+from ddae.memory import machine_bytes
+from ddae.units import parse_size, size
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
 from storage.tracking import Tracker
 from sweeps.cli import check_writable
 from sweeps.cluster.pool import FOR_FITS, Pool
-from sweeps.cluster.session import check_cluster, one_line, ray_session
+from sweeps.cluster.session import address, check_cluster, one_line, ray_session
 from sweeps.cluster.tune import Run
 from sweeps.driver import open_run, run_searches
 from sweeps.findings.answer import Answer, choose
@@ -42,11 +43,12 @@ from sweeps.probing.screening import (
 )
 from sweeps.probing.sections import draw
 from sweeps.probing.source import FeatureSource, Need, load_model, open_source, with_whole_paths
-from sweeps.probing.space import check_choices, make_space, stored_pooling
+from sweeps.probing.space import Cell, check_choices, make_space, stored_pooling
 from sweeps.probing.task import ProbeTask
 from sweeps.probing.text import report
 from sweeps.progress import Progress
-from sweeps.search.halving import HalvingSearch, check_search
+from sweeps.search.halving import HalvingSearch, check_search, plan_round_size
+from sweeps.search.samplers import find_sampler
 from sweeps.search.task import Fit, Trial
 
 __all__ = [
@@ -130,7 +132,7 @@ def set_up_search(config: LayerNoise) -> Setup:
             f"search_images={config.search_images} bounds a search, and the grid fits every cell on all images; leave "
             "--search-images out"
         )
-    return set_up(
+    found = set_up(
         config,
         config.poolings,
         config.heads,
@@ -142,6 +144,20 @@ def set_up_search(config: LayerNoise) -> Setup:
         config.gpus_per_fit,
         config.search_images,
     )
+    if (memory := found.task.memory_bytes) and not address() and memory > machine_bytes():
+        raise ValueError(f"memory={config.memory!r} is more than the {size(machine_bytes())} of this machine; lower it")
+    if config.memory:
+        for cell in found.task.space.cells_at({found.task.space.timesteps[0]: found.task.space.block_names}):
+            check_fit(found.task, cell)
+    return found
+
+
+def check_fit(task: ProbeTask, cell: Cell) -> None:
+    """Raises ValueError where a fit of such cells on all images has too little memory."""
+    try:
+        task.check_memory([cell], task.num_train)
+    except ValueError as error:
+        raise ValueError(f"{cell.head} at {cell.block} {cell.pooling}x{cell.pooling}: {error}") from error
 
 
 def parse_memory(text: str) -> int:
@@ -166,6 +182,12 @@ def rules_for(config: LayerNoise, task: ProbeTask) -> ScreeningRules:
     return rules_of(config, (*rungs, task.num_train) if task.is_bounded else rungs)
 
 
+def round_size(config: LayerNoise, task: ProbeTask) -> int:
+    """How many cells are proposed at once."""
+    planned = plan_round_size(config.search, config.num_trials, len(task.space.cells))
+    return planned if config.round_size is None else config.round_size
+
+
 def sweep_folder(config: LayerNoise, task: ProbeTask) -> Path:
     """out/layer-noise-<hash of all that decides the sweep's trials, but for how many there are>."""
     space, rules = task.space, rules_for(config, task)
@@ -175,7 +197,7 @@ def sweep_folder(config: LayerNoise, task: ProbeTask) -> Path:
         poolings=space.poolings,
         heads=space.heads,
         trials=[task.key(cell, rung) for cell in space.cells[:1] for rung in task.rungs],
-        search=(config.search, config.round_size, config.seed),
+        search=(config.search, round_size(config, task), config.seed),
         screening=(rules.rounds, rules.keep, rules.finalists, rules.start),
     )
     return config.out / f"{task.name}-{key[:8]}"
@@ -194,7 +216,11 @@ def estimate(config: LayerNoise, setup: Setup) -> str:
     """What the sweep will cost."""
     rules = rules_for(config, setup.task)
     total, of_search = (cost.least_and_most(setup.task, rules, final) for final in (True, False))
-    return cost.estimate(*setup, *total, of_search)
+    costs = cost.estimate(*setup, *total, of_search=of_search)
+    num_trials = min(config.num_trials, len(setup.task.space.cells))
+    if find_sampler(config.search).rounds:
+        costs += f"\ntrials          {num_trials:,}, in rounds of {round_size(config, setup.task):,}"
+    return costs
 
 
 class ProbeSweep:
@@ -262,7 +288,8 @@ class Search(ProbeSweep):
     def search(self, screening: Screening) -> tuple[Trial, ...]:
         """Try cells at the sites that screening has left."""
         config, task = self.config, replace(self.task, sites=screening.sites)
-        rules, first = (config.num_trials, config.search, config.seed, config.round_size), warm_start(task, screening)
+        size = round_size(config, self.task)
+        rules, first = (config.num_trials, config.search, config.seed, size), warm_start(task, screening)
         return self._run(HalvingSearch(task, *rules, first=first), "search")
 
     def answer(self, screening: Screening, trials: tuple[Trial, ...]) -> Answer:
@@ -284,8 +311,9 @@ class Search(ProbeSweep):
         shown = self._on_a_worker("report", examples.find_examples, task, answer.cell, answer.result.run_seconds)
         spent = self._cost(task, screening, trials, answer)
         found = Findings(
-            task, trials, answer, screening, label_free, raw_pixels, shown, spent, folder, self.tracker.where
-        )
+            task, trials, answer, screening, label_free, raw_pixels, shown, spent, folder, self.tracker.where,
+            round_size(self.config, self.task) if find_sampler(self.config.search).rounds else None,
+        )  # fmt: skip
         began = time.time()
         drawn, undrawn = draw(found, folder / "figures")
         self.pool.busy.append((began, time.time()))

@@ -213,13 +213,7 @@ class ProbeTask:
 
         Raises LookupError where the store lacks some, ValueError where the memory is too small in either way.
         """
-        held, streamed = self.fit_bytes(cells, num_train)
-        hold = hold and held <= self.memory
-        if not hold and 2 * streamed > self.memory:
-            raise ValueError(
-                f"a fit takes {size(min(held, 2 * streamed))} and may have {size(self.memory)}: raise --memory, or "
-                "take smaller poolings or heads"
-            )
+        hold = self.check_memory(cells, num_train) and hold
         poolings = dict.fromkeys(cell.pooling for cell in cells)
         limit = None if hold else self.memory
         return (
@@ -243,6 +237,17 @@ class ProbeTask:
             return {p: Streamed(shards, channels, p, self.device, memory_bytes) for p in poolings}, labels
         maps = to_maps(shards, channels, self.device)
         return {pooling: pool(maps, pooling) for pooling in poolings}, labels
+
+    def check_memory(self, cells: Sequence[Cell], num_train: int) -> bool:
+        """Whether fits of cells of one site may hold their features. Raises ValueError where the memory is too small
+        for streamed ones as well."""
+        held, streamed = self.fit_bytes(cells, num_train)
+        if held > self.memory < 2 * streamed:
+            raise ValueError(
+                f"a fit takes {size(min(held, 2 * streamed))} and may have {size(self.memory)}: raise --memory, or "
+                "take smaller poolings or heads"
+            )
+        return held <= self.memory
 
     def fit_bytes(self, cells: Sequence[Cell], num_train: int) -> tuple[int, int]:
         """What fits of cells of one site take where features are held; beside streamed ones, of which a fit holds

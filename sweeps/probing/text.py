@@ -105,6 +105,7 @@ def facts(found: Findings) -> dict[str, str]:
     on_all = f", fitted on all {task.num_train:,} images and judged on all {task.num_val:,}" * task.is_bounded
     stopped = sum(trial.stopped_early for trial in found.tried)
     timesteps = ", ".join(map(str, found.screening.sites))
+    in_rounds = f" in rounds of {found.round_size}" if found.round_size else ""
     new = "" if cost.new_passes else "; all of it was in the store"
     return {
         "answer": f"{answer.cell.name} ({answer.result.params['setting']}): {chosen_text(found, answer.result)} on val"
@@ -113,7 +114,7 @@ def facts(found: Findings) -> dict[str, str]:
         **images_facts(found),
         "without labels": without_labels(found),
         "cells": f"{len(space.cells):,}; screening left {len(space.cells_at(found.screening.sites))}, at t = "
-        f"{timesteps}; {len(found.tried)} tried, {stopped} stopped early",
+        f"{timesteps}; {len(found.tried)} tried{in_rounds}, {stopped} stopped early",
         **({"search passes": passes_text(cost, cost.search_passes)} if task.is_bounded else {}),
         **({"final passes": f"{passes_text(cost, cost.final_passes)}, for the answer"} if task.is_bounded else {}),
         "cost": passes_text(cost, cost.passes, " forward passes") + f"{new}; {cost.head_seconds:.0f} s of heads",

@@ -18,11 +18,23 @@ NUM_GOOD = 25
 """How many of the best it remembers for good; TPE never counts more as good ones."""
 
 
-def check_search(sampler: str, num_trials: int, round_size: int) -> None:
+MIN_ROUND_SIZE = 4
+NUM_ROUNDS = 10
+"""Rounds that a search is planned for, if they are large enough."""
+
+
+def plan_round_size(sampler: str, num_trials: int, num_cells: int) -> int:
+    """How many cells are proposed at once where nobody says it, so that many trials keep many slots busy: a function of
+    the plan, not of the cluster, because what is tried depends on it."""
+    num_trials = min(num_trials, num_cells) if find_sampler(sampler).rounds else 0
+    return max(MIN_ROUND_SIZE, num_trials // NUM_ROUNDS)
+
+
+def check_search(sampler: str, num_trials: int, round_size: int | None = None) -> None:
     """Raises ValueError for what no search can have."""
     find_sampler(sampler)
     for name, number in (("num_trials", num_trials), ("round_size", round_size)):
-        if number < 1:
+        if number is not None and number < 1:
             raise ValueError(f"{name}={number} must be 1 or more")
 
 
@@ -45,7 +57,7 @@ class HalvingSearch:
         num_trials: int,
         sampler: str = "optuna",
         seed: int = 0,
-        round_size: int = 4,
+        round_size: int = MIN_ROUND_SIZE,
         cells: Sequence[Cell] | None = None,
         first: Sequence[Cell] = (),
     ):

@@ -70,7 +70,7 @@ CASES = [
     (["--memory", "-1GB"], "memory="),
     (["--memory", "0GB"], "memory='0GB' is no size"),
     (["--memory", "1MB"], "MB and may have 1 MB: raise --memory, or take smaller poolings or heads"),
-    (["--memory", "9000TB"], "lower --memory"),
+    (["--memory", "9000TB"], "memory='9000TB' is more than the "),
     (["--num-trials", "-1"], "num_trials=-1 must be 1 or more"),
     (["--round-size", "0"], "round_size=0 must be 1 or more"),
     (["--device", "meta"], "device='meta' is not available"),

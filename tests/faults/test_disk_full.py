@@ -1,12 +1,20 @@
-"""A full disk under the shards, the ledger or the MLflow database: small tmpfs mounts that the test makes."""
+"""A full disk under the shards, images, ledger or MLflow database: small tmpfs mounts that the test makes."""
 
 import subprocess
 from contextlib import suppress
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from storage.ledger import Ledger
 from storage.tracking import Tracker
+from sweeps.cluster.pool import Worker
+from sweeps.flags import ModelAndData
+from sweeps.probing.extractor import Extractor
+from sweeps.probing.source import Need
+from sweeps.probing.sweep import set_up
 from tests.commands import PATIENCE_SECONDS
 
 
@@ -83,6 +91,33 @@ def test_a_result_that_does_not_fit_leaves_the_ledger_whole(small_disk, tmp_path
     ledger.put("cd", {"x": 2})
     assert ledger.get("cd") == {"x": 2}
     assert not list(ledger.root.rglob("*.part"))
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_images_that_cannot_be_kept_are_decoded_again(small_disk, tiny_model, tmp_path, trouble):
+    rng = np.random.default_rng(0)
+    for number in range(100):
+        path = tmp_path / "images" / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    flags = ModelAndData(
+        tiny_model, str(tmp_path / "images"), blocks=("mid",), timesteps=(30, 100), store=str(tmp_path / "store")
+    )
+    source = set_up(flags).task.source
+    cache = Extractor(source).images
+    disk = small_disk(cache.store.root / cache.folder, "16k")
+    if trouble == "read-only":
+        assert mount("-o", "remount,ro", str(disk)).returncode == 0
+    needs = [Need(timestep, "train", 64, ("mid",)) for timestep in (30, 100)]
+    made = []
+    for each in (source, replace(source, store=f"{source.store}-without", cache_images=False)):
+        extractor = Extractor(each)
+        *_, warnings = Worker().call(lambda extractor=extractor: [extractor.ensure(need) for need in needs])
+        made.append([np.concatenate(extractor.store.read(each.column(need, "mid"), 64)) for need in needs])
+        reason = "No space left on device" if trouble == "full" else "Read-only file system"
+        assert [reason in warning and str(disk) in warning for warning in warnings] == [True] * each.cache_images
+    assert np.array_equal(*made)
+    assert not list(disk.rglob("*.arrow")) and not list(disk.rglob("*.part"))
 
 
 def shards(store):

@@ -28,7 +28,7 @@ def test_examples_are_of_the_cell_that_was_fitted(setup):
     extractor = opened(task.source)
     for need in task.needs(CELL, task.num_train):
         extractor.ensure(need)
-    [result], passes = task.run([CELL], task.num_train, []), extractor.passes
+    [result], passes = task.run([CELL], task.num_train, [None]), extractor.passes
     examples = find_examples(task, CELL, result.run_seconds)
 
     assert extractor.passes == passes

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from ddae.features import extract
 from storage.feature_store import FeatureStore
 from sweeps.flags import ModelAndData
-from sweeps.probing.extractor import SHARD_ROWS, Extracted, Extractor, num_shards
+from sweeps.probing.extractor import SHARD_ROWS, Extracted, Extractor, columns_of, list_shards, num_shards
 from sweeps.probing.source import Need
 from sweeps.probing.sweep import set_up
 
@@ -68,6 +69,65 @@ def test_several_extractors_write_what_one_would(source):
         path.unlink()
     Extractor(source).ensure(need)
     assert np.array_equal(np.concatenate(FeatureStore(source.store).read(column, 1000)), shared)
+
+
+@pytest.fixture
+def node(bucket, monkeypatch, task, tmp_path):
+    """A function that makes this process one of another machine, and returns its extractor of a store in the bucket."""
+
+    def start(name):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        return Extractor(replace(task.source, store=bucket.address))
+
+    return start
+
+
+def listings(bucket):
+    return [path for path in bucket.asked("GET") if "list-type=2" in path]
+
+
+def test_columns_are_listed_once_not_once_a_shard(node, bucket):
+    need = Need(30, "train", 1100, EVERY)
+    node("one").ensure(need)
+    assert len(listings(bucket)) == len(EVERY) + num_shards(need)
+    bucket.seen.clear()
+    again = node("two")
+    again.ensure(need)
+    assert again.passes == 0 and len(listings(bucket)) == len(EVERY)
+    assert len(set(bucket.asked("GET", ".arrow"))) == len(EVERY) * num_shards(need)
+    bucket.seen.clear()
+    node("two").ensure(need)
+    assert len(bucket.seen) == len(EVERY)
+
+
+@pytest.mark.parametrize("published", [EVERY, EVERY[:2], EVERY[-1:]], ids=["all", "shallow", "deep"])
+def test_what_another_machine_has_published_meanwhile_is_seen(node, task, published):
+    one, need = node("one"), Need(30, "train", 600, EVERY)
+    [_, listed] = list_shards(one.store, columns_of(one.source, need), need.num_images)
+    other = node("two")
+    other.ensure(Need(30, "train", 600, published))
+    one.extract(need, 1, listed)
+    left = [block for block in EVERY if block not in published]
+    assert one.passes == pytest.approx(88 * (task.space.pass_share(left) if left else 0))
+    assert one.store.missing(one.source.column(need, "mid"), 600, SHARD_ROWS) == []
+
+
+def test_a_listing_that_is_too_old_does_no_harm(source):
+    extractor, need = Extractor(source), Need(30, "train", 600, EVERY)
+    columns = columns_of(source, need)
+    before = list_shards(extractor.store, columns, 600)
+    extractor.ensure(need)
+    passes = extractor.passes
+    stored = {column: np.concatenate(extractor.store.read(column, 600)) for column in columns}
+    for shard, listed in enumerate(before):
+        assert extractor.extract(need, shard, listed).passes == 0
+    after = list_shards(extractor.store, columns, 600)
+    for path in extractor.store.root.rglob("*.arrow"):
+        path.unlink()
+    for shard, listed in enumerate(after):
+        extractor.extract(need, shard, listed)
+    assert extractor.passes == pytest.approx(2 * passes)
+    assert all(np.array_equal(np.concatenate(extractor.store.read(each, 600)), stored[each]) for each in columns)
 
 
 def shards(source, need):

@@ -2,14 +2,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from ddae.backbones import Block, Settings
 from ddae.features import FeatureKey
 from ddae.heads import HEADS
-from ddae.probe import Fitted
+from ddae.probe import Fitted, fit_probe
+from storage.feature_store import FeatureStore
 from sweeps.probing.source import FeatureSource, Need
 from sweeps.probing.space import Cell, Space
 from sweeps.probing.task import ProbeTask
+from sweeps.search.task import Resources
 
 BLOCK = Block("mid", 1, "mid", channels=8, size=4, flops_share=0.25)
 CELL = Cell("mid", 0, 1, "linear")
@@ -125,3 +128,82 @@ def test_uneven_classes_are_measured_by_balanced_accuracy_too(metric):
 def test_what_chooses_is_part_of_the_key():
     tasks = [replace(task_of(metric=metric), labels=UNEVEN) for metric in ("accuracy", "balanced_accuracy")]
     assert len({task.key(CELL, 800) for task in tasks}) == 2
+
+
+CELLS = [replace(CELL, pooling=pooling, head=head) for pooling in (1, 2) for head in ("linear", "mlp")]
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A task whose features stand in a store: the mean over space carries the class."""
+    rng = np.random.default_rng(0)
+    labels = {split: rng.integers(10, size=len(each)) for split, each in LABELS.items()}
+    task = replace(task_of(), source=replace(SOURCE, store=str(tmp_path)), labels=labels)
+    store = FeatureStore(tmp_path)
+    for split, numbers in labels.items():
+        maps = rng.standard_normal((len(numbers), 8, 4, 4)) + np.eye(10)[numbers][:, :8, None, None]
+        column = task.source.column(Need(0, split, len(numbers), ("mid",)), "mid")
+        store.write(column, 0, maps.reshape(len(numbers), -1).astype(np.float16))
+    return task
+
+
+def run(task, cells=CELLS):
+    return list(task.run(cells, 800, [None] * len(cells)))
+
+
+@pytest.mark.parametrize("megabytes", [1, 1000])
+def test_features_that_fit_no_memory_are_streamed(stored, megabytes, monkeypatch):
+    monkeypatch.setattr("ddae.heads.linear.SCORES_AT_ONCE", 1000)
+    small = replace(stored, memory_bytes=megabytes * 10**6)
+    if megabytes == 1:
+        monkeypatch.setattr(ProbeTask, "fit_bytes", lambda *args: (2 * 10**6, 10**5))
+    held, found = run(stored), run(small)
+    assert all("features" not in one.params for one in held)
+    assert all(("features" in one.params) == (megabytes == 1) for one in found)
+    for cell, one, other in zip(CELLS, held, found, strict=True):
+        assert abs(one.metrics["val_accuracy"] - other.metrics["val_accuracy"]) <= (0.03 if "mlp" in cell.head else 0)
+        assert one.params["setting"] == other.params["setting"] or "mlp" in cell.head
+
+
+def test_what_a_fit_takes_grows_with_images_poolings_and_heads():
+    held, streamed = task_of().fit_bytes(CELLS, 800)
+    assert task_of().fit_bytes(CELLS, 1600)[0] > held > streamed
+    assert task_of().fit_bytes(CELLS, 1600)[1] == streamed
+    assert task_of().fit_bytes(CELLS[:1], 800)[0] < held
+    assert task_of(views=2).fit_bytes(CELLS, 800)[0] > held
+
+
+def test_a_memory_that_is_too_small_is_one_line(stored):
+    with pytest.raises(ValueError, match=r"a fit takes .* and may have 1 MB: raise --memory, or take smaller poolings"):
+        run(replace(stored, memory_bytes=10**6))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory\nTried"), MemoryError("no room")])
+def test_a_device_without_memory_gets_half_once(stored, error, monkeypatch, caplog):
+    expected, left = run(stored, CELLS[:1]), 1
+
+    def failing(*args):
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise error
+        return fit_probe(*args)
+
+    monkeypatch.setattr("sweeps.probing.task.fit_probe", failing)
+    [found] = run(stored, CELLS[:1])
+    assert found.params["features"] == "streamed"
+    assert found.metrics == expected[0].metrics
+    assert len(caplog.messages) == 1 and "again with half of it" in caplog.messages[0]
+    left = 10
+    with pytest.raises(ValueError, match=r"^cpu has too little memory: (CUDA out of memory|no room)$"):
+        run(stored, CELLS[:1])
+
+
+def test_heads_go_where_the_networks_are_and_hold_what_the_flags_say():
+    on_gpus = task_of(gpus_per_fit=0.25, memory_bytes=10**9)
+    assert on_gpus.resources(CELL, 200) == Resources(1, 0.25, 0)
+    assert task_of(memory_bytes=10**9).resources(CELL, 200) == Resources(1, 0, 10**9)
+    settings = {device: replace(SOURCE, settings=Settings(device=device)) for device in ("cuda", "mps", "cpu")}
+    assert [each.fits_on for each in settings.values()] == ["cuda", "cpu", "cpu"]
+    assert replace(on_gpus, source=settings["cuda"]).device == "cuda"
+    assert replace(task_of(), source=settings["cuda"]).device == "cpu"

@@ -4,7 +4,7 @@ import pytest
 from optuna.trial import TrialState
 
 from sweeps.search import halving
-from sweeps.search.halving import HalvingSearch
+from sweeps.search.halving import HalvingSearch, plan_round_size
 from sweeps.search.task import Axis, Objective
 from tests.tasks import ToyTask, accuracies, play
 
@@ -113,6 +113,22 @@ def test_a_trial_that_has_ended_is_known_before_its_round_is_over():
         search.tell(fit, search.task.result(*fit))
     assert [(trial.cell, trial.state) for trial in search.ended_trials] == [(worst, "stopped")]
     assert search.trials == []
+
+
+@pytest.mark.parametrize(
+    ("sampler", "num_trials", "num_cells", "planned"),
+    [
+        ("optuna", 1, 546, 4),
+        ("optuna", 40, 546, 4),  # as ever
+        ("optuna", 49, 546, 4),
+        ("optuna", 640, 1554, 64),
+        ("optuna", 10_000, 546, 54),
+        ("random", 640, 1554, 4),  # has one round, and a folder that does not depend on this
+        ("grid", 640, 1554, 4),
+    ],
+)
+def test_many_trials_are_proposed_in_larger_rounds(sampler, num_trials, num_cells, planned):
+    assert plan_round_size(sampler, num_trials, num_cells) == planned
 
 
 @pytest.mark.parametrize(("name", "number"), [("num_trials", 0), ("round_size", -1)])
