@@ -103,6 +103,8 @@ def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
     """
     cell = answer_cell(folder)
     flags = recorded_flags(folder, LayerNoise)
+    if flags.device.startswith("cuda") and not torch.cuda.is_available():  # a cluster's, seen from its head
+        flags = replace(flags, device="auto")
     task, _, dataset = set_up_search(flags)
     if sweep_folder(flags, task).name != name_of(folder):
         raise ValueError(f"{flags.backbone} or {flags.dataset} has changed since {folder} was made; sweep again")

@@ -93,6 +93,10 @@ def test_killed_in_the_final_pass_the_same_command_ends_as_one_in_peace(place, b
 
 
 def test_the_test_and_the_hand_over_are_of_the_fit_on_all_images(place, fork):
+    """Also where the sweep ran on a cluster's GPUs, and its head has none."""
+    [config] = place.glob("out/layer-noise-*/config.yaml")
+    assert "device: auto" in config.read_text()
+    config.write_text(config.read_text().replace("device: auto", "device: cuda"))
     val = 100 * found(place)["answer"]["val_accuracy"]
     tested = finish(fork("final_test", cwd=place))
     assert "1,151 training images" in tested and f"{val:.1f} % when it was chosen" in tested
