@@ -3,11 +3,11 @@
     python benchmarks/finetuning.py                      # the shipped pair; its first sweep took an hour
     python benchmarks/finetuning.py --dataset digits     # its first sweep took eight minutes
 
-layer_noise.py chooses the cell, the cheapest of those tied with the best, and finetune.py runs at it: the same pooling
-and head for every start, a search over learning rates for each start and number of labels, and several seeds of the
-best. Besides, on the last number of labels but one: which timestep the network is told, with images as they are and
-noised; where it is cut; whether training from scratch for twice as long is better; and a small supervised network. Stop
-it at any time: the same command goes on.
+layer_noise.py chooses the cell on all images, the cheapest of those tied with the best, and finetune.py runs at it: the
+same pooling and head for every start, a search over learning rates for each start and number of labels, and several
+seeds of the best. Besides, on the last number of labels but one: which timestep the network is told, with images as they
+are and noised; where it is cut; whether training from scratch for twice as long is better; and a small supervised
+network. Stop it at any time: the same command goes on.
 """
 
 import shutil
@@ -43,7 +43,7 @@ def main(config: Finetuning) -> None:
     if config.dataset == "digits":
         config = replace(DIGITS, seeds=config.seeds, out=config.out)
     where = {"out": config.out, "store": str(config.out / "store")}
-    found = find_cell(LayerNoise(dataset=config.dataset, prefer="cheapest", **where))
+    found = find_cell(LayerNoise(dataset=config.dataset, search_images="all", prefer="cheapest", **where))
     cell = found.cell
     flags = Finetune(
         sweep=found.folder, num_labels=config.labels, epochs=config.epochs, scratch_epochs=config.scratch_epochs,

@@ -217,6 +217,15 @@ def test_logistic_is_scikit_learns_for_every_c():
         np.testing.assert_allclose(row.numpy(), oracle.predict_proba(x), atol=2e-3)
 
 
+@pytest.mark.parametrize("name", ["ridge", "linear", "logistic", "knn"])
+def test_single_and_double_precision_agree(name):
+    """As a GPU's single precision agrees with a CPU's."""
+    (maps, labels), (asked, _) = planted(300, signal=0.7, channels=20), planted(50, seed=1, channels=20)
+    single, double = (fit(name, maps.to(dtype), labels)(asked.to(dtype)) for dtype in (torch.float32, torch.float64))
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(single, double.float(), rtol=1e-3, atol=1e-3)
+
+
 def test_neighbours_of_version_0_1_are_read():
     (maps, labels), (asked, _) = planted(60), planted(20, seed=1)
     fitted = fit("knn", maps, labels)
