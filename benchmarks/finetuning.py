@@ -5,8 +5,8 @@
 
 layer_noise.py chooses the cell on all images, the cheapest of those tied with the best, and finetune.py runs at it: the
 same pooling and head for every start, a search over learning rates for each start and number of labels, and several
-seeds of the best. Besides, on the last number of labels but one: which timestep the network is told, with images as they
-are and noised; where it is cut; whether training from scratch for twice as long is better; and a small supervised
+seeds of the best. Besides, on the last number of labels but one: which timestep the network is told, with images as
+they are and noised; where it is cut; whether training from scratch for twice as long is better; and a small supervised
 network. Stop it at any time: the same command goes on.
 """
 
