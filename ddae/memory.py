@@ -8,8 +8,9 @@ import torch
 
 SHARE = 0.5
 """The part of a machine's memory that fits may take together."""
-LIMITS = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"
-"""What a container may have."""
+GROUPS = Path("/proc/self/cgroup")
+NO_ROOM = "can't allocate memory", "ALLOC_FAILED"
+"""What the RuntimeErrors say of PyTorch's allocator on the CPU, and of CUDA's libraries."""
 
 
 def for_fits(device: str | torch.device, part: float = 1.0) -> int:
@@ -20,9 +21,28 @@ def for_fits(device: str | torch.device, part: float = 1.0) -> int:
 
 
 def machine_bytes() -> int:
-    """This machine's memory, or what its container may have of it."""
+    """This machine's memory, or what this process may have of it in its container, or as a job of Slurm."""
     known = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for limit in LIMITS:
+    for limit in limits():
         with suppress(OSError, ValueError):
-            known.append(int(Path(limit).read_text()))
+            known.append(int(limit.read_text()))
     return min(known)
+
+
+def limits() -> list[Path]:
+    """The files that may say what the process' control group, and those that it lies in, may have (cgroups 2 and 1)."""
+    groups = ["0::/", "0:memory:/"]
+    with suppress(OSError):
+        groups += GROUPS.read_text().splitlines()
+    found = []
+    for _, kinds, group in (line.split(":", 2) for line in groups):
+        if kinds in ("", "memory"):
+            root, name = ("memory", "memory.limit_in_bytes") if kinds else ("", "memory.max")
+            inside = Path("/sys/fs/cgroup", root, group.lstrip("/"))
+            found += [folder / name for folder in (inside, *inside.parents)]
+    return found
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had no room for a tensor."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in NO_ROOM)

@@ -16,10 +16,15 @@ class Fitted:
     """A head in all its settings, and the setting that is best on val."""
 
     head: StackedHead
-    setting: str
-    """Learning rate or penalty."""
+    number: int
+    """Which of the head's settings."""
     correct: np.ndarray
     """bool [num_val]: which val images it gets right."""
+
+    @property
+    def setting(self) -> str:
+        """Learning rate or penalty."""
+        return self.head.settings[self.number]
 
 
 def fit_probe(
@@ -40,7 +45,7 @@ def fit_probe(
     head = family.fit(*train, num_classes, seed, *sizes, kept=kept)
     correct = (classify(head, val[0], num_classes) == val[1]).cpu().numpy()
     best = int((correct if weights is None else correct * weights).mean(1).argmax())
-    return Fitted(head, head.settings[best], correct[best])
+    return Fitted(head, best, correct[best])
 
 
 @torch.inference_mode()

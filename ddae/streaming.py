@@ -27,8 +27,8 @@ U = TypeVar("U")
 class Streamed:
     """Maps [N, C, g, g] that are read from float16 rows as a fit asks for them, as float32.
 
-    parts: float16 [n, C * S * S] each, views of memory-mapped shards; a device other than the CPU keeps them where they
-    take little of its memory. pooling: g. memory_bytes: what the fit may have.
+    parts: float16 [n, C * S * S] each, views of memory-mapped shards, or tensors on the device. pooling: g.
+    memory_bytes: what the fit may have.
     """
 
     def __init__(
@@ -41,12 +41,10 @@ class Streamed:
     ):
         self.parts, self.device, self.dtype = list(parts), torch.device(device), torch.float32
         self.width = self.parts[0].shape[1]
-        if self.device.type != "cpu" and 2 * self.width * sum(map(len, parts)) <= memory_bytes // 4:
-            self.parts = [torch.cat([as_tensor(part).to(self.device) for part in parts])]
         self.side = round((self.width / channels) ** 0.5)
         self.stops = np.cumsum([len(part) for part in self.parts])
         self.shape = torch.Size((int(self.stops[-1]), channels, pooling, pooling))
-        self.rows_at_once = max(1, min(BLOCK_BYTES, memory_bytes // BLOCKS_IN_MEMORY) // (4 * self.width))
+        self.rows_at_once = max(1, block_bytes(memory_bytes) // (4 * self.width))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -62,7 +60,7 @@ class Streamed:
         length = max(1, self.rows_at_once // NUM_RUNS)
         order = torch.randperm(-(-len(self) // length), generator=rng) * length
         blocks, place, first = [], 0, skip * batch_size
-        for starts in order.split(NUM_RUNS):
+        for starts in order.split(min(NUM_RUNS, self.rows_at_once)):
             spans = [(int(start), min(int(start) + length, len(self))) for start in starts]
             numbers = torch.cat([torch.arange(*span) for span in spans])
             mixed = torch.randperm(len(numbers), generator=rng)[max(0, first - place) :]
@@ -135,6 +133,18 @@ def std_mean(features: Features, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]
         squares = squares + len(maps) * variance.double() + apart**2 * rows.start * share
         mean = mean + apart * share
     return (squares / len(features)).sqrt().to(features.dtype), mean.to(features.dtype)
+
+
+def block_bytes(memory_bytes: int) -> int:
+    """What a block takes of the memory that a fit may have, as float32."""
+    return min(BLOCK_BYTES, memory_bytes // BLOCKS_IN_MEMORY)
+
+
+def on_device(parts: Sequence[np.ndarray], device: str, most_bytes: int) -> Sequence[np.ndarray | Tensor]:
+    """The rows on a GPU, once for all poolings, if they take no more there; else where they are."""
+    if device == "cpu" or sum(part.nbytes for part in parts) > most_bytes:
+        return parts
+    return [torch.cat([as_tensor(part).to(device) for part in parts])]
 
 
 def num_features(features: Features) -> int:

@@ -23,7 +23,7 @@ HEADS: dict[str, Head] = {
     "ridge": Head(fit_ridge, empty_linear, partial(linear_memory, len(ridge.PENALTIES))),
     "linear": Head(fit_linear, empty_linear, partial(linear_memory, len(PENALTIES))),
     "logistic": Head(fit_logistic, empty_linear, partial(linear_memory, len(COSTS))),
-    "knn": Head(fit_knn, empty_knn, knn_memory),
+    "knn": Head(fit_knn, empty_knn, knn_memory, takes_all=True),
     "ddae": Head(fit_ddae, empty_ddae, ddae_memory),
     "bn-linear": Head(fit_bn_linear, empty_bn_linear, bn_linear_memory),
     "mlp": Head(fit_mlp, empty_mlp, mlp_memory, sizes=((256,),), more_sizes=True),

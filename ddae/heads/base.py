@@ -50,6 +50,8 @@ class Head:
     """The smallest pooled grid that the head makes sense on."""
     more_sizes: bool = False
     """Whether the head takes more sizes than the default ones have, as an MLP takes more hidden layers."""
+    takes_all: bool = False
+    """Whether the fitted head holds all training features."""
     version: int = 1
     """Raise it when `fit` gives another result for the same features: stored results carry it in their key."""
 

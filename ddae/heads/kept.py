@@ -1,11 +1,14 @@
 """The state of a fit that takes long, kept on its way."""
 
 import io
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+
+log = logging.getLogger("sweeps")
 
 SECONDS = 60
 """How long a fit goes on before its state is kept for the first time, and again."""
@@ -41,8 +44,12 @@ class Kept:
         if self.checkpoint and time.monotonic() - self._saved_at >= SECONDS:
             buffer = io.BytesIO()
             torch.save({"name": self.name, "state": state()}, buffer)
-            self.checkpoint.save(buffer.getvalue())
-            self._saved_at, self._is_saved = time.monotonic(), True
+            try:
+                self.checkpoint.save(buffer.getvalue())
+                self._is_saved = True
+            except OSError as error:
+                log.warning(f"the state of a long fit is not kept ({error.strerror or error}); a kill would lose it")
+            self._saved_at = time.monotonic()
 
     def done(self) -> None:
         """The fit has ended; its state is needed no more."""

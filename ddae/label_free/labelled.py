@@ -26,7 +26,7 @@ def logme(features: Tensor, labels: Tensor, num_classes: int) -> float:
     targets = targets[:, targets.any(0)]
     along = (vectors.T @ targets).square()
     beyond = (targets.square().sum(0) - along.sum(0)).clamp(min=0)
-    energies = (values / values[0].clamp(min=1e-300)).square()[:, None] * RATIOS
+    energies = (values / values[0].clamp(min=1e-300)).square()[:, None] * RATIOS.to(values.device)
     squares = (along.T @ (1 / (1 + energies)) + beyond[:, None]) / len(labels)
     volumes = (1 + energies).log().sum(0) / len(labels)
     evidence = -0.5 * (math.log(2 * math.pi) + 1 + squares.clamp(min=1e-15).log() + volumes)

@@ -14,6 +14,7 @@ from ddae.backbones.offload import largest_layer_bytes, size_bytes
 from ddae.datasets import Dataset
 from ddae.features import extract
 from ddae.heads import find_head
+from ddae.streaming import BLOCKS_IN_MEMORY, block_bytes
 from ddae.units import duration, rounded, size
 from sweeps.cli import aligned
 from sweeps.probing.screening import NUM_LABEL_FREE, Screening, ScreeningRules
@@ -166,13 +167,17 @@ def fits(task: ProbeTask) -> str:
     """What the widest cells take when they are fitted on all images: memory, and seconds of every head, of a part of
     the images and of random features."""
     cells = task.space.cells_at({task.space.timesteps[0]: task.space.block_names})
+    where = ""
+    if task.device != "cpu" and not torch.cuda.is_available():  # a cluster's, seen from its head
+        task, where = replace(task, gpus_per_fit=0), ", on this machine's CPU"
     held, streamed = map(max, zip(*(task.fit_bytes([cell], task.num_train) for cell in cells), strict=True))
-    said = f"up to {size(held)}" if held <= task.memory else f"up to {size(2 * streamed)}, its features block by block"
+    blocks = BLOCKS_IN_MEMORY // 2 * block_bytes(task.memory)
+    said = f"up to {size(held)}" if held <= task.memory else f"up to {size(streamed + blocks)}, features block by block"
     seconds = []
     for head in task.space.heads:
         widest = max((cell for cell in cells if cell.head == head), key=task.space.num_features)
         seconds.append(f"{duration(fit_seconds(task, widest))} of {head}")
-    return f"{said}, of {size(task.memory)} that it may have; up to {', '.join(seconds)} on all images"
+    return f"{said}, of {size(task.memory)} that it may have; up to {', '.join(seconds)} on all images{where}"
 
 
 def fit_seconds(task: ProbeTask, cell: Cell) -> float:

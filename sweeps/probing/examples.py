@@ -11,6 +11,7 @@ from torch import Tensor
 from ddae import units
 from ddae.backbones.base import resize
 from ddae.datasets import Dataset
+from ddae.features import width
 from ddae.heads import find_head
 from ddae.noise import image_noise
 from ddae.pooling import pool
@@ -93,7 +94,8 @@ def samples(extractor: Extractor, timestep: int) -> tuple[list[np.ndarray], list
 
 def find_neighbours(task: ProbeTask, dataset: Dataset, cell: Cell) -> Neighbours:
     """Raises LookupError where the features are in the store no more."""
-    num_train = min(task.num_train, max(NUM_NEIGHBOURS, MAX_NUMBERS // task.space.num_features(cell)))
+    stored = width(task.space.block(cell.block), task.source.key.pooling)
+    num_train = min(task.num_train, max(NUM_NEIGHBOURS, MAX_NUMBERS // stored))
     num_queries = min(task.num_val, MAX_QUERIES)
     train, val = (first_view(task, cell, split, num) for split, num in (("train", num_train), ("val", num_queries)))
     standardise = Standardise(train)
@@ -128,7 +130,7 @@ def predictions(task: ProbeTask, cell: Cell) -> np.ndarray:
     if record is None:
         train, val = task.read([cell], task.num_train)
         fitted = task.fit(cell, train, val)
-        [predicted] = classify(fitted.head.only(fitted.setting), val[0][cell.pooling], task.num_classes)
+        predicted = classify(fitted.head, val[0][cell.pooling], task.num_classes)[fitted.number]
         record = {"predicted": predicted.tolist()}
         ledger.put(key, record)
     return np.array(record["predicted"])

@@ -20,7 +20,8 @@ VERSION = 1
 PIECE_BYTES = 2**26
 """Images that are decoded together."""
 LEFT_BYTES = 2**30
-"""Left free on the disk, for features and results: no image is kept that would take it."""
+"""Left free on the disk, for features and results, and as much again as the images take: none is kept that would take
+it."""
 
 log = logging.getLogger("sweeps")
 
@@ -72,9 +73,12 @@ class ImageCache:
     def _fill(self, column: str, start: int, stop: int, order: np.ndarray) -> None:
         image_bytes = 3 * self.image_size**2
         num = max(1, PIECE_BYTES // image_bytes)
+        (self.store.root / column).mkdir(parents=True, exist_ok=True)
+        with os.scandir(self.store.root / column) as shards:
+            left = LEFT_BYTES + sum(shard.stat().st_size for shard in shards)
         for first in range(start, stop, num):
             last = min(first + num, stop)
-            if shutil.disk_usage(self.store.root).free < LEFT_BYTES + image_bytes * (last - first):
+            if shutil.disk_usage(self.store.root).free < left + image_bytes * (last - first):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.store.write(column, first, self._decode(order[first:last]).flatten(1).numpy())
 

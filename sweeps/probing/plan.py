@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from ddae.backbones import Backbone
 from ddae.datasets import Dataset
-from ddae.memory import machine_bytes
+from ddae.memory import for_fits, machine_bytes
 from ddae.units import parse_size, size
 from storage.ledger import content_key
 from sweeps.cluster.pool import FOR_FITS
@@ -23,7 +23,7 @@ from sweeps.probing.screening import (
     quarters,
 )
 from sweeps.probing.source import load_model, open_source
-from sweeps.probing.space import Cell, check_choices, make_space, stored_pooling
+from sweeps.probing.space import check_choices, make_space, stored_pooling
 from sweeps.probing.task import ProbeTask
 from sweeps.search.halving import check_search, plan_round_size
 from sweeps.search.samplers import find_sampler
@@ -107,20 +107,23 @@ def set_up_search(config: LayerNoise) -> Setup:
         config.gpus_per_fit,
         config.search_images,
     )
-    if (memory := found.task.memory_bytes) and not address() and memory > machine_bytes():
-        raise ValueError(f"memory={config.memory!r} is more than the {size(machine_bytes())} of this machine; lower it")
-    if config.memory:
-        for cell in found.task.space.cells_at({found.task.space.timesteps[0]: found.task.space.block_names}):
-            check_fit(found.task, cell)
+    if not address() or config.memory:
+        check_fits(found.task, config.memory)
     return found
 
 
-def check_fit(task: ProbeTask, cell: Cell) -> None:
-    """Raises ValueError where a fit of such cells on all images has too little memory."""
-    try:
-        task.check_memory([cell], task.num_train)
-    except ValueError as error:
-        raise ValueError(f"{cell.head} at {cell.block} {cell.pooling}x{cell.pooling}: {error}") from error
+def check_fits(task: ProbeTask, memory: str) -> None:
+    """Raises ValueError where fits on all images have too little memory, or are given more than there is here."""
+    if not address():
+        has = for_fits(task.device, task.gpus_per_fit) if task.gpus_per_fit else machine_bytes()
+        if task.memory_bytes > has:
+            raise ValueError(f"memory={memory!r} is more than the {size(has)} that a fit can have here; lower it")
+        task = replace(task, memory_bytes=task.memory_bytes or for_fits(task.device, task.part(num_cpus=1)))
+    for cell in task.space.cells_at({task.space.timesteps[0]: task.space.block_names}):
+        try:
+            task.check_memory([cell], task.num_train)
+        except ValueError as error:
+            raise ValueError(f"{cell.head} at {cell.block} {cell.pooling}x{cell.pooling}: {error}") from error
 
 
 def parse_memory(text: str) -> int:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddae.heads import StackedHead
-from ddae.probe import classify
+from ddae.heads import StackedHead, find_head
+from ddae.probe import Fitted, classify
 from ddae.streaming import blocks
+from ddae.units import size
 from ddae.winner import Winner
 from sweeps.findings.folder import read_results
 from sweeps.findings.logged import name_of
@@ -30,7 +31,7 @@ class Refit:
     task: ProbeTask
     cell: Cell
     extractor: Extractor
-    head: StackedHead
+    fitted: Fitted
     result: Result
 
     @property
@@ -57,8 +58,8 @@ class Refit:
     def correct(self, split: str) -> np.ndarray:
         """bool [N]: which images of the split are classified correctly."""
         pooled, labels = self._read(split)
-        [found] = classify(self.head, pooled, self.task.num_classes)
-        return (found == labels).cpu().numpy()
+        found = classify(self.fitted.head, pooled, self.task.num_classes)
+        return (found[self.fitted.number] == labels).cpu().numpy()
 
     def estimator(self) -> Winner:
         source, setting = self.task.source, str(self.result.params["setting"])
@@ -73,7 +74,15 @@ class Refit:
             white=self.dataset.images.reading.white,
         )
         classes = self.dataset.images.classes
-        return winner.take(copy.deepcopy(self.head).cpu(), self.num_train, range(len(classes)), classes)
+        return winner.take(self._head(), self.num_train, range(len(classes)), classes)
+
+    def _head(self) -> StackedHead:
+        """The head alone, on the CPU. Raises ValueError where it would have to take more along than memory allows."""
+        family, _ = find_head(self.cell.head)
+        takes_all = 4 * self.task.views * self.num_train * self.task.space.num_features(self.cell)
+        if family.takes_all and takes_all > self.task.memory:
+            raise ValueError(f"head={self.cell.head!r} takes all training features along, {size(takes_all)}; too much")
+        return copy.deepcopy(self.fitted.head.only(self.fitted.setting)).cpu()
 
     def _read(self, split: str):
         one_view = replace(self.task, views=1)
@@ -103,6 +112,9 @@ def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
     """
     cell = answer_cell(folder)
     flags = recorded_flags(folder, LayerNoise)
+    if "search_images" not in (folder / "config.yaml").read_text():  # of an earlier version, whose search had all
+        flags = replace(flags, search_images="all")
+    flags = replace(flags, memory="")  # another machine's
     if flags.device.startswith("cuda") and not torch.cuda.is_available():  # a cluster's, seen from its head
         flags = replace(flags, device="auto")
     task, _, dataset = set_up_search(flags)
@@ -111,10 +123,10 @@ def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
     labels = {**task.labels, **{split: dataset.labels(split) for split in splits}}
     task = replace(task, labels=labels, sites={cell.timestep: (cell.block,)})
     extractor = Extractor(task.source)
-    extractor.dataset = dataset  # with all that opening its images has shown
+    extractor.dataset, extractor.images = dataset, None  # with all that opening its images has shown
     for need in task.needs(cell, task.num_train):
         extractor.ensure(need)
     for split in splits:
         extractor.ensure(Need(cell.timestep, split, len(labels[split]), (cell.block,)))
     fitted = task.fit(cell, *task.read([cell], task.num_train))
-    return Refit(task, cell, extractor, fitted.head.only(fitted.setting), task.result(fitted, 0.0))
+    return Refit(task, cell, extractor, fitted, task.result(fitted, 0.0))

@@ -4,7 +4,6 @@ import logging
 import os
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -15,10 +14,10 @@ from torch import Tensor
 from ddae.datasets import is_uneven
 from ddae.features import width
 from ddae.heads import Kept, find_head
-from ddae.memory import for_fits
+from ddae.memory import for_fits, is_out_of_memory
 from ddae.pooling import pool
 from ddae.probe import Fitted, balanced_accuracy, class_weights, fit_probe, standard_error, to_maps
-from ddae.streaming import Features, Streamed
+from ddae.streaming import BLOCKS_IN_MEMORY, Features, Streamed, block_bytes, on_device
 from ddae.units import size
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
@@ -167,31 +166,31 @@ class ProbeTask:
     def run(self, cells: Sequence[Cell], rung: int, checkpoints: Sequence[Checkpoint]) -> Iterator[Result]:
         """Fit the heads of cells of one block and timestep, whose columns are read once; again in half of the memory
         where the device turns out to have less."""
-        started = time.time()
-        train, val = self.read(cells, rung)
+        task, data = self, None
         for cell, checkpoint in zip(cells, checkpoints, strict=True):
-            kept, fitted = Kept(checkpoint, self.key(cell, rung)), None
-            with suppress(torch.OutOfMemoryError, MemoryError):
-                fitted = self.fit(cell, train, val, kept)
-            if fitted is None:
-                del train, val
-                train, val = self._read_less(cells, rung)
-                try:
-                    fitted = self.fit(cell, train, val, kept)
-                except (torch.OutOfMemoryError, MemoryError) as error:
-                    raise ValueError(f"{self.device} has too little memory: {str(error).splitlines()[0]}") from error
-            yield self.result(fitted, started, isinstance(train[0][cell.pooling], Streamed))
             started = time.time()
+            while True:
+                try:
+                    data = data or task.read(cells, rung, hold=task is self)
+                    features: Features = data[0][0][cell.pooling]
+                    held = "held" if isinstance(features, Tensor) else f"{features.rows_at_once} rows at once"
+                    fitted = self.fit(cell, *data, Kept(checkpoint, f"{self.key(cell, rung)} {held}"))
+                    break
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if task is not self:
+                        reason = (str(error) or type(error).__name__).splitlines()[0]
+                        raise ValueError(f"{self.device} has too little memory: {reason}") from error
+                task, data = self._in_half(), None
+            yield self.result(fitted, started, not isinstance(features, Tensor))
 
-    def _read_less(self, cells: Sequence[Cell], rung: int) -> tuple["Pooled", "Pooled"]:
-        """What read() gives, streamed in half of the memory."""
-        half = replace(self, memory_bytes=self.memory // 2)
-        log.warning(
-            f"{self.label(cells[0])}: {self.device} has less than {size(self.memory)} for a fit; again with half of it"
-        )
+    def _in_half(self) -> "ProbeTask":
+        """The task in half of the memory, which its device turned out not to have."""
+        log.warning(f"{self.device} has less than {size(self.memory)} for a fit; again with half of it, block by block")
         if self.device != "cpu":
             torch.cuda.empty_cache()
-        return half.read(cells, rung, hold=False)
+        return replace(self, memory_bytes=self.memory // 2)
 
     def fit(self, cell: Cell, train: "Pooled", val: "Pooled", kept: Kept | None = None) -> Fitted:
         seen, held_out = ((pooled[cell.pooling], labels) for pooled, labels in (train, val))
@@ -213,7 +212,7 @@ class ProbeTask:
 
         Raises LookupError where the store lacks some, ValueError where the memory is too small in either way.
         """
-        hold = self.check_memory(cells, num_train) and hold
+        hold = self.check_memory(cells, num_train, hold)
         poolings = dict.fromkeys(cell.pooling for cell in cells)
         limit = None if hold else self.memory
         return (
@@ -234,24 +233,27 @@ class ProbeTask:
         shards = [shard for need in needs for shard in store.read(self.source.column(need, cell.block), num_images)]
         labels = torch.from_numpy(self.labels[split][:num_images]).repeat(len(views)).to(self.device)
         if memory_bytes is not None:
-            return {p: Streamed(shards, channels, p, self.device, memory_bytes) for p in poolings}, labels
+            parts = on_device(shards, self.device, memory_bytes // 8)
+            return {p: Streamed(parts, channels, p, self.device, memory_bytes) for p in poolings}, labels
         maps = to_maps(shards, channels, self.device)
         return {pooling: pool(maps, pooling) for pooling in poolings}, labels
 
-    def check_memory(self, cells: Sequence[Cell], num_train: int) -> bool:
-        """Whether fits of cells of one site may hold their features. Raises ValueError where the memory is too small
-        for streamed ones as well."""
+    def check_memory(self, cells: Sequence[Cell], num_train: int, hold: bool = True) -> bool:
+        """Whether fits of cells of one site hold their features, as they should where hold says so. Raises ValueError
+        where the memory is too small for streamed ones as well."""
         held, streamed = self.fit_bytes(cells, num_train)
-        if held > self.memory < 2 * streamed:
+        if hold and held <= self.memory:
+            return True
+        streamed += BLOCKS_IN_MEMORY // 2 * block_bytes(self.memory)
+        if streamed > self.memory:
             raise ValueError(
-                f"a fit takes {size(min(held, 2 * streamed))} and may have {size(self.memory)}: raise --memory, or "
-                "take smaller poolings or heads"
+                f"a fit takes {size(streamed)} and may have {size(self.memory)}: raise --memory, or take smaller "
+                "poolings or heads"
             )
-        return held <= self.memory
+        return False
 
     def fit_bytes(self, cells: Sequence[Cell], num_train: int) -> tuple[int, int]:
-        """What fits of cells of one site take where features are held; beside streamed ones, of which a fit holds
-        blocks of half of its memory."""
+        """What fits of cells of one site take where features are held; beside the blocks of streamed ones."""
         block, rows = self.space.block(cells[0].block), self.views * num_train
         stored = round((width(block, self.source.key.pooling) / block.channels) ** 0.5)
         numbers = sum(block.channels * pooling**2 for pooling in {stored, *(cell.pooling for cell in cells)})
@@ -271,9 +273,11 @@ class ProbeTask:
     @property
     def memory(self) -> int:
         """Bytes that a fit may take here."""
-        num_threads = torch.get_num_threads()
-        part = self.gpus_per_fit or num_threads / max(num_threads, os.cpu_count() or 1)
-        return self.memory_bytes or for_fits(self.device, part)
+        return self.memory_bytes or for_fits(self.device, self.part(torch.get_num_threads()))
+
+    def part(self, num_cpus: int) -> float:
+        """The part of its device that a fit holds, of so many CPUs if it is fitted there."""
+        return self.gpus_per_fit or num_cpus / max(num_cpus, os.cpu_count() or 1)
 
     def label(self, cell: Cell) -> str:
         return cell.name

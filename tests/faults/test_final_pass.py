@@ -111,3 +111,12 @@ def test_a_bound_above_the_set_is_an_unbounded_search(bounded, tmp_path):
     cost = found(tmp_path)["cost"]
     assert cost["final_passes"] == 0 and cost["search_passes"] == cost["passes"]
     assert {row[4] for row in rows(tmp_path)} <= {"287", "1151"}
+
+
+def test_a_sweep_of_a_version_whose_search_had_all_images_is_tested(bounded, fork, tmp_path):
+    """Its config.yaml names no bound, and it is not taken for the one of today."""
+    finish(bounded(*FEW, "--search-images", "all", cwd=tmp_path))
+    [config] = tmp_path.glob("out/layer-noise-*/config.yaml")
+    lines = config.read_text().splitlines()
+    config.write_text("\n".join(line for line in lines if not line.startswith("search_images")))
+    assert "1,151 training images" in finish(fork("final_test", cwd=tmp_path))

@@ -6,9 +6,10 @@ import torch
 
 from ddae.backbones import Block, Settings
 from ddae.features import FeatureKey
-from ddae.heads import HEADS
-from ddae.probe import Fitted, fit_probe
+from ddae.heads import HEADS, StackedHead
+from ddae.probe import Fitted
 from storage.feature_store import FeatureStore
+from sweeps.probing import task as task_module
 from sweeps.probing.source import FeatureSource, Need
 from sweeps.probing.space import Cell, Space
 from sweeps.probing.task import ProbeTask
@@ -105,7 +106,7 @@ UNEVEN = {"train": np.arange(800) % 8 // 7, "val": np.arange(200) % 8 // 7}
 
 
 def fitted(correct):
-    return Fitted(None, "penalty=1", correct)
+    return Fitted(StackedHead(("penalty=1",)), 0, correct)
 
 
 def test_even_classes_keep_their_keys_and_columns():
@@ -178,24 +179,44 @@ def test_a_memory_that_is_too_small_is_one_line(stored):
         run(replace(stored, memory_bytes=10**6))
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory\nTried"), MemoryError("no room")])
-def test_a_device_without_memory_gets_half_once(stored, error, monkeypatch, caplog):
-    expected, left = run(stored, CELLS[:1]), 1
+NO_ROOM = [
+    torch.OutOfMemoryError("CUDA out of memory\nTried"),
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("where", ["fit_probe", "to_maps"])
+@pytest.mark.parametrize("error", NO_ROOM, ids=lambda error: type(error).__name__)
+def test_a_device_without_memory_gets_half_once(stored, error, where, monkeypatch, caplog):
+    expected, left, sound = run(stored, CELLS[:1]), 1, getattr(task_module, where)
 
     def failing(*args):
         nonlocal left
         left -= 1
         if left >= 0:
             raise error
-        return fit_probe(*args)
+        return sound(*args)
 
-    monkeypatch.setattr("sweeps.probing.task.fit_probe", failing)
+    monkeypatch.setattr(task_module, where, failing)
     [found] = run(stored, CELLS[:1])
     assert found.params["features"] == "streamed"
     assert found.metrics == expected[0].metrics
     assert len(caplog.messages) == 1 and "again with half of it" in caplog.messages[0]
     left = 10
-    with pytest.raises(ValueError, match=r"^cpu has too little memory: (CUDA out of memory|no room)$"):
+    if where == "fit_probe":
+        with pytest.raises(
+            ValueError, match=r"^cpu has too little memory: (CUDA out of memory|no room|.*can't allocate.*)$"
+        ):
+            run(stored, CELLS[:1])
+
+
+def test_another_error_of_a_fit_is_none_of_memory(stored, monkeypatch):
+    def failing(*args):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(task_module, "fit_probe", failing)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         run(stored, CELLS[:1])
 
 
