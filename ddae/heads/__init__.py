@@ -28,7 +28,7 @@ HEADS: dict[str, Head] = {
     "bn-linear": Head(fit_bn_linear, empty_bn_linear, bn_linear_memory),
     "mlp": Head(fit_mlp, empty_mlp, mlp_memory, sizes=((256,),), more_sizes=True),
     "cnn": Head(fit_cnn, empty_cnn, cnn_memory, sizes=((64, 64),), min_grid=4),
-    "attention": Head(fit_attention, empty_attention, attention_memory, sizes=((1,), (2,)), min_grid=2),
+    "attention": Head(fit_attention, empty_attention, attention_memory, sizes=((1,), (2,)), min_grid=2, largest=1000),
 }
 
 
@@ -74,13 +74,13 @@ def _parse(name: str) -> tuple[str, tuple[int, ...]]:
         )
     head = HEADS[family]
     count = len(head.sizes[0])
-    if sizes and (min(sizes) < 1 or len(sizes) < count or (len(sizes) > count and not head.more_sizes)):
+    is_many = len(sizes) == count or (len(sizes) > count and head.more_sizes)
+    if sizes and not (is_many and 1 <= min(sizes) <= max(sizes) <= head.largest):
         few = f"{count} or more" if head.more_sizes else f"exactly {count}" if count else "no"
         plural = "size" if few == "exactly 1" else "sizes"
         example = _join(family, head.sizes[0])
-        raise ValueError(
-            f"head={name!r}: {family} takes {few} {plural}{', each above 0' if count else ''}, as in {example}"
-        )
+        each = f", each from 1 to {head.largest:,}" if count else ""
+        raise ValueError(f"head={name!r}: {family} takes {few} {plural}{each}, as in {example}")
     return family, sizes
 
 

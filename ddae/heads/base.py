@@ -48,6 +48,8 @@ class Head:
     """Sizes that a search tries by default, in the papers' notation after the name: (64, 64) is cnn-64-64."""
     min_grid: int = 1
     """The smallest pooled grid that the head makes sense on."""
+    largest: int = 2**20
+    """The largest size that the head takes."""
     more_sizes: bool = False
     """Whether the head takes more sizes than the default ones have, as an MLP takes more hidden layers."""
     takes_all: bool = False

@@ -7,7 +7,7 @@ from sweeps import cli, label_free, layer_noise, pretrain, similarity
 CASES = [
     (["--blocks", "up.9"], "block='up.9' is not known; allowed: down.0.0,"),
     (["--heads", "linaer"], "head='linaer' is not known; allowed: ridge, linear,"),
-    (["--heads", "cnn-64"], "head='cnn-64': cnn takes exactly 2 sizes, each above 0, as in cnn-64-64"),
+    (["--heads", "cnn-64"], "head='cnn-64': cnn takes exactly 2 sizes, each from 1 to 1,048,576, as in cnn-64-64"),
     (["--heads", "attention", "--poolings", "1"], "head='attention-1' wants a pooling of 2 or more"),
     (["--heads", "linear", "cnn", "--poolings", "1", "2"], "head='cnn-64-64' wants a pooling of 4 or more"),
     (["--blocks", "mid", "up.2.0", "--poolings", "8"], "block='mid' is too small for all poolings and heads"),
@@ -57,7 +57,8 @@ CASES = [
     (["--keep"], "Missing value for argument '--keep'"),
     (["--keep", "nan"], "keep=nan must lie above 0"),
     (["--blocks", "mdi"], "did you mean 'mid'?"),
-    (["--heads", "mlp-0"], "head='mlp-0': mlp takes 1 or more sizes, each above 0"),
+    (["--heads", "mlp-99999999999999999999"], "mlp takes 1 or more sizes, each from 1 to 1,048,576, as in mlp-256"),
+    (["--heads", "mlp-0"], "head='mlp-0': mlp takes 1 or more sizes, each from 1 to 1,048,576"),
     (["--timesteps", "-1"], "timestep=-1 is outside this model's schedule; allowed: 0 to 999"),
     (["--seed", str(2**32)], "seed=4294967296 must be 0 or more, and 4,294,967,295 at most"),
     (["--data-seed", str(2**64)], "data_seed=18446744073709551616 must be 0 or more, and 4,294"),
