@@ -5,7 +5,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from math import ceil
 from pathlib import Path
@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 
 from storage.checkpoints import StoredCheckpoint
 from storage.ledger import Ledger
-from sweeps.cluster.pool import MAX_DEATHS, Warnings
+from sweeps.cluster.pool import FOR_FITS, MAX_DEATHS, Warnings
 from sweeps.cluster.session import SHARED, address
 from sweeps.search.task import Fit, Resources, Result, Task
 
@@ -263,11 +263,16 @@ class TuneSearcher(Searcher):
 
     def _fits_beside(self, held: Resources) -> bool:
         """Whether the cluster has room for it now; where nothing runs, Ray itself waits for a machine that has."""
-        beside, has = [other for _, other in self._running.values()], self.capacity()
+        beside, has = [other for _, other in self._running.values()], self._room(held)
         return not beside or (
             sum(other.num_cpus for other in beside) + held.num_cpus <= has.num_cpus
             and sum(other.num_gpus for other in beside) + held.num_gpus <= has.num_gpus
         )
+
+    def _room(self, held: Resources) -> Resources:
+        """What trials that hold so much may take together: those that share GPUs leave a part of each to workers."""
+        has = self.capacity()
+        return replace(has, num_gpus=has.num_gpus * (FOR_FITS if 0 < held.num_gpus < 1 else 1))
 
     def _check_memory(self, held: Resources) -> None:
         """Warns where no machine has what a trial is to hold; raises ValueError where none will come."""
@@ -292,7 +297,7 @@ class TuneSearcher(Searcher):
             and task.reads(*fit) == task.reads(*first)
             and task.resources(*fit) == held
         ]
-        has = self.capacity()
+        has = self._room(held)
         rooms = [(has.num_cpus, held.num_cpus), (has.num_gpus, held.num_gpus)]
         num_slots = max(1, min((int(there / each) for there, each in rooms if each), default=1))
         most = min(MAX_TOGETHER, ceil(len(ready) / num_slots))

@@ -98,6 +98,23 @@ def test_a_fit_waits_for_what_it_needs_and_for_a_slot(searcher_of, features):
 
 
 @dataclass(frozen=True)
+class OnGpus(ToyTask):
+    share: float = 0.25
+
+    def resources(self, cell, rung):
+        return Resources(0.1, self.share)
+
+
+@pytest.mark.parametrize(("share", "num_together"), [(0.25, 4), (1, 2)])
+def test_trials_that_share_gpus_leave_half_of_each_to_workers(features, tmp_path, share, num_together):
+    search = HalvingSearch(OnGpus(share=share), 20, round_size=20)
+    searcher = TuneSearcher([Run(search, str(tmp_path), features)], lambda: Resources(16, 2))
+    features.arrive()
+    groups = [searcher.suggest(str(number)) for number in range(8)]
+    assert [group is not None for group in groups] == [number < num_together for number in range(8)]
+
+
+@dataclass(frozen=True)
 class OneRead(ToyTask):
     """All cells read the same; those of attention hold two CPUs."""
 
