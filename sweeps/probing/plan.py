@@ -117,7 +117,8 @@ def check_fits(task: ProbeTask, memory: str) -> None:
     if not address():
         has = for_fits(task.device, task.gpus_per_fit) if task.gpus_per_fit else machine_bytes()
         if task.memory_bytes > has:
-            raise ValueError(f"memory={memory!r} is more than the {size(has)} that a fit can have here; lower it")
+            more = ", or raise --gpus-per-fit" if task.gpus_per_fit else ""
+            raise ValueError(f"memory={memory!r} is more than the {size(has)} that a fit can have here; lower it{more}")
         task = replace(task, memory_bytes=task.memory_bytes or for_fits(task.device, task.part(num_cpus=1)))
     for cell in task.space.cells_at({task.space.timesteps[0]: task.space.block_names}):
         try:

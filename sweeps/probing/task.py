@@ -246,8 +246,9 @@ class ProbeTask:
             return True
         streamed += BLOCKS_IN_MEMORY // 2 * block_bytes(self.memory)
         if streamed > self.memory:
+            flag = "--gpus-per-fit" if self.gpus_per_fit and not self.memory_bytes else "--memory"
             raise ValueError(
-                f"a fit takes {size(streamed)} and may have {size(self.memory)}: raise --memory, or take smaller "
+                f"a fit takes {size(streamed)} and may have {size(self.memory)}: raise {flag}, or take smaller "
                 "poolings or heads"
             )
         return False
