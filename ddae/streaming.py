@@ -140,6 +140,11 @@ def block_bytes(memory_bytes: int) -> int:
     return min(BLOCK_BYTES, memory_bytes // BLOCKS_IN_MEMORY)
 
 
+def stream_bytes(memory_bytes: int) -> int:
+    """What the blocks of a streamed fit take together: as they are read, standardised, and read ahead."""
+    return BLOCKS_IN_MEMORY // 2 * block_bytes(memory_bytes)
+
+
 def on_device(parts: Sequence[np.ndarray], device: str, most_bytes: int) -> Sequence[np.ndarray | Tensor]:
     """The rows on a GPU, once for all poolings, if they take no more there; else where they are."""
     if device == "cpu" or sum(part.nbytes for part in parts) > most_bytes:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-log = logging.getLogger("sweeps")
+log = logging.getLogger("sweeps")  # a worker passes on what is said there
 
 SECONDS = 60
 """How long a fit goes on before its state is kept for the first time, and again."""

@@ -108,10 +108,14 @@ def raised_within(error: BaseException) -> BaseException:
 
 
 def capacity() -> Resources:
-    """What the cluster has just now; of memory, what its largest machine has."""
+    """What the cluster has just now."""
     has = ray.cluster_resources()
-    memory = max((int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]), default=0)
-    return Resources(max(1.0, has.get("CPU", 1)), has.get("GPU", 0), memory)
+    return Resources(max(1.0, has.get("CPU", 1)), has.get("GPU", 0))
+
+
+def largest_memory() -> int:
+    """Bytes for trials that the cluster's largest machine has."""
+    return max((int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]), default=0)
 
 
 def placement(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
@@ -276,7 +280,7 @@ class TuneSearcher(Searcher):
 
     def _check_memory(self, held: Resources) -> None:
         """Warns where no machine has what a trial is to hold; raises ValueError where none will come."""
-        if held.memory_bytes > (has := self.capacity().memory_bytes):
+        if held.memory_bytes and held.memory_bytes > (has := largest_memory()):
             wanted, there = (f"{num_bytes / 1e9:,.1f} GB" for num_bytes in (held.memory_bytes, has))
             trouble = f"a trial is to hold {wanted} of memory, and the largest machine has {there}"
             if not address():

@@ -14,7 +14,7 @@ from ddae.backbones.offload import largest_layer_bytes, size_bytes
 from ddae.datasets import Dataset
 from ddae.features import extract
 from ddae.heads import find_head
-from ddae.streaming import BLOCKS_IN_MEMORY, block_bytes
+from ddae.streaming import stream_bytes
 from ddae.units import duration, rounded, size
 from sweeps.cli import aligned
 from sweeps.probing.screening import NUM_LABEL_FREE, Screening, ScreeningRules
@@ -171,8 +171,11 @@ def fits(task: ProbeTask) -> str:
     if task.device != "cpu" and not torch.cuda.is_available():  # a cluster's, seen from its head
         task, where = replace(task, gpus_per_fit=0), ", on this machine's CPU"
     held, streamed = map(max, zip(*(task.fit_bytes([cell], task.num_train) for cell in cells), strict=True))
-    blocks = BLOCKS_IN_MEMORY // 2 * block_bytes(task.memory)
-    said = f"up to {size(held)}" if held <= task.memory else f"up to {size(streamed + blocks)}, features block by block"
+    said = (
+        f"up to {size(held)}"
+        if held <= task.memory
+        else f"up to {size(streamed + stream_bytes(task.memory))}, block by block"
+    )
     seconds = []
     for head in task.space.heads:
         widest = max((cell for cell in cells if cell.head == head), key=task.space.num_features)

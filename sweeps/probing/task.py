@@ -17,7 +17,7 @@ from ddae.heads import Kept, find_head
 from ddae.memory import for_fits, is_out_of_memory
 from ddae.pooling import pool
 from ddae.probe import Fitted, balanced_accuracy, class_weights, fit_probe, standard_error, to_maps
-from ddae.streaming import BLOCKS_IN_MEMORY, Features, Streamed, block_bytes, on_device
+from ddae.streaming import Features, Streamed, on_device, stream_bytes
 from ddae.units import size
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
@@ -244,7 +244,7 @@ class ProbeTask:
         held, streamed = self.fit_bytes(cells, num_train)
         if hold and held <= self.memory:
             return True
-        streamed += BLOCKS_IN_MEMORY // 2 * block_bytes(self.memory)
+        streamed += stream_bytes(self.memory)
         if streamed > self.memory:
             flag = "--gpus-per-fit" if self.gpus_per_fit and not self.memory_bytes else "--memory"
             raise ValueError(

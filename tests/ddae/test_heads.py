@@ -16,15 +16,9 @@ from ddae.heads.training import Batches
 from ddae.probe import classify, fit_probe
 from tests.ddae.golden import digest, problem
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = expand(HEADS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def planted(num_images, signal=2.0, channels=6, num_classes=3, seed=0, grid=2):

@@ -10,6 +10,8 @@ from ddae.probe import classify, fit_probe
 from ddae.scaling import Standardise
 from ddae.streaming import Streamed, blocks, shuffled, std_mean
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CHANNELS, SIDE, CLASSES = 8, 4, 3
 NAMES = expand(HEADS)
 
@@ -31,14 +33,6 @@ def stream(maps, pooling=SIDE, memory_bytes=400_000):
     for part in parts:
         part.flags.writeable = False
     return Streamed(parts, CHANNELS, pooling, memory_bytes=memory_bytes)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("pooling", [1, 2, 4])
