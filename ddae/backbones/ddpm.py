@@ -12,6 +12,7 @@ from ddae.backbones.base import Backbone, Inputs, Pixels, Settings, pixels_of
 from ddae.backbones.convert import Part, attention, convert, load_state, renamed, unchanged
 from ddae.backbones.files import load_network, subfolder
 from ddae.backbones.options import NOTHING, check_options, name_assumed, read_options, sidecars
+from ddae.backbones.predictions import Denoised, edm_denoised, of_scheduler, predicts
 from ddae.backbones.schedules import edm_schedule, make_scheduler, noise_of, told
 from ddae.backbones.unets import Layout, ddae_specs, edm_inputs, make_unet, openai_blocks, openai_specs, unet_inputs
 from ddae.noise import VP, Schedule
@@ -49,7 +50,9 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
         time, scale = told(scheduler, schedule, timestep)
         return unet_inputs(scale * x_t, time)
 
-    return make_backbone(unet, schedule, inputs if is_consistency else unet_inputs, fingerprint, settings)
+    backbone = make_backbone(unet, schedule, inputs if is_consistency else unet_inputs, fingerprint, settings)
+    backbone.denoised = of_scheduler(scheduler, schedule)
+    return backbone
 
 
 def from_state(
@@ -81,9 +84,10 @@ def from_state(
     unet.conv_norm_out = nn.GroupNorm(8, layout.widths[0], device="meta")
     weights = {name: tensor for name, tensor in state.items() if name != "time_emb.aug_emb.weight"}
     load_state(unet, convert(weights, official_parts(unet)))
-    schedule, inputs = read_diffusion(options, path, settings)
+    schedule, inputs, denoised = read_diffusion(options, path, settings)
     pixels = Pixels(image_size, layout.in_channels)
-    return Backbone(unet, ddae_specs(unet), schedule, pixels, inputs, fingerprint, settings)
+    specs = ddae_specs(unet)
+    return Backbone(unet, specs, schedule, pixels, inputs, fingerprint, settings, denoised=denoised)
 
 
 def read_yaml(path: Path, layout: Layout) -> dict[str, Any]:
@@ -187,8 +191,8 @@ RESIDUAL_BLOCK = renamed(
 ATTENTION = "norm", "projection", "output"
 
 
-def read_diffusion(options: dict[str, Any], path: Path, settings: Settings) -> tuple[Schedule, Inputs]:
-    """The schedule and the inputs of a DDPM, whose time is t / T, or of EDM."""
+def read_diffusion(options: dict[str, Any], path: Path, settings: Settings) -> tuple[Schedule, Inputs, Denoised | None]:
+    """The schedule, the inputs and the prediction of a DDPM, whose time is t / T, or of EDM."""
     model_type = options.get("model_type")
     if model_type is None:
         model_type = "EDM" if "EDM" in str(path) else "DDPM"
@@ -201,12 +205,15 @@ def read_diffusion(options: dict[str, Any], path: Path, settings: Settings) -> t
         name_assumed(path, {name: value for name, value in (("n_T", 1000), ("betas", betas)) if name not in diffusion})
         first, last = betas
         betas = np.linspace(first, last, num_steps)
-        return VP(np.cumprod(1 - betas), first=1), lambda x_t, timestep: unet_inputs(x_t, timestep / num_steps)
+        linear = VP(np.cumprod(1 - betas), first=1)
+        inputs: Inputs = lambda x_t, timestep: unet_inputs(x_t, timestep / num_steps)  # noqa: E731
+        return linear, inputs, predicts("epsilon", linear)
     if model_type == "EDM":
         noise = {"sigma_min": 0.002, "sigma_max": 80, "rho": 7, "sigma_data": 0.5}
         name_assumed(path, {name: value for name, value in noise.items() if name not in diffusion})
         schedule = edm_schedule(diffusion, settings.num_steps)
-        return schedule, edm_inputs(schedule, diffusion.get("sigma_data", 0.5))
+        sigma_data = diffusion.get("sigma_data", 0.5)
+        return schedule, edm_inputs(schedule, sigma_data), edm_denoised(schedule, sigma_data)
     raise ValueError(f"model_type={model_type!r} beside {path} is not known; it is 'DDPM' or 'EDM'")
 
 

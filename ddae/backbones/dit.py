@@ -12,7 +12,8 @@ from ddae.backbones.base import Backbone, Settings
 from ddae.backbones.dit_layout import load_transformer, make_backbone
 from ddae.backbones.files import load_network, subfolder
 from ddae.backbones.options import NOTHING
-from ddae.backbones.schedules import read_schedule
+from ddae.backbones.predictions import of_scheduler, predicts
+from ddae.backbones.schedules import make_scheduler, noise_of
 from ddae.noise import VP
 
 
@@ -25,7 +26,9 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     from diffusers import DiTTransformer2DModel
 
     network = load_network(DiTTransformer2DModel, subfolder(folder, "transformer"))
-    return make_backbone(network, read_schedule(folder), folder, fingerprint, settings, time=float)
+    scheduler = make_scheduler(folder)
+    schedule = noise_of(scheduler, folder)
+    return make_backbone(network, schedule, folder, fingerprint, settings, float, of_scheduler(scheduler, schedule))
 
 
 def from_state(
@@ -41,4 +44,5 @@ def from_state(
     """
     linear = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     schedule = VP((1 - linear).cumprod(0))
-    return make_backbone(load_transformer(state, path, said), schedule, path, fingerprint, settings, time=float)
+    network = load_transformer(state, path, said)
+    return make_backbone(network, schedule, path, fingerprint, settings, float, predicts("epsilon", schedule))

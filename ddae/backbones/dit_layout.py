@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ddae.backbones.base import Backbone, BlockSpec, Settings, per_image, token_grid
 from ddae.backbones.convert import Part, State, attention, convert, load_state, renamed, unchanged
 from ddae.backbones.options import checked_options, name_assumed
+from ddae.backbones.predictions import Denoised
 from ddae.backbones.vae import latents_of, with_vae
 from ddae.noise import Schedule
 
@@ -165,6 +166,7 @@ def make_backbone(
     fingerprint: str,
     settings: Settings,
     time: Callable[[int], float],
+    denoised: Denoised | None,
 ) -> Backbone:
     """Builds the backbone; every image gets the null class, which is the last, and time(timestep) as its time."""
     from diffusers.models.embeddings import Timesteps
@@ -184,7 +186,7 @@ def make_backbone(
         return {"hidden_states": x_t, "timestep": per_image(x_t, time(timestep)), "class_labels": null_class}
 
     fingerprint = with_vae(fingerprint, encoder)
-    return Backbone(network, specs, schedule, encoder, inputs, fingerprint, settings, token_grid)
+    return Backbone(network, specs, schedule, encoder, inputs, fingerprint, settings, token_grid, denoised)
 
 
 def parts(depth: int) -> Iterator[tuple[str, str, Part]]:

@@ -20,6 +20,7 @@ from ddae.backbones.base import Backbone, BlockSpec, Inputs, Pixels, Settings
 from ddae.backbones.convert import Part, State, attention, convert, load_state, renamed, unchanged
 from ddae.backbones.files import load_network, subfolder
 from ddae.backbones.options import NOTHING, checked_options, name_assumed
+from ddae.backbones.predictions import edm_denoised, preconditioned
 from ddae.backbones.schedules import edm_schedule, read_scheduler
 from ddae.backbones.unets import Layout, ddae_specs, edm_inputs, make_unet, unet_inputs
 from ddae.noise import VE
@@ -121,8 +122,14 @@ def make_backbone(
 ) -> Backbone:
     """options: sigma_min, sigma_max and rho of the sampler, and the numbers of the preconditioning."""
     schedule, inputs = PRECONDITION[kind](dict(options), settings.num_steps)
+    sign = -1 if kind in ("VPPrecond", "iDDPMPrecond") else 1  # these predict noise, VE its negative
+    if kind == "EDMPrecond":
+        denoised = edm_denoised(schedule, options["sigma_data"])
+    else:
+        denoised = preconditioned(schedule, lambda sigma: 1.0, lambda sigma: sign * sigma)
     encoder = Pixels(settings.image_size or unet.config.sample_size, unet.config.in_channels)
-    return Backbone(unet, block_specs(unet), schedule, encoder, inputs, fingerprint, settings)
+    specs = block_specs(unet)
+    return Backbone(unet, specs, schedule, encoder, inputs, fingerprint, settings, denoised=denoised)
 
 
 def edm(options: dict[str, Any], num_steps: int) -> tuple[VE, Inputs]:

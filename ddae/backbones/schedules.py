@@ -74,11 +74,6 @@ def told(scheduler: Any, schedule: Schedule, timestep: float) -> tuple[float, fl
     return float(time), 1 / math.hypot(sigma, scheduler.config.sigma_data)
 
 
-def read_schedule(folder: Path) -> VP | Flow | VE:
-    """The noise of a folder's scheduler; without one that of DDPM, and a warning."""
-    return noise_of(make_scheduler(folder), folder)
-
-
 def edm_schedule(options: dict[str, Any], num_steps: int) -> VE:
     """The steps of EDM's sampler; sigma_min, sigma_max and rho are EDM's own where the options do not give them."""
     return VE(num_steps, **{name: options[name] for name in ("sigma_min", "sigma_max", "rho") if name in options})
