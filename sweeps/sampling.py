@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
-from torchvision.io import write_png
 
 from ddae.backbones import Backbone, Settings, load_backbone
 from ddae.datasets import Images, load_images
 from ddae.generation.extractors import Extractor, load_extractor, resized
-from ddae.generation.measures import SPREAD, Measured, Rung, check_enough, ladder, measure
+from ddae.generation.measures import LADDER, SPREAD, Measured, Rung, check_enough, ladder, measure
 from ddae.generation.sampling import num_passes, sample, steps_of, usual_sampler
 from ddae.noise import VE
 from ddae.report.figures import image_grid
@@ -58,7 +58,8 @@ class Setup:
 
     @property
     def folder(self) -> Path:
-        return self.config.out or Path("out") / f"samples-{Path(self.config.backbone).resolve().name}"
+        path = Path(self.config.backbone).resolve()
+        return self.config.out or Path("out") / f"samples-{path.parent.name if path.name == 'model' else path.name}"
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class Setup:
         config = self.config
         real = self.images.fingerprint if config.start == "real" else ""
         return {
-            "backbone": config.backbone, "fingerprint": self.backbone.fingerprint, "sampler": self.sampler,
+            "fingerprint": self.backbone.fingerprint, "sampler": self.sampler,
             "steps": self.num_steps, "seed": config.seed, "start": config.start, "real_images": real,
             "image_size": self.backbone.image_size, "precision": config.precision,
         }  # fmt: skip
@@ -125,6 +126,9 @@ def check_images(setup: Setup) -> None:
             check_enough(config.num_samples, width)
     if not setup.extractors:
         log.warning("no --extractor is given, so that nothing is measured")
+    first = setup.real(setup.rows[:GRID])
+    if setup.extractors and setup.backbone.encoder.shape[0] == 1 and not (first == first[:, :1]).all():
+        log.warning(f"{config.backbone} samples grey images, and {config.dataset} has colours, which count against it")
 
 
 def estimate(setup: Setup) -> str:
@@ -150,8 +154,9 @@ def estimate(setup: Setup) -> str:
 def run(setup: Setup) -> str:
     """Sample, keep and measure; returns what the command prints."""
     with only_process(setup.folder):
-        images = sampled(setup)
-        keep(setup, images)
+        everything = sampled(setup)
+        keep(setup, everything)
+        images = everything[: setup.config.num_samples]
         how = f"{setup.sampler}, {counted(setup.num_steps, 'step', 'steps')}, seed {setup.config.seed}"
         lines = [f"{setup.config.backbone}: {len(images):,} images by {how}, in {setup.folder}"]
         found = {}
@@ -167,67 +172,66 @@ def run(setup: Setup) -> str:
 
 
 def sampled(setup: Setup) -> Tensor:
-    """uint8 [N, 3, S, S]. What a command of the same recipe has kept is not sampled again; each batch is kept at once.
-    Raises ValueError where the folder holds images of another recipe."""
+    """uint8 [K, 3, S, S], as many as are asked for or more. What a command of the same recipe has kept is not sampled
+    again, and each batch is kept at once. Raises ValueError where the folder holds images of another recipe."""
     config, folder, backbone = setup.config, setup.folder, setup.backbone
     parts = folder / "parts"
-    kept = kept_images(setup)
+    done = len(kept_images(setup))
     parts.mkdir(exist_ok=True)
     write_json(folder / "manifest.json", {"recipe": setup.recipe, "num_samples": 0})
     with bars() as progress:
         bar = progress.add_task("sampling", total=config.num_samples, note="")
-        progress.reset(bar, completed=min(len(kept), config.num_samples))
-        while len(kept) < config.num_samples:
-            indices = np.arange(len(kept), min(len(kept) + config.batch_size, config.num_samples))
-            x0 = backbone.encode(setup.real(setup.rows[indices])) if config.start == "real" else None
+        progress.reset(bar, completed=min(done, config.num_samples))
+        for first in range(done, config.num_samples, config.batch_size):
+            indices = np.arange(first, min(first + config.batch_size, config.num_samples))
+            x0 = backbone.encode(setup.real(setup.rows[-1 - indices])) if config.start == "real" else None
             latents = sample(backbone, indices, config.seed, config.steps, setup.sampler, x0=x0)
             if not latents.isfinite().all():
                 raise ValueError(f"{config.backbone} samples what is no number; give more --steps, or other weights")
             batch = backbone.encoder.decode(latents).cpu().contiguous()  # type: ignore[attr-defined]
-            with published(parts / f"{len(kept):08}.npy") as part, part.open("wb") as file:
+            with published(parts / f"{first:08}.npy") as part, part.open("wb") as file:
                 np.save(file, batch.numpy())
-            kept = torch.cat([kept, batch])
-            progress.update(bar, completed=len(kept))
-    return kept[: config.num_samples]
+            progress.advance(bar, len(batch))
+    return kept_images(setup)
 
 
 def kept_images(setup: Setup) -> Tensor:
     """uint8 [K, 3, S, S], the first images, from the file of a finished command and the parts of a stopped one."""
     folder, size = setup.folder, setup.backbone.image_size
-    kept = torch.empty(0, 3, size, size, dtype=torch.uint8)
+    kept, done = [torch.empty(0, 3, size, size, dtype=torch.uint8)], 0
     if not (manifest := folder / "manifest.json").exists():
-        return kept
+        return kept[0]
     try:
         made = json.loads(manifest.read_text())["recipe"]
         if (file := folder / "samples.npz").exists():
-            kept = torch.from_numpy(np.load(file)["images"]).permute(0, 3, 1, 2).contiguous()
-        while (part := folder / "parts" / f"{len(kept):08}.npy").exists():
-            kept = torch.cat([kept, torch.from_numpy(np.load(part))])
+            kept.append(torch.from_numpy(np.load(file)["images"]).permute(0, 3, 1, 2))
+            done = len(kept[-1])
+        while (part := folder / "parts" / f"{done:08}.npy").exists():
+            kept.append(torch.from_numpy(np.load(part)))
+            done += len(kept[-1])
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise ValueError(f"the samples in {folder} are damaged ({error}); delete it, or give another --out") from error
     changed = [name for name, value in setup.recipe.items() if made.get(name) != value]
     if changed:
         raise ValueError(f"{folder} holds samples of another {' and '.join(changed)}; give another --out, or delete it")
-    return kept
+    return torch.cat(kept)
 
 
 def keep(setup: Setup, images: Tensor) -> None:
-    """Write samples.npz with its manifest, the grid, and PNGs where they are wanted; the parts go. More images than are
-    asked for stay in the file."""
+    """Write samples.npz with its manifest, the grid, and PNGs where they are wanted; the parts go."""
     folder, config = setup.folder, setup.config
-    everything = kept_images(setup)
     with published(folder / "samples.npz") as part, part.open("wb") as file:
-        np.savez(file, images=everything.permute(0, 2, 3, 1).numpy())
+        np.savez(file, images=images.permute(0, 2, 3, 1).numpy())
     shutil.rmtree(folder / "parts", ignore_errors=True)
     packages = {name: version(name) for name in ("torch", "diffusers", "numpy")}
     command = command_of(config, "sample")
-    manifest = {"recipe": setup.recipe, "num_samples": len(everything), "command": command, "packages": packages}
-    write_json(folder / "manifest.json", manifest)
+    made = {"backbone": config.backbone, "num_samples": len(images), "command": command, "packages": packages}
+    write_json(folder / "manifest.json", {"recipe": setup.recipe, **made})
     image_grid(images[:GRID].float() / 255, folder / "grid.png")
     if config.keep == "png":
         (folder / "png").mkdir(exist_ok=True)
         for i, image in enumerate(images):
-            write_png(image, str(folder / "png" / f"{i:06}.png"))
+            PIL.Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / "png" / f"{i:06}.png")
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -245,7 +249,7 @@ def compare(setup: Setup, extractor: Extractor, images: Tensor) -> tuple[list[Me
         generated, reference, floor = (read(each) for each in (images, setup.real(real), other_images))
         resamples, moved = config.num_resamples, partial(step, 1)
         measured = measure(generated, reference, floor, extractor.distance, resamples, on_step=moved)
-    with counting("known damage", 5 * number) as step:
+    with counting("known damage", len(LADDER) * number) as step:
         read = partial(extractor, on_batch=step)
         labels, first = setup.images.labels[others], measured[0]
         rungs = ladder(read, reference, other_images, labels, first.floor, first.floor_stderr)
