@@ -29,8 +29,8 @@ from sweeps.flags import ImagesAndLabels
 
 
 @dataclass(frozen=True)
-class Sample(ImagesAndLabels):
-    """The flags of this command."""
+class Sampling:
+    """What is sampled, and what it is compared with."""
 
     backbone: str = "ddpm-fashion-mnist"
     """The network, which may also stand first without its flag: a diffusers folder, a hub id, or a checkpoint file."""
@@ -73,6 +73,11 @@ class Sample(ImagesAndLabels):
     """File of tensors that replace the network's own."""
     dry_run: bool = False
     """Say what it would cost, and stop."""
+
+
+@dataclass(frozen=True)
+class Sample(ImagesAndLabels, Sampling):
+    """The flags of this command."""
 
 
 def main(config: Sample) -> None:

@@ -53,6 +53,10 @@ def load_extractor(name: str, device: str = "cpu") -> Extractor:
     folder = Path(name)
     if (folder / RECORD).exists() or (folder / "model" / RECORD).exists():
         return classifier(name, device)
+    if kind == "wrn":
+        raise ValueError(
+            f"extractor={name!r} is an untrained network; give the folder of a trained one (benchmarks/networks/judge)"
+        )
     if kind in LIBRARIES:
         return of_library(name, device)
     raise ValueError(

@@ -17,6 +17,7 @@ from ddae.generation.measures import (
 )
 from ddae.heads import find_head
 from ddae.winner import Winner
+from tests.ddae.backbones.tiny import dinov2_folder
 
 
 def normal(num_images, width=4, mean=0.0, std=1.0, seed=0):
@@ -161,9 +162,14 @@ def classifier(tmp_path_factory, tiny_model) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("name", ["timm:test_vit@random", "torchvision:squeezenet1_1@random", "classifier"])
+@pytest.fixture(scope="module")
+def dinov2(tmp_path_factory) -> str:
+    return dinov2_folder(tmp_path_factory.mktemp("dinov2"), "")
+
+
+@pytest.mark.parametrize("name", ["timm:test_vit@random", "torchvision:squeezenet1_1@random", "dinov2", "classifier"])
 def test_extractors_give_features_of_images_of_any_size(name, request):
-    extractor = load_extractor(request.getfixturevalue(name) if name == "classifier" else name)
+    extractor = load_extractor(name if ":" in name else request.getfixturevalue(name))
     images = torch.randint(256, (70, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     read = []
     features = extractor(images, read.append)
@@ -218,6 +224,8 @@ def test_unknown_extractors_are_refused_in_one_line(tmp_path, tiny_model):
         with pytest.raises(ValueError, match="is not known; give the folder of a classifier") as error:
             load_extractor(name)
         assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="untrained"):
+        load_extractor("wrn:10-1")
 
 
 def test_resizing_keeps_bytes():
