@@ -166,10 +166,14 @@ class Rung:
 def ladder(
     read: Callable[[Tensor], Tensor], real: Tensor, images: Tensor, labels: np.ndarray, floor: float, stderr: float
 ) -> list[Rung]:
-    """Whether an extractor orders known damage. real: features [N, D] of real images; images: as many others, uint8,
-    with their labels; floor, stderr: of the Fréchet distance between the two."""
+    """Whether an extractor orders known damage. Where all images are of one class, none can be left out.
+
+    real: features [N, D] of real images; images: as many others, uint8, with their labels; floor, stderr: of the
+    Fréchet distance between the two."""
     rungs: list[Rung] = []
     for name, damage in LADDER.items():
+        if damage is without_classes and len(np.unique(labels)) < 2:
+            continue
         distance = frechet_distance(read(damage(images, labels)), real)
         least = floor + SPREAD * stderr
         if name.startswith("noise"):

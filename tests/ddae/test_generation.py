@@ -132,6 +132,8 @@ def test_a_ladder_passes_what_an_extractor_sees_and_fails_what_it_does_not(shirt
         return by_pixels(others)
 
     assert not any(rung.passed for rung in ladder(blind, real, others, labels[:300], floor, stderr))
+    of_one_class = ladder(blind, real, others, np.zeros(300, dtype=int), floor, stderr)
+    assert [rung.name for rung in of_one_class] == list(LADDER)[:-1]
 
 
 def test_damage_is_what_it_says(shirts):
