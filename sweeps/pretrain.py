@@ -1,8 +1,8 @@
-"""Pre-train a small DDPM or EDM on a dataset's train split: the network whose features a sweep then searches.
+"""Pre-train a diffusion network on a dataset's train split: the network whose features a sweep then searches.
 
     python sweeps/pretrain.py                    # the one that ships with the package; 85 minutes on 2 cores
     python sweeps/pretrain.py --steps 500        # a smoke test
-    python sweeps/pretrain.py --family edm
+    python sweeps/pretrain.py --family edm       # or flow; --network unet, ddpm++ or dit goes with each
     python sweeps/pretrain.py --num-workers 2    # two processes share every batch, and a GPU each where there are GPUs
 
 Writes a diffusers folder (fp16 weights of the exponential moving average, scheduler, model card), loss.png and
@@ -23,19 +23,52 @@ from sweeps.flags import ImagesAndLabels
 class Training:
     """What is trained, and how."""
 
-    family: Literal["ddpm", "edm"] = "ddpm"
-    """DDPM's UNet and loss, or DDPM++ with EDM's preconditioning."""
+    family: Literal["ddpm", "edm", "flow"] = "ddpm"
+    """Kind of diffusion: DDPM, EDM, or rectified flow."""
+    network: Literal["auto", "unet", "ddpm++", "dit"] = "auto"
+    """DDPM's UNet, DDPM++ or DiT; auto is the UNet for ddpm and flow, and DDPM++ for edm."""
     dataset: str = "fashion-mnist"
     """Name or image folder; only its official train split is used."""
     out: Path | None = None
     """Folder for the model, the checkpoint and the pictures; out/<family>-<dataset> if not given."""
     steps: int = 12_000
     batch_size: int = 64
+    """Images of a step, those of all processes and parts together."""
+    accumulate: int = 1
+    """Parts in which each process has its images of a step go through the network, to need less memory."""
     learning_rate: float = 1e-3
-    """Peak; linear warm-up over 500 steps, then cosine to zero."""
+    """Peak."""
+    warmup: int = 500
+    """Steps in which the learning rate grows to its peak."""
+    decay: Literal["cosine", "none"] = "cosine"
+    """How it falls after that: along half a cosine to zero, or not at all."""
+    max_gradient_norm: float = 1.0
+    """Longer gradients are shortened to this; inf leaves them alone."""
     ema_decay: float = 0.999
+    dropout: float = 0.0
+    num_levels: int = 1000
+    """ddpm and flow: T, the timesteps that noise is counted in."""
+    beta_range: tuple[float, float] = (1e-4, 0.02)
+    """ddpm: the betas of the first and of the last of the T timesteps; they grow linearly."""
     channels: tuple[int, ...] = (16, 32, 64, 128)
-    """Width of each resolution, highest first."""
+    """unet and ddpm++: width of each resolution, highest first."""
+    layers_per_block: int = 1
+    """unet and ddpm++: residual blocks of a resolution on the way down."""
+    attention: tuple[int, ...] = ()
+    """unet and ddpm++: sides of the maps that have attention; those of the third resolution if not given."""
+    hidden_size: int = 192
+    """dit: width, a multiple of 64."""
+    depth: int = 6
+    """dit: number of blocks."""
+    patch_size: int = 2
+    """dit: side of the patches that become tokens."""
+    class_conditional: bool = False
+    """Show the network the class of each image, or, of a tenth of them, a null class, which features are taken with."""
+    flip: bool = False
+    """Mirror every second image."""
+    augment: float = 0.0
+    """ddpm++: EDM's augmentation, which the network is told of, with this probability for each change (0.12 in the
+    paper); every second image is mirrored besides."""
     image_size: int = 32
     """Side in pixels to which an image folder is resized; the named datasets keep theirs."""
     seed: int = 0
@@ -43,13 +76,15 @@ class Training:
     """cpu, cuda, or auto: cuda where there is one."""
     autocast: bool = True
     """bfloat16 where it is safe; weights and their moving average stay float32."""
+    compile: bool = False
+    """torch.compile: faster steps after minutes of compiling."""
     checkpoint_every: int = 250
     """Steps between checkpoints."""
     snapshot_every: int = 0
     """Steps between copies of the network that are kept beside the model, for `label_free.py --every`; 0 keeps none."""
     num_workers: int = 1
     """Processes that train together, each on its share of every batch, which they must share evenly; their number
-    changes losses in the last digits alone."""
+    changes losses in the last digits alone, unless there is dropout."""
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from ddae.backbones.base import Backbone, BlockSpec, Inputs, Pixels, Settings
 from ddae.backbones.convert import Part, State, attention, convert, load_state, renamed, unchanged
 from ddae.backbones.files import load_network, subfolder
 from ddae.backbones.options import NOTHING, checked_options, name_assumed
-from ddae.backbones.schedules import edm_schedule, read_scheduler
+from ddae.backbones.schedules import edm_schedule, read_noise, read_scheduler
 from ddae.backbones.unets import Layout, ddae_specs, edm_inputs, make_unet, unet_inputs
-from ddae.noise import VE
+from ddae.noise import VE, Schedule
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -63,11 +63,15 @@ class Rounded(VE):
 
 
 def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
-    """Loads a folder that SongUNet2DModel.save_pretrained has written, alone or with an EDM scheduler."""
+    """Loads a folder that SongUNet2DModel.save_pretrained has written. Its noise is that of the scheduler beside it, or
+    EDM's; one that takes classes or augmentation runs without."""
     from ddae.backbones.song_unet import SongUNet2DModel
 
     unet = load_network(SongUNet2DModel, subfolder(folder, "unet"))
     options = read_scheduler(folder) or {}
+    if options and "sigma_data" not in options:
+        schedule, told = read_noise(folder, settings.num_steps)
+        return wrapped(unet, schedule, lambda x_t, timestep: unet_inputs(x_t, told(timestep)[0]), fingerprint, settings)
     options = {name: options[name] for name in ("sigma_min", "sigma_max", "rho", "sigma_data") if name in options}
     return make_backbone(unet, "EDMPrecond", {"sigma_data": unet.config.sigma_data, **options}, fingerprint, settings)
 
@@ -121,6 +125,10 @@ def make_backbone(
 ) -> Backbone:
     """options: sigma_min, sigma_max and rho of the sampler, and the numbers of the preconditioning."""
     schedule, inputs = PRECONDITION[kind](dict(options), settings.num_steps)
+    return wrapped(unet, schedule, inputs, fingerprint, settings)
+
+
+def wrapped(unet: "UNet2DModel", schedule: Schedule, inputs: Inputs, fingerprint: str, settings: Settings) -> Backbone:
     encoder = Pixels(settings.image_size or unet.config.sample_size, unet.config.in_channels)
     return Backbone(unet, block_specs(unet), schedule, encoder, inputs, fingerprint, settings)
 

@@ -50,7 +50,7 @@ def from_state(
     network = load_transformer(state, path, said)
     schedule = flow(PATHS[path_type or "linear"])
     time = share_of_noise if is_repa else share_of_image
-    return make_backbone(network, schedule, path, fingerprint, settings, time)
+    return make_backbone(network, schedule, path, fingerprint, settings, lambda timestep: (time(timestep), 1.0))
 
 
 def share_of_noise(timestep: int) -> float:
