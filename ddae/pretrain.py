@@ -1,6 +1,7 @@
 """Trains a diffusion network, whose features a sweep then searches."""
 
 import copy
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,13 +10,16 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddae.datasets import Reading, load_images
+from ddae.datasets import Images, Reading, load_images
 from ddae.pretraining.augmentation import augment, draw_mirrored, draw_parameters, mirror
 from ddae.pretraining.frameworks import FRAMEWORKS, Levels
+from ddae.pretraining.latents import Latents, scale_latents
 from ddae.pretraining.networks import NETWORKS, Shape
+from ddae.report.figures import image_grid
 
 NULL_CLASS_SHARE = 0.1
 """Share of the images whose class is kept from a class-conditional network (Ho & Salimans 2022)."""
@@ -78,10 +82,14 @@ class Pretraining:
     autocast: torch.dtype | None
     recipe: Mapping[str, Any]
     """The flags that decide the trained weights."""
+    latents: Latents | None
+    """What is denoised in place of pixels."""
     snapshots: Path
     """Folder in which copies of the averaged network are kept on the way, step-N."""
     snapshot_every: int
     """Steps between two of them; 0 keeps none."""
+    sample_every: int = 0
+    """Steps between grids of samples, which are drawn into samples/ of the same folder; 0 draws none."""
     compile: bool = False
     parts: tuple[int, Iterator[tuple[int, "Batch"]]] = field(default=(-1, iter(())), init=False)
     """A step, and what of its images the network has not seen."""
@@ -106,7 +114,7 @@ class Pretraining:
         from diffusers.training_utils import EMAModel
 
         self.device, self.rank, self.world_size = device, rank, world_size
-        self.images = load_images_once(self.dataset, self.image_size, self.data_root, self.reading)
+        self.images = self.read_images()
         self.scheduler = FRAMEWORKS[self.framework].make_scheduler(self.levels)
         torch.manual_seed(self.how.seed)
         self.network = NETWORKS[self.network_kind].make(self.shape).to(device)
@@ -114,6 +122,9 @@ class Pretraining:
             self.network.compile()
         self.ema = EMAModel(self.network.parameters(), decay=self.how.ema_decay, use_ema_warmup=True, power=0.75)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.how.learning_rate, weight_decay=0.0)
+
+    def read_images(self) -> Images:
+        return load_images_once(self.dataset, self.image_size, self.data_root, self.reading)
 
     def schedule(self, step: int) -> float:
         return rate(step, self.num_steps, self.how.warmup_steps, self.how.decay)
@@ -133,13 +144,13 @@ class Pretraining:
         how, rng = self.how, torch.Generator().manual_seed(self.how.seed * 1_000_003 + step)
         mine = slice(self.rank, None, self.world_size)
         rows = torch.randint(self.images.num_train, (how.batch_size,), generator=rng)[mine].numpy()
-        x0 = self.images.read(rows).float()
-        x0 = (x0 if self.shape.in_channels == 3 else x0.mean(1, keepdim=True)) / 127.5 - 1
+        x0 = self.latents.read(rows) if self.latents else self.pixels(rows)
         levels = FRAMEWORKS[self.framework].draw_levels(self.scheduler, how.batch_size, rng)[mine]
         noise = torch.randn((how.batch_size, *x0.shape[1:]), generator=rng)[mine]
         labels = parameters = None
         if how.flip:
-            x0 = mirror(x0, draw_mirrored(how.batch_size, rng)[mine])
+            mirrored = draw_mirrored(how.batch_size, rng)[mine]
+            x0 = self.latents.read(rows, mirrored) if self.latents else mirror(x0, mirrored)
         if how.augment:
             parameters = draw_parameters(how.batch_size, how.augment, rng)[mine]
             x0 = augment(x0, parameters)
@@ -148,10 +159,18 @@ class Pretraining:
             labels = torch.from_numpy(self.images.labels[rows]).where(kept, torch.tensor(num_classes))
         return Batch(x0, levels, noise, labels, parameters).to(self.device)
 
+    def pixels(self, rows: np.ndarray) -> Tensor:
+        """float32 [N, C, H, W] in [-1, 1]."""
+        x0 = self.images.read(rows).float()
+        return (x0 if self.shape.in_channels == 3 else x0.mean(1, keepdim=True)) / 127.5 - 1
+
     def after_step(self, step: int) -> dict[str, float]:
         self.ema.step(self.network.parameters())
         if self.rank == 0 and self.snapshot_every and (step + 1) % self.snapshot_every == 0:
-            save(self.averaged(), self.scheduler, self.snapshots / f"step-{step + 1}")
+            self.save(self.snapshots / f"step-{step + 1}")
+        if self.rank == 0 and self.sample_every and (step + 1) % self.sample_every == 0:
+            (self.snapshots / "samples").mkdir(parents=True, exist_ok=True)
+            image_grid(sample(self, 16, self.how.seed, 50), self.snapshots / "samples" / f"step-{step + 1}.png")
         return {}
 
     def averaged(self) -> Any:
@@ -159,6 +178,13 @@ class Pretraining:
         network = copy.deepcopy(self.network).eval()
         self.ema.copy_to(network.parameters())
         return network
+
+    def save(self, folder: Path) -> None:
+        """Write the averaged network with what belongs to it; see save()."""
+        network = self.averaged()
+        if self.scheduler is None:
+            scale_latents(network, self.pixels(np.arange(min(2048, self.images.num_train))).to(self.device))
+        save(network, self.scheduler, folder, self.latents.vae if self.latents else None)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -198,18 +224,33 @@ class Batch:
         return Batch(**changed)
 
 
-def save(network: Any, scheduler: Any, folder: Path) -> None:
-    """Write a diffusers folder with fp16 weights, in place of one that is there: a DDPMPipeline's, or the network with
-    its scheduler beside it. The network is left in fp16."""
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+PIPELINES = {"UNet2DModel": ("DDPMPipeline", "unet"), "DiTTransformer2DModel": ("DiTPipeline", "transformer")}
+"""What diffusers calls the pipeline of a network, and the network in it."""
 
-    part = folder.with_name(f"{folder.name}.part")
+
+def save(network: Any, scheduler: Any, folder: Path, vae: Path | None = None) -> None:
+    """Write a diffusers folder with fp16 weights, in place of one that is there: a DDPMPipeline's, that of a pipeline
+    on latents, or the network with its scheduler beside it. The network is left in fp16.
+
+    vae: folder of the autoencoder of a network on latents, which is copied into the folder as vae/."""
+    from diffusers import DDPMScheduler, __version__
+
+    part, kind = folder.with_name(f"{folder.name}.part"), type(network).__name__
     shutil.rmtree(part, ignore_errors=True)
-    if type(network) is UNet2DModel and isinstance(scheduler, DDPMScheduler):
-        DDPMPipeline(network.half(), scheduler).save_pretrained(part)
-    else:
-        network.half().save_pretrained(part)
+    pipeline, place = PIPELINES.get(kind, ("", "")) if vae or isinstance(scheduler, DDPMScheduler) else ("", "")
+    if place == "transformer" and not vae:
+        pipeline = place = ""
+    network.half().save_pretrained(part / place)
+    parts = {place: ["diffusers", kind]}
+    if scheduler is not None:
         scheduler.save_pretrained(part / "scheduler")
+        parts["scheduler"] = ["diffusers", type(scheduler).__name__]
+    if vae:
+        shutil.copytree(vae, part / "vae", ignore=shutil.ignore_patterns("*.md"))
+        parts["vae"] = ["diffusers", "AutoencoderKL"]
+    if pipeline:
+        index = {"_class_name": pipeline, "_diffusers_version": __version__, **dict(sorted(parts.items()))}
+        (part / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
 
@@ -217,10 +258,16 @@ def save(network: Any, scheduler: Any, folder: Path) -> None:
 @torch.inference_mode()
 def sample(training: Pretraining, num_samples: int, seed: int, num_steps: int = 100) -> Tensor:
     """Images in [0, 1] of the averaged network, [num_samples, C, H, W], with num_steps network passes each; a DDPM is
-    sampled by DDIM (Song et al. 2021), a class-conditional network in turn of every class."""
-    from diffusers import DDIMScheduler, DDPMScheduler
+    sampled by DDIM (Song et al. 2021), a class-conditional network in turn of every class. An autoencoder's are images
+    and, each behind its own, what it makes of them."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
 
-    shape, device, scheduler = training.shape, training.device, training.scheduler
+    shape, device, scheduler = training.shape, training.device, copy.deepcopy(training.scheduler)
+    if scheduler is None:
+        x = training.pixels(np.arange(num_samples // 2)).to(device)
+        averaged = training.averaged()
+        pairs = torch.stack([x, averaged.decode(averaged.encode(x).latent_dist.mean).sample], dim=1).flatten(0, 1)
+        return (pairs / 2 + 0.5).clamp(0, 1)
     if isinstance(scheduler, DDPMScheduler):
         scheduler = DDIMScheduler.from_config(scheduler.config)
         num_steps = min(num_steps, training.levels.num_levels)
@@ -234,4 +281,7 @@ def sample(training: Pretraining, num_samples: int, seed: int, num_steps: int = 
     for timestep in scheduler.timesteps:
         output = predict(scaled(x, timestep), timestep.to(device).expand(num_samples))
         x = scheduler.step(output, timestep, x).prev_sample
+    if training.latents:
+        vae = AutoencoderKL.from_pretrained(training.latents.vae, dtype=torch.float32).to(device)
+        x = vae.decode(x / vae.config.scaling_factor).sample
     return (x / 2 + 0.5).clamp(0, 1)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from ddae.backbones.base import Backbone, Inputs, Pixels, Settings, per_image, pixels_of
+from ddae.backbones.base import Backbone, Encoder, Inputs, Pixels, Settings, per_image, pixels_of
 from ddae.backbones.convert import Part, attention, convert, load_state, renamed, unchanged
 from ddae.backbones.files import load_network, subfolder
 from ddae.backbones.options import NOTHING, check_options, name_assumed, read_options, sidecars
 from ddae.backbones.schedules import edm_schedule, read_noise
 from ddae.backbones.unets import Layout, ddae_specs, edm_inputs, make_unet, openai_blocks, openai_specs, unet_inputs
+from ddae.backbones.vae import Latents, latents_of, with_vae
 from ddae.noise import VP, Schedule
 
 if TYPE_CHECKING:
@@ -44,7 +45,17 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
         labels = {"class_labels": per_image(x_t, classes).long()} if classes is not None else {}
         return unet_inputs(scale * x_t, time) | labels
 
-    return make_backbone(unet, schedule, inputs, fingerprint, settings)
+    encoder = latents_beside(unet, folder, settings)
+    if encoder:
+        fingerprint = with_vae(fingerprint, encoder)
+    return make_backbone(unet, schedule, inputs, fingerprint, settings, encoder)
+
+
+def latents_beside(unet: "UNet2DModel", folder: Path, settings: Settings) -> Latents | None:
+    """The encoder of a UNet that was trained on latents, whose VAE lies in its folder as vae/; None of pixels."""
+    if not (folder / "vae").is_dir():
+        return None
+    return latents_of(folder, unet.config.in_channels, unet.config.sample_size, 1, settings)
 
 
 def null_class(unet: "UNet2DModel", folder: Path) -> int | None:
@@ -223,11 +234,16 @@ def read_diffusion(options: dict[str, Any], path: Path, settings: Settings) -> t
 
 
 def make_backbone(
-    unet: "UNet2DModel", schedule: Schedule, inputs: Inputs, fingerprint: str, settings: Settings
+    unet: "UNet2DModel",
+    schedule: Schedule,
+    inputs: Inputs,
+    fingerprint: str,
+    settings: Settings,
+    encoder: Encoder | None = None,
 ) -> Backbone:
     """Counts blocks as the DDAE paper does, or as OpenAI's code does if the network is built like ADM."""
     config = unet.config
     like_adm = config.resnet_time_scale_shift == "scale_shift" and config.downsample_type == "resnet"
     specs = openai_specs(unet) if like_adm else ddae_specs(unet)
-    pixels = pixels_of(settings.image_size or config.sample_size, config.in_channels)
-    return Backbone(unet, specs, schedule, pixels, inputs, fingerprint, settings)
+    encoder = encoder or pixels_of(settings.image_size or config.sample_size, config.in_channels)
+    return Backbone(unet, specs, schedule, encoder, inputs, fingerprint, settings)

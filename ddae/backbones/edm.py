@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ddae.backbones.base import Backbone, BlockSpec, Inputs, Pixels, Settings
+from ddae.backbones.base import Backbone, BlockSpec, Encoder, Inputs, Pixels, Settings
 from ddae.backbones.convert import Part, State, attention, convert, load_state, renamed, unchanged
+from ddae.backbones.ddpm import latents_beside
 from ddae.backbones.files import load_network, subfolder
 from ddae.backbones.options import NOTHING, checked_options, name_assumed
 from ddae.backbones.schedules import edm_schedule, read_noise, read_scheduler
 from ddae.backbones.unets import Layout, ddae_specs, edm_inputs, make_unet, unet_inputs
+from ddae.backbones.vae import with_vae
 from ddae.noise import VE, Schedule
 
 if TYPE_CHECKING:
@@ -68,12 +70,19 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     from ddae.backbones.song_unet import SongUNet2DModel
 
     unet = load_network(SongUNet2DModel, subfolder(folder, "unet"))
+    encoder = latents_beside(unet, folder, settings)
+    fingerprint = with_vae(fingerprint, encoder) if encoder else fingerprint
     options = read_scheduler(folder) or {}
     if options and "sigma_data" not in options:
         schedule, told = read_noise(folder, settings.num_steps)
-        return wrapped(unet, schedule, lambda x_t, timestep: unet_inputs(x_t, told(timestep)[0]), fingerprint, settings)
+
+        def inputs(x_t: Tensor, timestep: int) -> dict[str, Any]:
+            return unet_inputs(x_t, told(timestep)[0])
+
+        return wrapped(unet, schedule, inputs, fingerprint, settings, encoder)
     options = {name: options[name] for name in ("sigma_min", "sigma_max", "rho", "sigma_data") if name in options}
-    return make_backbone(unet, "EDMPrecond", {"sigma_data": unet.config.sigma_data, **options}, fingerprint, settings)
+    numbers = {"sigma_data": unet.config.sigma_data, **options}
+    return make_backbone(unet, "EDMPrecond", numbers, fingerprint, settings, encoder)
 
 
 def from_state(
@@ -121,15 +130,28 @@ def precondition_of(options: Mapping[str, Any], said: Mapping[str, Any], learns_
 
 
 def make_backbone(
-    unet: "UNet2DModel", kind: str, options: Mapping[str, Any], fingerprint: str, settings: Settings
+    unet: "UNet2DModel",
+    kind: str,
+    options: Mapping[str, Any],
+    fingerprint: str,
+    settings: Settings,
+    encoder: Encoder | None = None,
 ) -> Backbone:
-    """options: sigma_min, sigma_max and rho of the sampler, and the numbers of the preconditioning."""
+    """options: sigma_min, sigma_max and rho of the sampler, and the numbers of the preconditioning. encoder: of the
+    images; pixels if not given."""
     schedule, inputs = PRECONDITION[kind](dict(options), settings.num_steps)
-    return wrapped(unet, schedule, inputs, fingerprint, settings)
+    return wrapped(unet, schedule, inputs, fingerprint, settings, encoder)
 
 
-def wrapped(unet: "UNet2DModel", schedule: Schedule, inputs: Inputs, fingerprint: str, settings: Settings) -> Backbone:
-    encoder = Pixels(settings.image_size or unet.config.sample_size, unet.config.in_channels)
+def wrapped(
+    unet: "UNet2DModel",
+    schedule: Schedule,
+    inputs: Inputs,
+    fingerprint: str,
+    settings: Settings,
+    encoder: Encoder | None = None,
+) -> Backbone:
+    encoder = encoder or Pixels(settings.image_size or unet.config.sample_size, unet.config.in_channels)
     return Backbone(unet, block_specs(unet), schedule, encoder, inputs, fingerprint, settings)
 
 

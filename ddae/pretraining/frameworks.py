@@ -1,4 +1,5 @@
-"""The kinds of diffusion that a network is trained under: their noise, their losses, and diffusers' schedulers."""
+"""What a network is trained for: kinds of diffusion, with their noise, losses and schedulers of diffusers, or to encode
+images as latents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Levels:
 
 @dataclass(frozen=True)
 class Framework:
-    """A kind of diffusion. x0 is in [-1, 1], or latents of variance 1."""
+    """A kind of diffusion, or an autoencoder. x0 is in [-1, 1], or latents of variance 1."""
 
     name: str
     noise: Callable[[Levels], str]
@@ -40,7 +41,7 @@ class Framework:
     flags: frozenset[str]
     """Fields of Levels that it depends on."""
     make_scheduler: Callable[[Levels], Any]
-    """diffusers' scheduler, to sample with."""
+    """diffusers' scheduler, to sample with; an autoencoder has none."""
     draw_levels: Callable[[Any, int, torch.Generator], Tensor]
     """(scheduler, N, generator) -> the noise levels of N images: timesteps, sigmas, or shares of noise."""
     loss: Callable[[Predict, Any, Tensor, Tensor, Tensor], Tensor]
@@ -106,6 +107,16 @@ def flow_loss(predict: Predict, scheduler: Any, x0: Tensor, shares: Tensor, nois
     return (predicted.float() - (noise - x0)).square().mean()
 
 
+def no_levels(scheduler: None, num_images: int, rng: torch.Generator) -> Tensor:
+    return torch.zeros(num_images)
+
+
+def vae_loss(*args: Any) -> Tensor:
+    from ddae.pretraining import autoencoder
+
+    return autoencoder.vae_loss(*args)
+
+
 def ddpm_noise(levels: Levels) -> str:
     low, high = levels.beta_range
     betas = "" if levels.beta_range == Levels.beta_range else f", betas from {low:g} to {high:g}"
@@ -122,5 +133,8 @@ FRAMEWORKS = {
     "flow": Framework(
         "rectified flow", lambda levels: f"time counted to {levels.num_levels}", "unet", frozenset({"num_levels"}),
         flow_schedule, draw_shares, flow_loss,
+    ),
+    "vae": Framework(
+        "autoencoder", lambda levels: "L1 and KL", "vae", frozenset(), lambda levels: None, no_levels, vae_loss
     ),
 }  # fmt: skip

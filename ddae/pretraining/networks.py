@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from diffusers import DiTTransformer2DModel, UNet2DModel
 
     from ddae.backbones.song_unet import SongUNet2DModel
+    from ddae.pretraining.autoencoder import AutoencoderKL
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,12 @@ class Shape:
     layers_per_block: int = 1
     attention: tuple[int, ...] = ()
     """Sides of the maps that have attention; the third resolution if not given."""
+    stem_channels: int = 0
+    """Width behind the first convolution of DDPM++; 0 is that of the highest resolution."""
     hidden_size: int = 192
     depth: int = 6
     patch_size: int = 2
+    latent_channels: int = 4
     dropout: float = 0.0
     num_classes: int = 0
     """0 for a network without classes; otherwise the label after the last, num_classes, is the null class."""
@@ -66,9 +70,7 @@ class Network:
     """(network, labels [N], augmentation [N, A], x [N, C, H, W], time [N]) -> output [N, C, H, W]; labels and
     augmentation are None for a network without."""
     flags: frozenset[str]
-    """Fields of Shape that it depends on, beside those that all do."""
-    folder: str = "unet"
-    """What a pipeline calls it."""
+    """Those of the command that it reads, and not every network does."""
 
 
 def make_unet(shape: Shape) -> "UNet2DModel":
@@ -96,24 +98,43 @@ def make_unet(shape: Shape) -> "UNet2DModel":
 
 
 def make_song_unet(shape: Shape) -> "SongUNet2DModel":
-    """DDPM++ (Song et al. 2021), as wide at its stem and noise embedding as UNet2DModel makes them."""
+    """DDPM++ (Song et al. 2021), its noise embedding as wide as its stem, as UNet2DModel makes them."""
     from ddae.backbones.song_unet import SongUNet2DModel
 
     shape.check_channels()
+    stem = shape.stem_channels or shape.channels[0]
     sides = tuple(shape.image_size >> level for level, here in enumerate(shape.attended) if here)
     return SongUNet2DModel(
         sample_size=shape.image_size,
         in_channels=shape.in_channels,
         out_channels=shape.in_channels,
-        stem_channels=shape.channels[0],
+        stem_channels=stem,
         block_out_channels=shape.channels,
         layers_per_block=shape.layers_per_block,
         attention_resolutions=sides or (shape.image_size >> 2,),
-        noise_channels=shape.channels[0],
-        time_embedding_dim=4 * shape.channels[0],
+        noise_channels=stem,
+        time_embedding_dim=4 * stem,
         dropout=shape.dropout,
         num_classes=shape.num_classes,
         augment_dim=shape.augment_dim,
+    )
+
+
+def make_vae(shape: Shape) -> "AutoencoderKL":
+    from ddae.pretraining.autoencoder import AutoencoderKL
+
+    shape.check_channels()
+    levels = len(shape.channels)
+    return AutoencoderKL(
+        in_channels=shape.in_channels,
+        out_channels=shape.in_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=shape.channels,
+        layers_per_block=shape.layers_per_block,
+        latent_channels=shape.latent_channels,
+        norm_num_groups=shape.norm_groups,
+        sample_size=shape.image_size,
     )
 
 
@@ -169,10 +190,19 @@ def call_dit(network: nn.Module, labels: Tensor | None, augment: Tensor | None, 
     return network(x, time, labels).sample
 
 
-OF_UNETS = frozenset({"channels", "layers_per_block", "attention"})
+def call_vae(network: nn.Module, labels: Tensor | None, augment: Tensor | None, x: Tensor, noise: Tensor) -> Any:
+    """As an autoencoder's loss wants it."""
+    return network(x, noise)
+
+
+OF_ALL = frozenset({"dropout", "class_conditional", "latents", "flip"})
+OF_UNETS = OF_ALL | {"channels", "layers_per_block", "attention"}
+OF_DIT = OF_ALL | {"hidden_size", "depth", "patch_size"}
+OF_VAE = frozenset({"channels", "layers_per_block", "latent_channels", "flip"})
 
 NETWORKS = {
     "unet": Network("UNet", make_unet, call_unet, OF_UNETS),
-    "ddpm++": Network("DDPM++", make_song_unet, call_unet, OF_UNETS | {"augment"}),
-    "dit": Network("DiT", make_dit, call_dit, frozenset({"hidden_size", "depth", "patch_size"}), "transformer"),
+    "ddpm++": Network("DDPM++", make_song_unet, call_unet, OF_UNETS | {"augment", "stem_channels"}),
+    "dit": Network("DiT", make_dit, call_dit, OF_DIT),
+    "vae": Network("AutoencoderKL", make_vae, call_vae, OF_VAE),
 }

@@ -1,6 +1,7 @@
-"""The training of a diffusion network: its flags, how it runs, and what it leaves behind."""
+"""The training of a diffusion network: its flags, what it costs, how it runs, and what it leaves behind."""
 
-from sweeps.pretraining.publish import publish, train
+from sweeps.pretraining.estimate import estimate
+from sweeps.pretraining.publish import publish, tracked_training, train
 from sweeps.pretraining.setup import recipe_of, set_up
 
-__all__ = ["publish", "recipe_of", "set_up", "train"]
+__all__ = ["estimate", "publish", "recipe_of", "set_up", "tracked_training", "train"]

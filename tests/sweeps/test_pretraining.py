@@ -8,19 +8,28 @@ import torch
 from safetensors.torch import load_file
 
 from ddae.backbones import load_backbone
+from ddae.datasets import load_images
 from ddae.pretrain import save
 from ddae.pretraining.augmentation import augment, draw_parameters, rotation
 from ddae.pretraining.frameworks import FRAMEWORKS
+from ddae.pretraining.latents import open_encoder
 from ddae.pretraining.networks import NETWORKS
+from sweeps import cli
 from sweeps.cluster.loop import run_loop
 from sweeps.cluster.train import FileCheckpoint
 from sweeps.pretrain import Pretrain
-from sweeps.pretraining import set_up
+from sweeps.pretraining import estimate, set_up, train
+from sweeps.pretraining.setup import check, network_of, shape_of
+from sweeps.recipes import RECIPES
 
 SMALL = {"dataset": "digits", "channels": (8, 16), "batch_size": 8, "steps": 3, "autocast": False, "warmup": 1}
 TINY_DIT = {"hidden_size": 64, "depth": 2, "channels": Pretrain.channels}
 DDPM_SIGMA = {(1000, 1e-4, 0.02): (0.01, 157.4), (64, 1e-4, 0.02): (0.01, 0.954), (1000, 0.01005, 0.02): (0.1008, 1940)}
 """sigma at the first and last timestep, by T and betas, as computed by hand for DDAE's section 4.1.1."""
+
+
+KINDS, DENOISERS = ("ddpm", "edm", "flow"), ("unet", "ddpm++", "dit")
+assert {*KINDS, "vae"} == FRAMEWORKS.keys() and {*DENOISERS, "vae"} == NETWORKS.keys()
 
 
 def trained(tmp_path, name="net", **flags):
@@ -39,8 +48,8 @@ def level_of(backbone, family, timestep, num_levels):
     return {"ddpm": timestep, "edm": backbone.sigma(timestep), "flow": timestep / num_levels}[family]
 
 
-@pytest.mark.parametrize("family", FRAMEWORKS)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("network", DENOISERS)
 def test_what_is_trained_is_what_is_loaded(tmp_path, family, network):
     training, losses = trained(tmp_path, family=family, network=network)
     assert np.isfinite(losses).all()
@@ -62,7 +71,7 @@ def test_what_is_trained_is_what_is_loaded(tmp_path, family, network):
 
 
 @pytest.mark.parametrize(("num_levels", "low", "high"), DDPM_SIGMA)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", DENOISERS)
 def test_the_schedule_of_a_folder_is_the_one_that_was_trained(tmp_path, network, num_levels, low, high):
     training, _ = trained(tmp_path, network=network, num_levels=num_levels, beta_range=(low, high))
     backbone = saved(training, tmp_path / "model")
@@ -72,15 +81,15 @@ def test_the_schedule_of_a_folder_is_the_one_that_was_trained(tmp_path, network,
     assert backbone.sigma(num_levels - 1) == pytest.approx(last, rel=1e-2)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", DENOISERS)
 def test_a_flow_counts_its_time_in_its_own_levels(tmp_path, network):
     training, _ = trained(tmp_path, family="flow", network=network, num_levels=50)
     backbone = saved(training, tmp_path / "model")
     assert backbone.schedule.timesteps == range(1, 50) and backbone.sigma(25) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("family", FRAMEWORKS)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("network", DENOISERS)
 def test_a_class_conditional_network_is_read_with_its_null_class(tmp_path, family, network):
     training, _ = trained(tmp_path, family=family, network=network, class_conditional=True, steps=30, ema_decay=0.5)
     backbone = saved(training, tmp_path / "model")
@@ -112,7 +121,7 @@ def test_a_tenth_of_the_classes_is_kept_from_the_network(tmp_path):
     assert set(np.unique(labels)) == {*np.unique(rows), 10}
 
 
-@pytest.mark.parametrize("family", FRAMEWORKS)
+@pytest.mark.parametrize("family", KINDS)
 def test_augmentation_is_a_condition_that_can_be_left_out(tmp_path, family):
     training, _ = trained(tmp_path, family=family, network="ddpm++", augment=0.5, steps=20, ema_decay=0.5)
     backbone = saved(training, tmp_path / "model")
@@ -184,7 +193,7 @@ def test_a_training_with_all_that_is_drawn_goes_on_with_the_same_numbers(tmp_pat
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("family", FRAMEWORKS)
+@pytest.mark.parametrize("family", KINDS)
 def test_parts_and_processes_change_the_last_digits_alone(tmp_path, family):
     flags = {"family": family, "network": "ddpm++", "flip": True, "augment": 0.5, "class_conditional": True}
     _, whole = trained(tmp_path, "whole", **flags)
@@ -207,7 +216,78 @@ def test_the_learning_rate_follows_its_flags(tmp_path):
     assert cosine.schedule(99) < 0.001 and constant.schedule(99) == 1
 
 
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    """(folder, losses) of a small autoencoder of the digits, 4 x 4 latents."""
+    folder = tmp_path_factory.mktemp("vae")
+    flags = {"family": "vae", "channels": (16, 32), "steps": 150, "batch_size": 32, "learning_rate": 3e-3}
+    training, losses = trained(folder, **flags, warmup=10)
+    training.save(folder / "model")
+    return folder / "model", losses
+
+
+def test_an_autoencoder_learns_and_has_latents_of_variance_1(vae):
+    folder, losses = vae
+    assert np.mean(losses[-10:]) < 0.4 * np.mean(losses[:5])
+    images = load_images("digits", 8)
+    latents = open_encoder(folder, 8, "cpu")(images.read(np.arange(images.num_train)))
+    assert latents.shape[1:] == (4, 4, 4) and float(latents.std()) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("network", DENOISERS)
+def test_a_network_on_latents_is_a_folder_with_its_vae(tmp_path, vae, family, network):
+    folder, _ = vae
+    training, losses = trained_on_latents(tmp_path, folder, family=family, network=network)
+    assert np.isfinite(losses).all()
+    training.save(tmp_path / "model")
+    backbone = load_backbone(str(tmp_path / "model"))
+    assert backbone.image_size == 8 and backbone.encoder.shape == (4, 4, 4)
+    rows = np.arange(3)
+    x0 = backbone.encode(training.images.read(rows))
+    assert torch.allclose(x0, training.latents.read(rows), atol=2e-2)  # the folder's is in half precision
+    middle = backbone.schedule.timesteps[len(backbone.schedule.timesteps) // 2]
+    maps = backbone.activations(x0, torch.randn(x0.shape), middle, [block.name for block in backbone.blocks])
+    assert all(map.isfinite().all() and map.std() > 0 for map in maps.values())
+
+
+def trained_on_latents(tmp_path, folder, **flags):
+    sizes = TINY_DIT if flags.get("network") == "dit" else {}
+    config = Pretrain(**{**SMALL, **sizes, **flags}, latents=folder, out=tmp_path / "net")
+    training = set_up(config)
+    return training, train(config, training).losses
+
+
+def test_latents_are_encoded_once_and_mirrored_where_images_are(tmp_path, vae):
+    training, _ = trained_on_latents(tmp_path, vae[0], flip=True)
+    [file] = (tmp_path / "net").glob("latents-*.npy")
+    images, encoder = training.images, open_encoder(vae[0], 8, "cpu")
+    for view, pixels in enumerate((images.read(np.arange(4)), images.read(np.arange(4)).flip(-1))):
+        kept = training.latents.read(np.arange(4), torch.full((4,), float(view)))
+        assert torch.allclose(kept, encoder(pixels), atol=1e-5)
+    written = file.stat().st_mtime_ns
+    trained_on_latents(tmp_path, vae[0], flip=True)
+    assert file.stat().st_mtime_ns == written
+
+
+def test_a_folder_that_is_no_vae_is_refused(tmp_path, vae):
+    training, _ = trained(tmp_path)
+    training.save(tmp_path / "unet")
+    for folder, message in (
+        (tmp_path / "unet", "the only supported VAE is AutoencoderKL"),
+        (tmp_path / "nowhere", "nowhere"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            set_up(Pretrain(**SMALL, latents=folder, out=tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"augment=0\.1 is for pixels"):
+        set_up(Pretrain(**SMALL, latents=vae[0], network="ddpm++", augment=0.1, out=tmp_path / "out"))
+
+
 REFUSED = [
+    ({"family": "vae", "dropout": 0.1}, "--dropout 0.1 is for network unet, ddpm++ or dit, and this trains vae"),
+    ({"family": "vae", "class_conditional": True}, "--class-conditional is for network"),
+    ({"family": "vae", "network": "unet"}, "--network unet is for kinds of diffusion, and this trains a vae"),
+    ({"latent_channels": 8}, "--latent-channels 8 is for network vae, and this trains unet"),
     ({"num_levels": 1}, "num_levels=1 is no schedule; give 2 or more"),
     ({"beta_range": (0.02, 1e-4)}, "beta_range=0.02 0.0001 must grow within 0 and 1"),
     ({"beta_range": (0.0, 0.02)}, "beta_range=0 0.02 must grow"),
@@ -216,7 +296,7 @@ REFUSED = [
     ({"family": "flow", "beta_range": (0.01, 0.02)}, "--beta-range 0.01 0.02 is for family ddpm, and this trains flow"),
     ({"depth": 3}, "--depth 3 is for network dit, and this trains unet; leave it out"),
     ({"augment": 0.1}, "--augment 0.1 is for network ddpm++, and this trains unet"),
-    ({"network": "dit"}, "--channels 8 16 is for network unet or ddpm++, and this trains dit"),
+    ({"network": "dit"}, "--channels 8 16 is for network unet, ddpm++ or vae, and this trains dit"),
     ({"network": "dit", "channels": Pretrain.channels, "hidden_size": 100}, "hidden_size=100 must be a multiple of 64"),
     ({"network": "dit", "channels": Pretrain.channels, "patch_size": 3}, "patch_size=3 does not divide the side of 8"),
     ({"channels": (8,) * 5}, "cannot be halved 4 times"),
@@ -243,3 +323,48 @@ def test_the_flags_that_are_not_given_leave_a_recipe_as_it_was():
     for field in dataclasses.fields(Pretrain):
         if field.name in ("dropout", "flip", "warmup"):
             assert field.name in recipe_of(dataclasses.replace(Pretrain(), **{field.name: field.default + 1}))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_sets_defaults_that_flags_override(name):
+    config = cli.parse(Pretrain, ["--steps", "7", "--recipe", name], "", RECIPES)
+    assert dataclasses.asdict(config) | {"steps": 0, "recipe": ""} == dataclasses.asdict(
+        Pretrain(**{**RECIPES[name], "steps": 0})
+    )
+    assert config.steps == 7
+    check(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("ddpm-cifar10", 35.7), ("ddpm-tiny-imagenet", 35.7), ("edm-cifar10", 55.7), ("edm-tiny-imagenet", 61.8)],
+)
+def test_the_networks_of_the_recipes_have_the_sizes_of_the_papers(name, millions):
+    config = Pretrain(**RECIPES[name])
+    with torch.device("meta"):
+        network = NETWORKS[network_of(config)].make(shape_of(config, config.image_size, 3, 10))
+    assert sum(each.numel() for each in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+def test_a_recipe_in_a_config_file_is_below_its_other_lines(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("recipe: ddpm-cifar10\ndropout: 0.2\n")
+    config = cli.parse(Pretrain, [f"--config={path}", "--batch-size", "4"], "", RECIPES)
+    assert (config.dropout, config.batch_size, config.layers_per_block) == (0.2, 4, 2)
+
+
+def test_an_unknown_recipe_is_refused():
+    with pytest.raises(ValueError, match="recipe='ddpm-cifar' is not known; known: ddpm-fashion-mnist"):
+        cli.parse(Pretrain, ["--recipe", "ddpm-cifar"], "", RECIPES)
+
+
+@pytest.mark.parametrize("flags", [{}, {"family": "flow", "network": "dit", **TINY_DIT}, {"family": "vae"}])
+def test_a_dry_run_says_what_it_costs_and_leaves_nothing(tmp_path, vae, flags):
+    latents = {"latents": vae[0]} if flags.get("network") == "dit" else {}
+    config = Pretrain(**{**SMALL, **flags}, **latents, snapshot_every=1, out=tmp_path / "out", dry_run=True)
+    training = set_up(config)
+    said = estimate(config, training)
+    num = sum(each.numel() for each in training.network.parameters())
+    assert f"{num / 1e6:.2f}M parameters" in said and "3 snapshots" in said
+    assert [line.split()[0] for line in said.splitlines()] == ["flags", "network", "speed", "in", "memory"]
+    assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
