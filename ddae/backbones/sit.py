@@ -54,7 +54,8 @@ def from_state(
     prediction = read_options(path).get("prediction", said.get("prediction", "velocity"))
     velocity = flow_denoised(PATHS[path_type or "linear"], schedule, 1 if is_repa else -1)
     denoised = velocity if prediction in ("velocity", "v") else None
-    return make_backbone(network, schedule, path, fingerprint, settings, time, denoised)
+    told = lambda timestep: (time(timestep), 1.0)  # noqa: E731
+    return make_backbone(network, schedule, path, fingerprint, settings, told, denoised)
 
 
 def share_of_noise(timestep: int) -> float:
