@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -107,7 +108,6 @@ def clips(backbone: Backbone) -> bool:
     return isinstance(backbone.encoder, Pixels) and isinstance(backbone.schedule, VP)
 
 
-@torch.no_grad()
 def sample(
     backbone: Backbone,
     indices: Sequence[int] | np.ndarray,
@@ -125,27 +125,46 @@ def sample(
     x0: encoded images [N, *shape] whose noised versions are started from, instead of noise alone.
     Raises ValueError for an unknown sampler, and where a network cannot be sampled from.
     """
-    name = usual_sampler(backbone.schedule) if sampler == "auto" else sampler
+    is_clipped = clips(backbone)
+
+    def denoised(x_t: Tensor, timestep: int, numbers: np.ndarray) -> Tensor:
+        found = denoise(x_t, timestep, numbers) if denoise else backbone.denoise(x_t, timestep)
+        return found.clamp(-1, 1) if is_clipped else found
+
+    device, shape = backbone.settings.device, backbone.encoder.shape
+    return sample_by(denoised, backbone.schedule, indices, shape, seed, num_steps, sampler, x0, device, on_step)
+
+
+@torch.no_grad()
+def sample_by(
+    denoise: Denoise,
+    schedule: Schedule,
+    indices: Sequence[int] | np.ndarray,
+    shape: tuple[int, ...],
+    seed: int = 0,
+    num_steps: int = 50,
+    sampler: str = "auto",
+    x0: Tensor | None = None,
+    device: str | torch.device = "cpu",
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> Tensor:
+    """As sample(), of a denoiser that is no backbone, such as a network in training. shape: of an encoded image."""
+    name = usual_sampler(schedule) if sampler == "auto" else sampler
     if name not in SAMPLERS:
         raise ValueError(f"sampler={sampler!r} is not known; choose auto, {', '.join(SAMPLERS)}")
-    numbers, shape, is_clipped = np.asarray(indices), backbone.encoder.shape, clips(backbone)
-    device = backbone.settings.device
+    numbers, steps = np.asarray(indices), steps_of(schedule, num_steps)
 
     def draw(timestep: int, draw: int) -> Tensor:
         return image_noise(numbers, shape, timestep, seed, draw).to(device)
 
-    def denoised(x_t: Tensor, timestep: int) -> Tensor:
-        found = denoise(x_t, timestep, numbers) if denoise else backbone.denoise(x_t, timestep)
-        return found.clamp(-1, 1) if is_clipped else found
-
-    steps = steps_of(backbone.schedule, num_steps)
-    first = steps[0]
-    x = draw(0, 0)
+    first, x = steps[0], draw(0, 0)
     if x0 is None:
         x = x * (first.sigma if first.alpha == 1 else math.hypot(first.alpha, first.sigma))
     else:
         x = first.alpha * x0.to(device) + first.sigma * x
     for step in steps:
-        x = SAMPLERS[name](x, step, denoised, lambda step=step: draw(step.timestep, STEP_NOISE))  # type: ignore[misc]
+        x = SAMPLERS[name](
+            x, step, lambda x_t, timestep: denoise(x_t, timestep, numbers), partial(draw, step.timestep, STEP_NOISE)
+        )
         on_step(step)
     return x
