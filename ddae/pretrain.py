@@ -14,7 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ddae.backbones.base import per_image
+from ddae.backbones.predictions import of_scheduler
+from ddae.backbones.schedules import noise_of, told
 from ddae.datasets import Images, Reading, load_images
+from ddae.generation.sampling import sample_by
+from ddae.noise import VP
 from ddae.pretraining.augmentation import augment, draw_mirrored, draw_parameters, mirror
 from ddae.pretraining.frameworks import FRAMEWORKS, Levels
 from ddae.pretraining.latents import Latents, scale_latents
@@ -260,27 +265,28 @@ def sample(training: Pretraining, num_samples: int, seed: int, num_steps: int = 
     """Images in [0, 1] of the averaged network, [num_samples, C, H, W], with num_steps network passes each; a DDPM is
     sampled by DDIM (Song et al. 2021), a class-conditional network in turn of every class. An autoencoder's are images
     and, each behind its own, what it makes of them."""
-    from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
+    from diffusers import AutoencoderKL
 
-    shape, device, scheduler = training.shape, training.device, copy.deepcopy(training.scheduler)
+    shape, device, scheduler = training.shape, training.device, training.scheduler
     if scheduler is None:
         x = training.pixels(np.arange(num_samples // 2)).to(device)
         averaged = training.averaged()
         pairs = torch.stack([x, averaged.decode(averaged.encode(x).latent_dist.mean).sample], dim=1).flatten(0, 1)
         return (pairs / 2 + 0.5).clamp(0, 1)
-    if isinstance(scheduler, DDPMScheduler):
-        scheduler = DDIMScheduler.from_config(scheduler.config)
-        num_steps = min(num_steps, training.levels.num_levels)
     labels = torch.arange(num_samples, device=device) % shape.num_classes if shape.num_classes else None
     predict = partial(NETWORKS[training.network_kind].predict, training.averaged(), labels, None)
-    scheduler.set_timesteps(num_steps)
-    size = num_samples, shape.in_channels, shape.image_size, shape.image_size
-    noise = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(device)
-    x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-    scaled = getattr(scheduler, "scale_model_input", lambda x, timestep: x)
-    for timestep in scheduler.timesteps:
-        output = predict(scaled(x, timestep), timestep.to(device).expand(num_samples))
-        x = scheduler.step(output, timestep, x).prev_sample
+    in_edm = hasattr(scheduler, "precondition_noise")
+    schedule = noise_of(scheduler, Path(training.dataset), num_steps if in_edm else 0)
+    predicted = of_scheduler(scheduler, schedule)
+    assert predicted
+
+    def denoise(x_t: Tensor, timestep: int, numbers: np.ndarray) -> Tensor:
+        time, scale = told(scheduler, schedule, timestep)
+        found = predicted(predict(scale * x_t, per_image(x_t, time)), x_t, timestep)
+        return found.clamp(-1, 1) if isinstance(schedule, VP) and not training.latents else found
+
+    size = shape.in_channels, shape.image_size, shape.image_size
+    x = sample_by(denoise, schedule, range(num_samples), size, seed, num_steps, "euler", device=device)
     if training.latents:
         vae = AutoencoderKL.from_pretrained(training.latents.vae, dtype=torch.float32).to(device)
         x = vae.decode(x / vae.config.scaling_factor).sample
