@@ -89,6 +89,7 @@ def publish(config: "Pretrain", training: Pretraining, trained: Trained, tracked
     training.save(out / "model")
     last = trained.losses[-500:]
     final_loss, millions = sum(last) / len(last), sum(each.numel() for each in network.parameters()) / 1e6
+    data_share = training.data_seconds / trained.seconds
     with published(out / "model" / "README.md") as part:
         part.write_text(
             MODEL_CARD.format(
@@ -113,10 +114,11 @@ def publish(config: "Pretrain", training: Pretraining, trained: Trained, tracked
         attempt(out / "samples.png", partial(draw_samples, training, config.seed)),
     ]
     text = (
-        f"loss {final_loss:.4f} over the last {len(last)} steps; {millions:.2f}M parameters\n"
+        f"loss {final_loss:.4f} over the last {len(last)} steps; {millions:.2f}M parameters; "
+        f"data {data_share:.1%} of the time\n"
         f"model    {out / 'model'}\npictures {out / 'samples.png'}, {out / 'loss.png'}"
     )
-    metrics = {"final_loss": final_loss, "training_seconds": trained.seconds}
+    metrics = {"final_loss": final_loss, "training_seconds": trained.seconds, "data_share": data_share}
     files = [out / name for name in ("loss.png", "samples.png", "model/README.md")]
     return text, "; ".join(filter(None, [*undrawn, tracked.finish(trained.losses, metrics, files)]))
 
