@@ -1,5 +1,6 @@
 """Runs a training, and writes model, card and pictures."""
 
+import json
 import shlex
 import sys
 from functools import partial
@@ -25,7 +26,7 @@ from sweeps.cluster.train import FileCheckpoint, Trained, training_bar
 from sweeps.cluster.train import train as run_training
 from sweeps.findings.folder import attempt
 from sweeps.flags import as_flags
-from sweeps.pretraining.setup import device_of, folder_of
+from sweeps.pretraining.setup import RECIPE_FILE, device_of, folder_of
 from sweeps.pretraining.tracked import TrackedTraining
 from sweeps.progress import bars
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 def train(config: "Pretrain", training: Pretraining, tracked: TrackedTraining | None = None) -> Trained:
     checkpoint = FileCheckpoint(folder_of(config) / "checkpoint.pt")
+    if not checkpoint.path.exists():
+        with published(folder_of(config) / RECIPE_FILE) as part:
+            part.write_text(json.dumps(dict(training.recipe), indent=1) + "\n")
     with bars() as progress:
         if training.latents and not training.latents.file.exists():
             encode_latents(training, device_of(config), progress)
