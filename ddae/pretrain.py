@@ -3,7 +3,9 @@
 import copy
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from operator import itemgetter
@@ -70,7 +72,7 @@ class Pretraining:
     """How a network is trained: AdamW, gradients of a limited norm, a moving average of the weights.
 
     The images of a step, their noise levels and their noise depend on (seed, step) alone, and worker r of R takes every
-    R-th of them from the r-th on.
+    R-th of them from the r-th on. After start(), data_seconds says how long steps have waited for images.
     """
 
     framework: str
@@ -119,6 +121,8 @@ class Pretraining:
         from diffusers.training_utils import EMAModel
 
         self.device, self.rank, self.world_size = device, rank, world_size
+        self.reader, self.data_seconds = ThreadPoolExecutor(1), 0.0
+        self.ahead: tuple[int, Future[Batch] | None] = -1, None
         self.images = self.read_images()
         self.scheduler = FRAMEWORKS[self.framework].make_scheduler(self.levels)
         torch.manual_seed(self.how.seed)
@@ -136,13 +140,22 @@ class Pretraining:
 
     def loss(self, network: nn.Module, step: int) -> Tensor:
         if self.parts[0] != step:
-            self.parts = step, iter(self.batch(step).parts(self.accumulate))
+            self.parts = step, iter(self.next_batch(step).parts(self.accumulate))
         number, batch = next(self.parts[1])
         if self.shape.dropout:
             drawn = (self.how.seed * 1_000_003 + step) * self.accumulate + number
             torch.manual_seed((drawn * self.world_size + self.rank) % 2**63)
         predict = partial(NETWORKS[self.network_kind].predict, network, batch.labels, batch.augmentation)
         return FRAMEWORKS[self.framework].loss(predict, self.scheduler, batch.x0, batch.levels, batch.noise)
+
+    def next_batch(self, step: int) -> "Batch":
+        """What a thread has read ahead, which now reads what the next step needs."""
+        started = time.perf_counter()
+        at, coming = self.ahead
+        batch = coming.result() if coming and at == step else self.batch(step)
+        self.data_seconds += time.perf_counter() - started
+        self.ahead = step + 1, self.reader.submit(self.batch, step + 1) if step + 1 < self.num_steps else None
+        return batch
 
     def batch(self, step: int) -> "Batch":
         """What this worker sees at a step, on its device."""
@@ -196,12 +209,14 @@ class Pretraining:
             "unet": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "data_seconds": self.data_seconds,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.network.load_state_dict(state["unet"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.data_seconds = state.get("data_seconds", 0.0)
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def update(training: Training, network: nn.Module, step: int) -> float:
     if training.max_gradient_norm < math.inf:
         nn.utils.clip_grad_norm_(network.parameters(), training.max_gradient_norm)
     training.optimizer.step()
-    if is_one_of_several():
+    if isinstance(network, DistributedDataParallel):  # which may have lost the others by now
         distributed.all_reduce(mean)
         mean /= distributed.get_world_size()
     return float(mean)

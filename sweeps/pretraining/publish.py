@@ -1,5 +1,6 @@
 """Runs a training, and writes model, card and pictures."""
 
+import json
 import shlex
 import sys
 from functools import partial
@@ -25,7 +26,7 @@ from sweeps.cluster.train import FileCheckpoint, Trained, training_bar
 from sweeps.cluster.train import train as run_training
 from sweeps.findings.folder import attempt
 from sweeps.flags import as_flags
-from sweeps.pretraining.setup import device_of, folder_of
+from sweeps.pretraining.setup import RECIPE_FILE, device_of, folder_of
 from sweeps.pretraining.tracked import TrackedTraining
 from sweeps.progress import bars
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 def train(config: "Pretrain", training: Pretraining, tracked: TrackedTraining | None = None) -> Trained:
     checkpoint = FileCheckpoint(folder_of(config) / "checkpoint.pt")
+    if not checkpoint.path.exists():
+        with published(folder_of(config) / RECIPE_FILE) as part:
+            part.write_text(json.dumps(dict(training.recipe), indent=1) + "\n")
     with bars() as progress:
         if training.latents and not training.latents.file.exists():
             encode_latents(training, device_of(config), progress)
@@ -89,6 +93,7 @@ def publish(config: "Pretrain", training: Pretraining, trained: Trained, tracked
     training.save(out / "model")
     last = trained.losses[-500:]
     final_loss, millions = sum(last) / len(last), sum(each.numel() for each in network.parameters()) / 1e6
+    data_share = training.data_seconds / trained.seconds
     with published(out / "model" / "README.md") as part:
         part.write_text(
             MODEL_CARD.format(
@@ -113,10 +118,11 @@ def publish(config: "Pretrain", training: Pretraining, trained: Trained, tracked
         attempt(out / "samples.png", partial(draw_samples, training, config.seed)),
     ]
     text = (
-        f"loss {final_loss:.4f} over the last {len(last)} steps; {millions:.2f}M parameters\n"
+        f"loss {final_loss:.4f} over the last {len(last)} steps; {millions:.2f}M parameters; "
+        f"data {data_share:.1%} of the time\n"
         f"model    {out / 'model'}\npictures {out / 'samples.png'}, {out / 'loss.png'}"
     )
-    metrics = {"final_loss": final_loss, "training_seconds": trained.seconds}
+    metrics = {"final_loss": final_loss, "training_seconds": trained.seconds, "data_share": data_share}
     files = [out / name for name in ("loss.png", "samples.png", "model/README.md")]
     return text, "; ".join(filter(None, [*undrawn, tracked.finish(trained.losses, metrics, files)]))
 

@@ -18,6 +18,7 @@ from ddae.pretraining.latents import Latents, latents_key, open_encoder
 from ddae.pretraining.networks import NETWORKS, Shape
 from ddae.units import counted
 from sweeps import cli
+from sweeps.cluster.loop import differences
 from sweeps.cluster.session import address
 from sweeps.cluster.train import check_shares
 from sweeps.flags import SEEDS, as_args, check_numbers
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from sweeps.pretrain import Pretrain
 
 log = logging.getLogger("sweeps")
+
+RECIPE_FILE = "recipe.json"
+"""In --out: the flags that decide the weights of what else lies there."""
 
 SIZES = "layers_per_block", "stem_channels", "hidden_size", "depth", "patch_size", "latent_channels", "dropout"
 
@@ -64,6 +68,8 @@ def set_up(config: "Pretrain") -> Pretraining:
     with torch.device("meta"):
         NETWORKS[network_of(config)].make(shape)
     say(config, images, 1 if in_channels == 1 else 3)
+    recipe = recipe_of(config) | ({"latents": latents.file.stem} if latents else {})
+    check_snapshots(folder_of(config), recipe)
     cli.check_writable(folder_of(config))
     return Pretraining(
         config.family,
@@ -74,7 +80,7 @@ def set_up(config: "Pretrain") -> Pretraining:
         reading=replace(images.reading, check=False),
         how=how_of(config),
         autocast=torch.bfloat16 if config.autocast else None,
-        recipe=recipe_of(config) | ({"latents": latents.file.stem} if latents else {}),
+        recipe=recipe,
         latents=latents,
         snapshots=folder_of(config).absolute(),
         snapshot_every=config.snapshot_every,
@@ -108,6 +114,13 @@ def check(config: "Pretrain") -> None:
     check_read(config, "network", network_of(config), {name: each.flags for name, each in NETWORKS.items()})
     check_read(config, "family", config.family, {name: each.flags for name, each in FRAMEWORKS.items()})
     Levels(config.num_levels, config.beta_range)
+
+
+def check_snapshots(folder: Path, recipe: dict[str, Any]) -> None:
+    """Raises ValueError where the folder holds snapshots of another recipe; no checkpoint may be left to say so."""
+    kept = folder / RECIPE_FILE
+    if kept.exists() and any(folder.glob("step-*")) and (others := differences(json.loads(kept.read_text()), recipe)):
+        raise ValueError(f"the snapshots in {folder} were made with other settings ({others}); give another --out")
 
 
 def check_read(config: "Pretrain", axis: str, chosen: str, readers: dict[str, frozenset[str]]) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ddae.backbones import load_backbone
@@ -368,3 +369,37 @@ def test_a_dry_run_says_what_it_costs_and_leaves_nothing(tmp_path, vae, flags):
     assert f"{num / 1e6:.2f}M parameters" in said and "3 snapshots" in said
     assert [line.split()[0] for line in said.splitlines()] == ["flags", "network", "speed", "in", "memory"]
     assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
+
+
+def test_snapshots_of_another_recipe_are_refused(tmp_path):
+    config = Pretrain(**SMALL, snapshot_every=2, out=tmp_path)
+    train(config, set_up(config))
+    (tmp_path / "checkpoint.pt").unlink()
+    set_up(config)
+    with pytest.raises(
+        ValueError, match=r"snapshots in .* other settings \(steps=3 and not 4, flip=the default and not True"
+    ):
+        set_up(dataclasses.replace(config, steps=4, flip=True))
+
+
+def test_classes_are_asked_of_a_set_that_has_none(tmp_path):
+    (tmp_path / "set" / "all").mkdir(parents=True)
+    for number in range(10):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "set" / "all" / f"{number}.png")
+    flags = {**SMALL, "dataset": str(tmp_path / "set"), "image_size": 8}
+    set_up(Pretrain(**flags, out=tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"class_conditional=True: .* has 1 class; give a set with classes"):
+        set_up(Pretrain(**flags, class_conditional=True, out=tmp_path / "out"))
+
+
+def test_a_loss_that_is_no_number_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"the loss is not a number at step [0-9]+; lower the learning rate"):
+        trained(tmp_path, learning_rate=1e3, max_gradient_norm=float("inf"), steps=60)
+
+
+def test_the_share_of_waiting_for_data_is_known_after_a_rerun(tmp_path):
+    training, _ = trained(tmp_path)
+    assert training.data_seconds > 0
+    again, _ = trained(tmp_path)
+    assert again.data_seconds == training.data_seconds
