@@ -24,6 +24,9 @@ class Schedule(Protocol):
     def sigma(self, timestep: int) -> float:
         """The noise-to-signal ratio at a timestep, by which models of different kinds can be compared."""
 
+    def scales(self, timestep: int) -> tuple[float, float]:
+        """(alpha, sigma) of x_t = alpha x0 + sigma noise, the forward process of the model."""
+
     def diffuse(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
         """Noises x0 (of any shape) as the forward process of the model does."""
 
@@ -47,9 +50,13 @@ class VP:
         a = self.alphas_cumprod[timestep - self.first]
         return float(((1 - a) / a) ** 0.5) if a else math.inf
 
-    def diffuse(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
+    def scales(self, timestep: int) -> tuple[float, float]:
         a = self.alphas_cumprod[timestep - self.first]
-        return a**0.5 * x0 + (1 - a) ** 0.5 * noise
+        return a**0.5, (1 - a) ** 0.5
+
+    def diffuse(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        alpha, sigma = self.scales(timestep)
+        return alpha * x0 + sigma * noise
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,9 @@ class VE:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         share = (timestep - 1) / (self.num_steps - 1)
         return float((low + share * (high - low)) ** self.rho)
+
+    def scales(self, timestep: int) -> tuple[float, float]:
+        return 1.0, self.sigma(timestep)
 
     def diffuse(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
         return x0 + self.sigma(timestep) * noise
@@ -116,9 +126,13 @@ class Flow:
         s = self.level(timestep)
         return s / (1 - s) if s < 1 else math.inf
 
-    def diffuse(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
+    def scales(self, timestep: int) -> tuple[float, float]:
         s = self.level(timestep)
-        return (1 - s) * x0 + s * noise
+        return 1 - s, s
+
+    def diffuse(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        alpha, sigma = self.scales(timestep)
+        return alpha * x0 + sigma * noise
 
 
 @dataclass(frozen=True)
@@ -139,6 +153,9 @@ class FirstChannels:
     def sigma(self, timestep: int) -> float:
         return self.schedule.sigma(timestep)
 
+    def scales(self, timestep: int) -> tuple[float, float]:
+        return self.schedule.scales(timestep)
+
     def diffuse(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
         noised = self.schedule.diffuse(x0[:, : self.channels], noise[:, : self.channels], timestep)
         return torch.cat([noised, x0[:, self.channels :]], dim=1)
@@ -153,6 +170,9 @@ class Clean:
 
     def sigma(self, timestep: int) -> float:
         return 0.0
+
+    def scales(self, timestep: int) -> tuple[float, float]:
+        return 1.0, 0.0
 
     def diffuse(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
         return x0

@@ -1,147 +1,43 @@
-"""Train a small DDPM or EDM, the network whose features a sweep then searches."""
+"""Trains a diffusion network, whose features a sweep then searches."""
 
 import copy
+import json
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddae.datasets import Reading, load_images
+from ddae.backbones.base import per_image
+from ddae.backbones.predictions import of_scheduler
+from ddae.backbones.schedules import noise_of, told
+from ddae.datasets import Images, Reading, load_images
+from ddae.generation.sampling import sample_by
+from ddae.noise import VP
+from ddae.pretraining.augmentation import augment, draw_mirrored, draw_parameters, mirror
+from ddae.pretraining.frameworks import FRAMEWORKS, Levels
+from ddae.pretraining.latents import Latents, scale_latents
+from ddae.pretraining.networks import NETWORKS, Shape
+from ddae.report.figures import image_grid
 
-if TYPE_CHECKING:
-    from diffusers import UNet2DModel
-
-    from ddae.backbones.song_unet import SongUNet2DModel
-
-
-@dataclass(frozen=True)
-class UNetShape:
-    """The size of a UNet; attention is put at the third resolution."""
-
-    image_size: int = 32
-    in_channels: int = 1
-    channels: tuple[int, ...] = (16, 32, 64, 128)
-    layers_per_block: int = 1
-    norm_groups: int = 8
-
-    def __post_init__(self) -> None:
-        for width in self.channels:
-            if width < 1 or width % self.norm_groups:
-                raise ValueError(
-                    f"channels={width} must be a multiple of {self.norm_groups}, the groups of the normalisation"
-                )
+NULL_CLASS_SHARE = 0.1
+"""Share of the images whose class is kept from a class-conditional network (Ho & Salimans 2022)."""
 
 
-@dataclass(frozen=True)
-class Family:
-    """A kind of diffusion: its network, its noise and its loss."""
-
-    name: str
-    noise: str
-    """For the model card."""
-    make_unet: Callable[[UNetShape], Any]
-    make_scheduler: Callable[[], Any]
-    """diffusers' scheduler, to sample with."""
-    draw_levels: Callable[[int, torch.Generator], Tensor]
-    """(N, generator) -> the noise levels of N images, timesteps or sigmas."""
-    loss: Callable[[nn.Module, Any, Tensor, Tensor, Tensor], Tensor]
-    """(network, scheduler, x0 [N, C, H, W] in [-1, 1], noise levels [N], standard normal noise like x0) -> a scalar."""
-
-
-def make_ddpm(shape: UNetShape) -> "UNet2DModel":
-    from diffusers import UNet2DModel
-
-    down = ["DownBlock2D"] * len(shape.channels)
-    up = ["UpBlock2D"] * len(shape.channels)
-    if len(shape.channels) > 2:
-        down[2], up[-3] = "AttnDownBlock2D", "AttnUpBlock2D"
-    return UNet2DModel(
-        sample_size=shape.image_size,
-        in_channels=shape.in_channels,
-        out_channels=shape.in_channels,
-        block_out_channels=shape.channels,
-        layers_per_block=shape.layers_per_block,
-        norm_num_groups=shape.norm_groups,
-        attention_head_dim=min(32, *shape.channels[2:], shape.channels[-1]),
-        down_block_types=tuple(down),
-        up_block_types=tuple(up),
-    )
-
-
-def make_edm(shape: UNetShape) -> "SongUNet2DModel":
-    """DDPM++ (Song et al. 2021), as wide at its stem and noise embedding as UNet2DModel makes them."""
-    from ddae.backbones.song_unet import SongUNet2DModel
-
-    return SongUNet2DModel(
-        sample_size=shape.image_size,
-        in_channels=shape.in_channels,
-        out_channels=shape.in_channels,
-        stem_channels=shape.channels[0],
-        block_out_channels=shape.channels,
-        layers_per_block=shape.layers_per_block,
-        attention_resolutions=(shape.image_size >> 2,),
-        noise_channels=shape.channels[0],
-        time_embedding_dim=4 * shape.channels[0],
-    )
-
-
-NUM_TIMESTEPS = 1000
-
-
-def linear_schedule() -> Any:
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler(num_train_timesteps=NUM_TIMESTEPS, beta_schedule="linear")
-
-
-def edm_schedule() -> Any:
-    from diffusers import EDMEulerScheduler
-
-    return EDMEulerScheduler()
-
-
-def draw_timesteps(num_images: int, rng: torch.Generator) -> Tensor:
-    """Uniform over all timesteps."""
-    return torch.randint(NUM_TIMESTEPS, (num_images,), generator=rng)
-
-
-def draw_sigmas(num_images: int, rng: torch.Generator) -> Tensor:
-    """ln(sigma) is normal with mean -1.2 and standard deviation 1.2 (Karras et al. 2022, table 1)."""
-    return (1.2 * torch.randn(num_images, generator=rng) - 1.2).exp()
-
-
-def ddpm_loss(unet: nn.Module, scheduler: Any, x0: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
-    """Noise-prediction error, L_simple of Ho et al. 2020 (equation 14)."""
-    a = scheduler.alphas_cumprod[timesteps].to(x0.device).view(-1, 1, 1, 1)
-    predicted = unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, timesteps.to(x0.device)).sample
-    return (predicted.float() - noise).square().mean()
-
-
-def edm_loss(unet: nn.Module, scheduler: Any, x0: Tensor, sigmas: Tensor, noise: Tensor) -> Tensor:
-    """Weighted denoising error (Karras et al. 2022, equation 2; its weight from table 1)."""
-    sigma = sigmas.to(x0.device).view(-1, 1, 1, 1)
-    noised = x0 + sigma * noise
-    output = unet(scheduler.precondition_inputs(noised, sigma), scheduler.precondition_noise(sigma).flatten()).sample
-    error = scheduler.precondition_outputs(noised, output.float(), sigma) - x0
-    sigma_data = scheduler.config.sigma_data
-    return ((sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2 * error.square()).mean()
-
-
-FAMILIES = {
-    "ddpm": Family("DDPM", "linear schedule, T = 1000", make_ddpm, linear_schedule, draw_timesteps, ddpm_loss),
-    "edm": Family("EDM", "DDPM++ with EDM's preconditioning", make_edm, edm_schedule, draw_sigmas, edm_loss),
-}
-
-
-def warmup_cosine(step: int, num_steps: int, warmup_steps: int) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then a half cosine to zero."""
+def rate(step: int, num_steps: int, warmup_steps: int, decay: str = "cosine") -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then a half cosine to zero, or 1."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
+    if decay == "none":
+        return 1.0
     progress = torch.tensor((step - warmup_steps) / max(1, num_steps - warmup_steps))
     return float(0.5 * (1 + torch.cos(torch.pi * progress)))
 
@@ -150,64 +46,149 @@ load_images_once = lru_cache(maxsize=1)(load_images)
 """As load_images; only images of the official train split are trained on."""
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the trained weights, beside network, noise and images."""
+
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    """Peak, of AdamW."""
+    warmup_steps: int
+    decay: str
+    """What follows the warm-up: cosine (to zero) or none."""
+    max_gradient_norm: float
+    ema_decay: float
+    flip: bool
+    augment: float
+    """Probability of each change of EDM's augmentation; 0 for none."""
+    accumulate: int
+    """Parts in which a batch goes through the network, one after the other."""
+    seed: int
+
+
 @dataclass
 class Pretraining:
-    """How a network of a family is trained: AdamW, gradients of a norm of 1 at most, a moving average of the weights.
+    """How a network is trained: AdamW, gradients of a limited norm, a moving average of the weights.
 
     The images of a step, their noise levels and their noise depend on (seed, step) alone, and worker r of R takes every
-    R-th of them from the r-th on.
+    R-th of them from the r-th on. After start(), data_seconds says how long steps have waited for images.
     """
 
-    family: Family
-    shape: UNetShape
+    framework: str
+    """A key of FRAMEWORKS, as network is of NETWORKS."""
+    network_kind: str
+    levels: Levels
+    shape: Shape
     dataset: str
     image_size: int
     data_root: str
     reading: Reading
     """How the files are read; they are not opened first."""
-    num_steps: int
-    batch_size: int
-    learning_rate: float
-    """Peak; linear warm-up over 500 steps, then a half cosine to zero."""
-    ema_decay: float
-    seed: int
+    how: Recipe
     autocast: torch.dtype | None
     recipe: Mapping[str, Any]
     """The flags that decide the trained weights."""
+    latents: Latents | None
+    """What is denoised in place of pixels."""
     snapshots: Path
     """Folder in which copies of the averaged network are kept on the way, step-N."""
     snapshot_every: int
     """Steps between two of them; 0 keeps none."""
-    max_gradient_norm = 1.0
+    sample_every: int = 0
+    """Steps between grids of samples, which are drawn into samples/ of the same folder; 0 draws none."""
+    compile: bool = False
+    parts: tuple[int, Iterator[tuple[int, "Batch"]]] = field(default=(-1, iter(())), init=False)
+    """A step, and what of its images the network has not seen."""
+
+    @property
+    def num_steps(self) -> int:
+        return self.how.num_steps
+
+    @property
+    def batch_size(self) -> int:
+        return self.how.batch_size
+
+    @property
+    def max_gradient_norm(self) -> float:
+        return self.how.max_gradient_norm
+
+    @property
+    def accumulate(self) -> int:
+        return self.how.accumulate
 
     def start(self, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
         from diffusers.training_utils import EMAModel
 
         self.device, self.rank, self.world_size = device, rank, world_size
-        self.images = load_images_once(self.dataset, self.image_size, self.data_root, self.reading)
-        self.scheduler = self.family.make_scheduler()
-        torch.manual_seed(self.seed)
-        self.network = self.family.make_unet(self.shape).to(device)
-        self.ema = EMAModel(self.network.parameters(), decay=self.ema_decay, use_ema_warmup=True, power=0.75)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, weight_decay=0.0)
+        self.reader, self.data_seconds = ThreadPoolExecutor(1), 0.0
+        self.ahead: tuple[int, Future[Batch] | None] = -1, None
+        self.images = self.read_images()
+        self.scheduler = FRAMEWORKS[self.framework].make_scheduler(self.levels)
+        torch.manual_seed(self.how.seed)
+        self.network = NETWORKS[self.network_kind].make(self.shape).to(device)
+        if self.compile:
+            self.network.compile()
+        self.ema = EMAModel(self.network.parameters(), decay=self.how.ema_decay, use_ema_warmup=True, power=0.75)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.how.learning_rate, weight_decay=0.0)
+
+    def read_images(self) -> Images:
+        return load_images_once(self.dataset, self.image_size, self.data_root, self.reading)
 
     def schedule(self, step: int) -> float:
-        return warmup_cosine(step, self.num_steps, 500)
+        return rate(step, self.num_steps, self.how.warmup_steps, self.how.decay)
 
     def loss(self, network: nn.Module, step: int) -> Tensor:
-        rng = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        if self.parts[0] != step:
+            self.parts = step, iter(self.next_batch(step).parts(self.accumulate))
+        number, batch = next(self.parts[1])
+        if self.shape.dropout:
+            drawn = (self.how.seed * 1_000_003 + step) * self.accumulate + number
+            torch.manual_seed((drawn * self.world_size + self.rank) % 2**63)
+        predict = partial(NETWORKS[self.network_kind].predict, network, batch.labels, batch.augmentation)
+        return FRAMEWORKS[self.framework].loss(predict, self.scheduler, batch.x0, batch.levels, batch.noise)
+
+    def next_batch(self, step: int) -> "Batch":
+        """What a thread has read ahead, which now reads what the next step needs."""
+        started = time.perf_counter()
+        at, coming = self.ahead
+        batch = coming.result() if coming and at == step else self.batch(step)
+        self.data_seconds += time.perf_counter() - started
+        self.ahead = step + 1, self.reader.submit(self.batch, step + 1) if step + 1 < self.num_steps else None
+        return batch
+
+    def batch(self, step: int) -> "Batch":
+        """What this worker sees at a step, on its device."""
+        how, rng = self.how, torch.Generator().manual_seed(self.how.seed * 1_000_003 + step)
         mine = slice(self.rank, None, self.world_size)
-        rows = torch.randint(self.images.num_train, (self.batch_size,), generator=rng)[mine].numpy()
-        x0 = self.images.read(rows).to(self.device).float()
-        x0 = (x0 if self.shape.in_channels == 3 else x0.mean(1, keepdim=True)) / 127.5 - 1
-        levels = self.family.draw_levels(self.batch_size, rng)
-        noise = torch.randn((self.batch_size, *x0.shape[1:]), generator=rng)
-        return self.family.loss(network, self.scheduler, x0, levels[mine], noise[mine].to(self.device))
+        rows = torch.randint(self.images.num_train, (how.batch_size,), generator=rng)[mine].numpy()
+        x0 = self.latents.read(rows) if self.latents else self.pixels(rows)
+        levels = FRAMEWORKS[self.framework].draw_levels(self.scheduler, how.batch_size, rng)[mine]
+        noise = torch.randn((how.batch_size, *x0.shape[1:]), generator=rng)[mine]
+        labels = parameters = None
+        if how.flip:
+            mirrored = draw_mirrored(how.batch_size, rng)[mine]
+            x0 = self.latents.read(rows, mirrored) if self.latents else mirror(x0, mirrored)
+        if how.augment:
+            parameters = draw_parameters(how.batch_size, how.augment, rng)[mine]
+            x0 = augment(x0, parameters)
+        if num_classes := self.shape.num_classes:
+            kept = torch.rand(how.batch_size, generator=rng)[mine] >= NULL_CLASS_SHARE
+            labels = torch.from_numpy(self.images.labels[rows]).where(kept, torch.tensor(num_classes))
+        return Batch(x0, levels, noise, labels, parameters).to(self.device)
+
+    def pixels(self, rows: np.ndarray) -> Tensor:
+        """float32 [N, C, H, W] in [-1, 1]."""
+        x0 = self.images.read(rows).float()
+        return (x0 if self.shape.in_channels == 3 else x0.mean(1, keepdim=True)) / 127.5 - 1
 
     def after_step(self, step: int) -> dict[str, float]:
         self.ema.step(self.network.parameters())
         if self.rank == 0 and self.snapshot_every and (step + 1) % self.snapshot_every == 0:
-            save(self.averaged(), self.scheduler, self.snapshots / f"step-{step + 1}")
+            self.save(self.snapshots / f"step-{step + 1}")
+        if self.rank == 0 and self.sample_every and (step + 1) % self.sample_every == 0:
+            (self.snapshots / "samples").mkdir(parents=True, exist_ok=True)
+            image_grid(sample(self, 16, self.how.seed, 50), self.snapshots / "samples" / f"step-{step + 1}.png")
         return {}
 
     def averaged(self) -> Any:
@@ -216,48 +197,112 @@ class Pretraining:
         self.ema.copy_to(network.parameters())
         return network
 
+    def save(self, folder: Path) -> None:
+        """Write the averaged network with what belongs to it; see save()."""
+        network = self.averaged()
+        if self.scheduler is None:
+            scale_latents(network, self.pixels(np.arange(min(2048, self.images.num_train))).to(self.device))
+        save(network, self.scheduler, folder, self.latents.vae if self.latents else None)
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "unet": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "data_seconds": self.data_seconds,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.network.load_state_dict(state["unet"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.data_seconds = state.get("data_seconds", 0.0)
 
 
-def save(unet: Any, scheduler: Any, folder: Path) -> None:
-    """Write a diffusers folder with fp16 weights, in place of one that is there: a DDPMPipeline's, or the
-    SongUNet2DModel with its scheduler beside it. The network is left in fp16."""
-    from diffusers import DDPMPipeline, DDPMScheduler
+@dataclass(frozen=True)
+class Batch:
+    """Images of a step, [N, ...] each; labels and parameters of augmentation are None for a network without."""
 
-    part = folder.with_name(f"{folder.name}.part")
-    if isinstance(scheduler, DDPMScheduler):
-        DDPMPipeline(unet.half(), scheduler).save_pretrained(part)
-    else:
-        unet.half().save_pretrained(part)
+    x0: Tensor
+    levels: Tensor
+    noise: Tensor
+    labels: Tensor | None = None
+    augmentation: Tensor | None = None
+
+    def parts(self, num_parts: int) -> Iterator[tuple[int, "Batch"]]:
+        """(number, every num_parts-th image from there on)."""
+        for number in range(num_parts):
+            yield number, self.each(itemgetter(slice(number, None, num_parts)))
+
+    def to(self, device: torch.device) -> "Batch":
+        return self.each(lambda tensor: tensor.to(device))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        changed: dict[str, Any] = {
+            name: tensor if tensor is None else change(tensor) for name, tensor in vars(self).items()
+        }
+        return Batch(**changed)
+
+
+PIPELINES = {"UNet2DModel": ("DDPMPipeline", "unet"), "DiTTransformer2DModel": ("DiTPipeline", "transformer")}
+"""What diffusers calls the pipeline of a network, and the network in it."""
+
+
+def save(network: Any, scheduler: Any, folder: Path, vae: Path | None = None) -> None:
+    """Write a diffusers folder with fp16 weights, in place of one that is there: a DDPMPipeline's, that of a pipeline
+    on latents, or the network with its scheduler beside it. The network is left in fp16.
+
+    vae: folder of the autoencoder of a network on latents, which is copied into the folder as vae/."""
+    from diffusers import DDPMScheduler, __version__
+
+    part, kind = folder.with_name(f"{folder.name}.part"), type(network).__name__
+    shutil.rmtree(part, ignore_errors=True)
+    pipeline, place = PIPELINES.get(kind, ("", "")) if vae or isinstance(scheduler, DDPMScheduler) else ("", "")
+    if place == "transformer" and not vae:
+        pipeline = place = ""
+    network.half().save_pretrained(part / place)
+    parts = {place: ["diffusers", kind]}
+    if scheduler is not None:
         scheduler.save_pretrained(part / "scheduler")
+        parts["scheduler"] = ["diffusers", type(scheduler).__name__]
+    if vae:
+        shutil.copytree(vae, part / "vae", ignore=shutil.ignore_patterns("*.md"))
+        parts["vae"] = ["diffusers", "AutoencoderKL"]
+    if pipeline:
+        index = {"_class_name": pipeline, "_diffusers_version": __version__, **dict(sorted(parts.items()))}
+        (part / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
 
 
 @torch.inference_mode()
-def sample(unet: Any, scheduler: Any, num_samples: int, seed: int, num_steps: int = 100) -> Tensor:
-    """Images in [0, 1], [num_samples, C, H, W], with num_steps network passes each; a DDPM is sampled by DDIM (Song et
-    al. 2021)."""
-    from diffusers import DDIMScheduler, DDPMScheduler
+def sample(training: Pretraining, num_samples: int, seed: int, num_steps: int = 100) -> Tensor:
+    """Images in [0, 1] of the averaged network, [num_samples, C, H, W], with num_steps network passes each; a DDPM is
+    sampled by DDIM (Song et al. 2021), a class-conditional network in turn of every class. An autoencoder's are images
+    and, each behind its own, what it makes of them."""
+    from diffusers import AutoencoderKL
 
-    if isinstance(scheduler, DDPMScheduler):
-        scheduler = DDIMScheduler.from_config(scheduler.config)
-    scheduler.set_timesteps(num_steps)
-    size, channels = unet.config.sample_size, unet.config.in_channels
-    device = next(unet.parameters()).device
-    noise = torch.randn((num_samples, channels, size, size), generator=torch.Generator().manual_seed(seed)).to(device)
-    x = noise * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
-        output = unet(scheduler.scale_model_input(x, timestep), timestep).sample
-        x = scheduler.step(output, timestep, x).prev_sample
+    shape, device, scheduler = training.shape, training.device, training.scheduler
+    if scheduler is None:
+        x = training.pixels(np.arange(num_samples // 2)).to(device)
+        averaged = training.averaged()
+        pairs = torch.stack([x, averaged.decode(averaged.encode(x).latent_dist.mean).sample], dim=1).flatten(0, 1)
+        return (pairs / 2 + 0.5).clamp(0, 1)
+    labels = torch.arange(num_samples, device=device) % shape.num_classes if shape.num_classes else None
+    predict = partial(NETWORKS[training.network_kind].predict, training.averaged(), labels, None)
+    in_edm = hasattr(scheduler, "precondition_noise")
+    schedule = noise_of(scheduler, Path(training.dataset), num_steps if in_edm else 0)
+    predicted = of_scheduler(scheduler, schedule)
+    assert predicted
+
+    def denoise(x_t: Tensor, timestep: int, numbers: np.ndarray) -> Tensor:
+        time, scale = told(scheduler, schedule, timestep)
+        found = predicted(predict(scale * x_t, per_image(x_t, time)), x_t, timestep)
+        return found.clamp(-1, 1) if isinstance(schedule, VP) and not training.latents else found
+
+    size = shape.in_channels, shape.image_size, shape.image_size
+    x = sample_by(denoise, schedule, range(num_samples), size, seed, num_steps, "euler", device=device)
+    if training.latents:
+        vae = AutoencoderKL.from_pretrained(training.latents.vae, dtype=torch.float32).to(device)
+        x = vae.decode(x / vae.config.scaling_factor).sample
     return (x / 2 + 0.5).clamp(0, 1)

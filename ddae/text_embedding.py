@@ -94,7 +94,7 @@ class TextTraining:
     encoded: gives a split, train or val, when it is first needed.
     """
 
-    autocast, max_gradient_norm = None, math.inf
+    autocast, max_gradient_norm, accumulate = None, math.inf, 1
 
     def __init__(self, probe: TextProbe, recipe: TextRecipe, num_train: int, encoded: Callable[[str], Encoded]):
         self.probe, self.text_recipe, self.num_train, self.encoded = probe, recipe, num_train, encoded

@@ -21,7 +21,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ddae.backbones import SHIPPED, Backbone, Block, Settings, load_backbone
+from ddae.backbones import LIBRARIES, SHIPPED, Backbone, Block, Settings, load_backbone
 from ddae.backbones.files import local_path, model_files
 from ddae.backbones.options import sidecars
 from ddae.datasets.images import stratified
@@ -124,7 +124,12 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self, "head_")
         folder, settings = Path(folder), self.settings or Settings()
         folder.mkdir(parents=True, exist_ok=True)
-        source, backbone = local_path(self.backbone), self.backbone
+        backbone, is_library = self.backbone, self.backbone.partition(":")[0] in LIBRARIES
+        if include_backbone and is_library:
+            raise ValueError(
+                f"backbone={backbone!r} is made by its library and has no files to copy; leave the flag out"
+            )
+        source = Path(backbone) if is_library else local_path(backbone)
         if include_backbone or source.resolve().is_relative_to((folder / BACKBONE).resolve()):
             backbone = copy_model(source, folder / BACKBONE)
         elif backbone not in SHIPPED and Path(backbone).exists():

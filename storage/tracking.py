@@ -167,6 +167,25 @@ class Tracker:
             self.client.set_terminated(run_id, "KILLED" if stopped_early else "FINISHED", int(ended_seconds * 1000))
         self._logged.add(key)
 
+    def log_points(self, points: Sequence[tuple[str, float, int, float]]) -> None:
+        """Log (name, value, step, seconds since the epoch) to the parent."""
+        from mlflow.entities import Metric
+
+        with self._one_line():
+            for start in range(0, len(points), 1000):  # as many as MLflow takes at once
+                values = [Metric(name, value, int(at * 1000), step) for name, value, step, at in points[start:][:1000]]
+                self.client.log_batch(self.parent_id, metrics=values)
+
+    def last_step(self, metric: str) -> int:
+        """The last step of the parent at which a metric was logged; -1 for none."""
+        with self._one_line():
+            return max((each.step for each in self.client.get_metric_history(self.parent_id, metric)), default=-1)
+
+    def log_file(self, path: Path, folder: str) -> None:
+        """Log a file to a folder of the parent's artifacts."""
+        with self._one_line():
+            self.client.log_artifact(self.parent_id, str(path), folder)
+
     @contextmanager
     def hurried(self) -> Iterator[None]:
         """A server that has failed to answer so far is asked but once more in the block."""

@@ -8,12 +8,12 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import tyro
 
@@ -37,17 +37,27 @@ REMEDIES = {
 Config = TypeVar("Config", bound="DataclassInstance")
 
 
-def run(main: Callable[[Config], None], config_class: type[Config], description: str | None) -> None:
+Recipes = Mapping[str, Mapping[str, object]]
+
+
+def run(
+    main: Callable[[Config], None],
+    config_class: type[Config],
+    description: str | None,
+    recipes: Recipes | None = None,
+) -> None:
     """Parse the flags into config_class and call main; a user's mistake is one line and exit code 2, an answer of which
-    something could not be logged or drawn exit code 3. Nothing that is printed shows a password."""
+    something could not be logged or drawn exit code 3. Nothing that is printed shows a password.
+
+    recipes: name -> defaults of flags, for a command that takes --recipe."""
     with discreet():
-        _run(main, config_class, description)
+        _run(main, lambda: parse(config_class, sys.argv[1:], description, recipes))
 
 
-def _run(main: Callable[[Config], None], config_class: type[Config], description: str | None) -> None:
+def _run(main: Callable[[Config], None], read: Callable[[], Config]) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Slurm's warning that time is nearly up; what is done is kept anyway
     try:
-        main(parse(config_class, sys.argv[1:], description))
+        main(read())
         if sys.stdout:
             sys.stdout.flush()
     except BrokenPipeError:  # who read the answer has gone
@@ -115,8 +125,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def parse(config_class: type[Config], args: list[str], description: str | None) -> Config:
-    """Flags over `--config FILE` over the defaults of the dataclass."""
+def parse(
+    config_class: type[Config], args: list[str], description: str | None, recipes: Recipes | None = None
+) -> Config:
+    """Flags over `--config FILE` over those of `--recipe NAME` over the defaults of the dataclass."""
     for position, arg in enumerate(args):
         name, equals, path = arg.partition("=")
         if name == "--config":
@@ -129,7 +141,10 @@ def parse(config_class: type[Config], args: list[str], description: str | None) 
     printed = StringIO()
     try:
         with redirect_stderr(printed):
-            config, unknown = tyro.cli(config_class, args=args, description=description, return_unknown_args=True)
+            default: dict[str, Any] = {"default": config_class(**of_recipe(args, recipes))} if recipes else {}
+            config, unknown = tyro.cli(
+                config_class, args=args, description=description, return_unknown_args=True, **default
+            )
     except SystemExit as exit:
         if exit.code:
             fail(f"{in_the_box(printed.getvalue())}; --help explains every flag")
@@ -142,6 +157,21 @@ def parse(config_class: type[Config], args: list[str], description: str | None) 
         if getattr(config, field.name) == "" and field.default != "":
             fail(f"--{field.name.replace('_', '-')} is empty; give a value, or leave it out")
     return config
+
+
+def of_recipe(args: list[str], recipes: Recipes) -> dict[str, Any]:
+    """The defaults that the last --recipe among the flags names. Raises ValueError for one that is not known."""
+    names = [
+        arg.partition("=")[2] or value
+        for arg, value in zip(args, [*args[1:], ""], strict=True)
+        if arg.partition("=")[0] == "--recipe"
+    ]
+    if not names or not names[-1]:
+        return {}
+    if names[-1] not in recipes:
+        hint = did_you_mean(names[-1], recipes)
+        raise ValueError(f"recipe={names[-1]!r} is not known; known: {', '.join(recipes)}{hint}")
+    return dict(recipes[names[-1]])
 
 
 def in_the_box(printed: str) -> str:

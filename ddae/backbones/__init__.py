@@ -127,7 +127,7 @@ def load_folder(path: Path, settings: Settings) -> Backbone:
         path = path.parent
     load = BACKBONES.get(model_class(path)) or BACKBONES.get(generic.network_class(path), generic.load)
     name_unread(path)
-    if load is ddpm.load and generic.decoder_folder(path):
+    if load is ddpm.load and model_class(path) != "DDPMPipeline" and generic.decoder_folder(path):
         load = generic.load
     return load(path, fingerprint(path, settings), settings)
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ddae.backbones.base import Backbone, Pixels, Settings
 from ddae.backbones.convert import Part, attention, convert, load_state, renamed, unchanged
-from ddae.backbones.options import NOTHING, checked_options, name_assumed
+from ddae.backbones.options import NOTHING, checked_options, name_assumed, read_options
+from ddae.backbones.predictions import Denoised, predicts
 from ddae.backbones.schedules import edm_schedule
 from ddae.backbones.unets import Layout, edm_inputs, make_unet, openai_blocks, openai_specs, unet_inputs
 from ddae.noise import VP, Schedule
@@ -110,6 +111,7 @@ def from_state(
     load_state(unet, convert(weights, official_parts(unet, options["use_new_attention_order"])))
     pixels = Pixels(options["image_size"], layout.in_channels)
     schedule: Schedule
+    denoised: Denoised | None = None
     if is_consistency(state):
         schedule = edm_schedule(options, settings.num_steps)
         inputs = edm_inputs(schedule, sigma_data=0.5, scale=1000)
@@ -117,7 +119,8 @@ def from_state(
         schedule = noise_schedule(options["noise_schedule"], options["diffusion_steps"])
         scale = 1000 / options["diffusion_steps"] if options["rescale_timesteps"] else 1
         inputs = partial(unet_inputs, scale=scale)
-    return Backbone(unet, openai_specs(unet), schedule, pixels, inputs, fingerprint, settings)
+        denoised = predicts("sample" if read_options(path).get("predict_xstart") else "epsilon", schedule)
+    return Backbone(unet, openai_specs(unet), schedule, pixels, inputs, fingerprint, settings, denoised=denoised)
 
 
 def is_consistency(state: dict[str, Tensor]) -> bool:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddae.backbones.hooks import hooked, run_on_meta
 from ddae.backbones.offload import check_room, offload, onload
+from ddae.backbones.predictions import Denoised
 from ddae.noise import Schedule
 
 Inputs = Callable[[Tensor, int], dict[str, Any]]
@@ -126,6 +127,15 @@ class Pixels:
             pixels = pixels.mean(dim=1, keepdim=True)
         return resize(pixels, self.image_size) / 127.5 - 1
 
+    def decode(self, x0: Tensor) -> Tensor:
+        """float32 [N, *shape] -> uint8 [N, 3, H, W]; a grey image gets three equal colours."""
+        return as_bytes(x0).expand(-1, 3, -1, -1)
+
+
+def as_bytes(pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1] as uint8; those beyond are cut off."""
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
 
 def pixels_of(image_size: int, channels: int) -> Pixels:
     """Pixels for a network that denoises so many channels. Raises ValueError if these cannot be colours."""
@@ -186,6 +196,8 @@ class Backbone:
     settings: Settings = Settings()
     to_map: ToMap = first_map
     """Turns what a block's module returns into a map [N, C, S, S]."""
+    denoised: Denoised | None = None
+    """Turns what the network returns into x0; None where it is not known what it predicts."""
 
     def __post_init__(self) -> None:
         """Sets `blocks` (tuple[Block, ...], in the order in which they run) and `flops` (the floating-point operations
@@ -268,6 +280,20 @@ class Backbone:
             if self.settings.compile:
                 return self._compiled(wanted, inputs, reduce)
             return self._until_deepest(wanted, inputs, reduce)
+
+    def denoise(self, x_t: Tensor, timestep: int) -> Tensor:
+        """x0 as the network sees it in x_t, float32 [N, *shape]; with gradients where they are enabled.
+
+        Raises ValueError if it is not known what the network predicts."""
+        if self.denoised is None:
+            raise ValueError(
+                f"a {type(self.network).__name__} of this kind cannot be sampled from, because its files do not say "
+                "what it predicts, or it is no denoiser; give a diffusion network that predicts noise, v or the image"
+            )
+        inputs = self.inputs(x_t, timestep)
+        with self._precision(self.settings.device):
+            output = self.network(**inputs)
+        return self.denoised(output, x_t, timestep)
 
     def _precision(self, device: str) -> torch.autocast:
         dtype = getattr(torch, self.settings.precision)

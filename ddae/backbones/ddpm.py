@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from ddae.backbones.base import Backbone, Inputs, Pixels, Settings, pixels_of
+from ddae.backbones.base import Backbone, Encoder, Inputs, Pixels, Settings, per_image, pixels_of
 from ddae.backbones.convert import Part, attention, convert, load_state, renamed, unchanged
 from ddae.backbones.files import load_network, subfolder
 from ddae.backbones.options import NOTHING, check_options, name_assumed, read_options, sidecars
-from ddae.backbones.schedules import edm_schedule, make_scheduler, noise_of, told
+from ddae.backbones.predictions import Denoised, edm_denoised, predicts
+from ddae.backbones.schedules import edm_schedule, read_noise
 from ddae.backbones.unets import Layout, ddae_specs, edm_inputs, make_unet, openai_blocks, openai_specs, unet_inputs
+from ddae.backbones.vae import Latents, latents_of, with_vae
 from ddae.noise import VP, Schedule
 
 if TYPE_CHECKING:
@@ -26,30 +28,52 @@ logger = logging.getLogger("ddae")
 def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     """Loads a diffusers folder: a pipeline with unet/ and scheduler/, or the UNet2DModel alone.
 
-    Timesteps are those of diffusers, 0..T-1: the paper's t = 11 is timestep 10 here. Those of a consistency model are
-    the steps of EDM's sampler.
+    Timesteps are those of diffusers, 0..T-1: the paper's t = 11 is timestep 10 here. Those of a consistency model and
+    of EDM's noise are the steps of EDM's sampler.
     """
     from diffusers import UNet2DModel
 
     unet_folder = subfolder(folder, "unet")
     unet = load_network(UNet2DModel, unet_folder)
-    if unet.config.class_embed_type is not None or unet.config.num_class_embeds is not None:
-        raise ValueError(
-            f"backbone={str(folder)!r} wants a class label for every image, and has none for no class; give a network "
-            "that was trained without classes"
-        )
+    classes = null_class(unet, folder)
     size = settings.image_size or unet.config.sample_size
     if not isinstance(size, int):
         raise ValueError(f"{unet_folder}/config.json says sample_size={size}; a square size is needed")
-    scheduler = make_scheduler(folder)
-    is_consistency = type(scheduler).__name__ == "CMStochasticIterativeScheduler"
-    schedule = noise_of(scheduler, folder, settings.num_steps if is_consistency else 0)
+    schedule, told, denoised = read_noise(folder, settings.num_steps)
 
     def inputs(x_t: Tensor, timestep: int) -> dict[str, Any]:
-        time, scale = told(scheduler, schedule, timestep)
-        return unet_inputs(scale * x_t, time)
+        time, scale = told(timestep)
+        labels = {"class_labels": per_image(x_t, classes).long()} if classes is not None else {}
+        return unet_inputs(scale * x_t, time) | labels
 
-    return make_backbone(unet, schedule, inputs if is_consistency else unet_inputs, fingerprint, settings)
+    encoder = latents_beside(unet, folder, settings)
+    if encoder:
+        fingerprint = with_vae(fingerprint, encoder)
+    return make_backbone(unet, schedule, inputs, fingerprint, settings, encoder, denoised)
+
+
+def latents_beside(unet: "UNet2DModel", folder: Path, settings: Settings) -> Latents | None:
+    """The encoder of a UNet that was trained on latents, whose VAE lies in its folder as vae/; None of pixels."""
+    if not (folder / "vae").is_dir():
+        return None
+    return latents_of(folder, unet.config.in_channels, unet.config.sample_size, 1, settings)
+
+
+def null_class(unet: "UNet2DModel", folder: Path) -> int | None:
+    """The label for no class that config.json gives as null_class, or None for a network without classes.
+
+    Raises ValueError for one that has classes and does not say."""
+    config = unet.config
+    if config.class_embed_type is None and config.num_class_embeds is None:
+        return None
+    label = config.get("null_class")
+    if config.class_embed_type is None and type(label) is int and 0 <= label < config.num_class_embeds:
+        return label
+    raise ValueError(
+        f"backbone={str(folder)!r} wants a class label for every image, and does not say which is for no class; give a "
+        "network that was trained without classes, or, if it was trained with some labels left out, that label as "
+        "null_class in its config.json"
+    )
 
 
 def from_state(
@@ -81,9 +105,10 @@ def from_state(
     unet.conv_norm_out = nn.GroupNorm(8, layout.widths[0], device="meta")
     weights = {name: tensor for name, tensor in state.items() if name != "time_emb.aug_emb.weight"}
     load_state(unet, convert(weights, official_parts(unet)))
-    schedule, inputs = read_diffusion(options, path, settings)
+    schedule, inputs, denoised = read_diffusion(options, path, settings)
     pixels = Pixels(image_size, layout.in_channels)
-    return Backbone(unet, ddae_specs(unet), schedule, pixels, inputs, fingerprint, settings)
+    specs = ddae_specs(unet)
+    return Backbone(unet, specs, schedule, pixels, inputs, fingerprint, settings, denoised=denoised)
 
 
 def read_yaml(path: Path, layout: Layout) -> dict[str, Any]:
@@ -187,8 +212,8 @@ RESIDUAL_BLOCK = renamed(
 ATTENTION = "norm", "projection", "output"
 
 
-def read_diffusion(options: dict[str, Any], path: Path, settings: Settings) -> tuple[Schedule, Inputs]:
-    """The schedule and the inputs of a DDPM, whose time is t / T, or of EDM."""
+def read_diffusion(options: dict[str, Any], path: Path, settings: Settings) -> tuple[Schedule, Inputs, Denoised | None]:
+    """The schedule, the inputs and the prediction of a DDPM, whose time is t / T, or of EDM."""
     model_type = options.get("model_type")
     if model_type is None:
         model_type = "EDM" if "EDM" in str(path) else "DDPM"
@@ -201,21 +226,30 @@ def read_diffusion(options: dict[str, Any], path: Path, settings: Settings) -> t
         name_assumed(path, {name: value for name, value in (("n_T", 1000), ("betas", betas)) if name not in diffusion})
         first, last = betas
         betas = np.linspace(first, last, num_steps)
-        return VP(np.cumprod(1 - betas), first=1), lambda x_t, timestep: unet_inputs(x_t, timestep / num_steps)
+        linear = VP(np.cumprod(1 - betas), first=1)
+        inputs: Inputs = lambda x_t, timestep: unet_inputs(x_t, timestep / num_steps)  # noqa: E731
+        return linear, inputs, predicts("epsilon", linear)
     if model_type == "EDM":
         noise = {"sigma_min": 0.002, "sigma_max": 80, "rho": 7, "sigma_data": 0.5}
         name_assumed(path, {name: value for name, value in noise.items() if name not in diffusion})
         schedule = edm_schedule(diffusion, settings.num_steps)
-        return schedule, edm_inputs(schedule, diffusion.get("sigma_data", 0.5))
+        sigma_data = diffusion.get("sigma_data", 0.5)
+        return schedule, edm_inputs(schedule, sigma_data), edm_denoised(schedule, sigma_data)
     raise ValueError(f"model_type={model_type!r} beside {path} is not known; it is 'DDPM' or 'EDM'")
 
 
 def make_backbone(
-    unet: "UNet2DModel", schedule: Schedule, inputs: Inputs, fingerprint: str, settings: Settings
+    unet: "UNet2DModel",
+    schedule: Schedule,
+    inputs: Inputs,
+    fingerprint: str,
+    settings: Settings,
+    encoder: Encoder | None = None,
+    denoised: Denoised | None = None,
 ) -> Backbone:
     """Counts blocks as the DDAE paper does, or as OpenAI's code does if the network is built like ADM."""
     config = unet.config
     like_adm = config.resnet_time_scale_shift == "scale_shift" and config.downsample_type == "resnet"
     specs = openai_specs(unet) if like_adm else ddae_specs(unet)
-    pixels = pixels_of(settings.image_size or config.sample_size, config.in_channels)
-    return Backbone(unet, specs, schedule, pixels, inputs, fingerprint, settings)
+    encoder = encoder or pixels_of(settings.image_size or config.sample_size, config.in_channels)
+    return Backbone(unet, specs, schedule, encoder, inputs, fingerprint, settings, denoised=denoised)

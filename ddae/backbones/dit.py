@@ -8,16 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddae.backbones.base import Backbone, Settings
+from ddae.backbones.base import Backbone, Pixels, Settings
 from ddae.backbones.dit_layout import load_transformer, make_backbone
 from ddae.backbones.files import load_network, subfolder
 from ddae.backbones.options import NOTHING
-from ddae.backbones.schedules import read_schedule
+from ddae.backbones.predictions import predicts
+from ddae.backbones.schedules import read_noise
 from ddae.noise import VP
 
 
 def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
-    """Loads a diffusers folder: a DiTPipeline, or the DiTTransformer2DModel alone.
+    """Loads a diffusers folder: a DiTPipeline, or the DiTTransformer2DModel alone. One of 1 or 3 channels that has no
+    VAE beside it denoises pixels.
 
     Those on the hub were converted from official checkpoints. diffusers runs them with other timestep frequencies and
     another epsilon than they were trained with; here they run as they were trained.
@@ -25,7 +27,11 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     from diffusers import DiTTransformer2DModel
 
     network = load_network(DiTTransformer2DModel, subfolder(folder, "transformer"))
-    return make_backbone(network, read_schedule(folder), folder, fingerprint, settings, time=float)
+    schedule, told, denoised = read_noise(folder, settings.num_steps)
+    encoder = None
+    if network.config.in_channels in (1, 3) and not any((each / "vae").is_dir() for each in (folder, folder.parent)):
+        encoder = Pixels(settings.image_size or network.config.sample_size, network.config.in_channels)
+    return make_backbone(network, schedule, folder, fingerprint, settings, told, denoised, encoder)
 
 
 def from_state(
@@ -41,4 +47,6 @@ def from_state(
     """
     linear = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     schedule = VP((1 - linear).cumprod(0))
-    return make_backbone(load_transformer(state, path, said), schedule, path, fingerprint, settings, time=float)
+    network = load_transformer(state, path, said)
+    told, denoised = (lambda timestep: (timestep, 1.0)), predicts("epsilon", schedule)
+    return make_backbone(network, schedule, path, fingerprint, settings, told, denoised)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ddae.backbones.base import Backbone, BlockSpec, Settings, per_image, token_grid
+from ddae.backbones.base import Backbone, BlockSpec, Encoder, Settings, per_image, token_grid
 from ddae.backbones.convert import Part, State, attention, convert, load_state, renamed, unchanged
 from ddae.backbones.options import checked_options, name_assumed
+from ddae.backbones.predictions import Denoised
 from ddae.backbones.vae import latents_of, with_vae
 from ddae.noise import Schedule
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from diffusers import DiTTransformer2DModel
 
 KINDS = ("DiT", "SiT", "REPA")
+
+Told = Callable[[int], tuple[float, float]]
+"""The time that a network is told at a timestep, and what its noised images are multiplied by."""
 
 NUM_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """Attention heads by hidden size, for S, B, L and XL."""
@@ -164,27 +168,36 @@ def make_backbone(
     path: Path,
     fingerprint: str,
     settings: Settings,
-    time: Callable[[int], float],
+    told: Told,
+    denoised: Denoised | None,
+    encoder: Encoder | None = None,
 ) -> Backbone:
-    """Builds the backbone; every image gets the null class, which is the last, and time(timestep) as its time."""
-    from diffusers.models.embeddings import Timesteps
-
-    for block in network.transformer_blocks:
-        block.norm1.emb.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
-        block.norm3.eps = 1e-6
+    """Builds the backbone; every image gets the null class, which is the last. told: the time of a timestep, and what
+    x_t is multiplied by. encoder: of the images; that of latents if not given."""
+    as_official(network)
     # Under autocast, as officially, blocks add to a stream of float32.
     network.pos_embed.register_forward_hook(lambda module, inputs, tokens: tokens.float())
     config = network.config
-    encoder = latents_of(path, config.in_channels, config.sample_size, config.patch_size, settings)
+    encoder = encoder or latents_of(path, config.in_channels, config.sample_size, config.patch_size, settings)
     depth = len(network.transformer_blocks)
     specs = tuple(BlockSpec(f"block.{i}", i, f"transformer_blocks.{i}", f"layer-{i}") for i in range(depth))
 
     def inputs(x_t: Tensor, timestep: int) -> dict[str, Tensor]:
         null_class = per_image(x_t, config.num_embeds_ada_norm)
-        return {"hidden_states": x_t, "timestep": per_image(x_t, time(timestep)), "class_labels": null_class}
+        time, scale = told(timestep)
+        return {"hidden_states": scale * x_t, "timestep": per_image(x_t, time), "class_labels": null_class}
 
-    fingerprint = with_vae(fingerprint, encoder)
-    return Backbone(network, specs, schedule, encoder, inputs, fingerprint, settings, token_grid)
+    fingerprint = with_vae(fingerprint, encoder) if encoder.fingerprint else fingerprint
+    return Backbone(network, specs, schedule, encoder, inputs, fingerprint, settings, token_grid, denoised)
+
+
+def as_official(network: "DiTTransformer2DModel") -> None:
+    """Sets what diffusers has otherwise than DiT's code: the frequencies of timesteps, and an epsilon."""
+    from diffusers.models.embeddings import Timesteps
+
+    for block in network.transformer_blocks:
+        block.norm1.emb.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        block.norm3.eps = 1e-6
 
 
 def parts(depth: int) -> Iterator[tuple[str, str, Part]]:

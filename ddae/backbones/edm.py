@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ddae.backbones.base import Backbone, BlockSpec, Inputs, Pixels, Settings
+from ddae.backbones.base import Backbone, BlockSpec, Encoder, Inputs, Pixels, Settings
 from ddae.backbones.convert import Part, State, attention, convert, load_state, renamed, unchanged
+from ddae.backbones.ddpm import latents_beside
 from ddae.backbones.files import load_network, subfolder
 from ddae.backbones.options import NOTHING, checked_options, name_assumed
-from ddae.backbones.schedules import edm_schedule, read_scheduler
+from ddae.backbones.predictions import Denoised, edm_denoised, preconditioned
+from ddae.backbones.schedules import edm_schedule, read_noise, read_scheduler
 from ddae.backbones.unets import Layout, ddae_specs, edm_inputs, make_unet, unet_inputs
-from ddae.noise import VE
+from ddae.backbones.vae import with_vae
+from ddae.noise import VE, Schedule
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -63,13 +66,24 @@ class Rounded(VE):
 
 
 def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
-    """Loads a folder that SongUNet2DModel.save_pretrained has written, alone or with an EDM scheduler."""
+    """Loads a folder that SongUNet2DModel.save_pretrained has written. Its noise is that of the scheduler beside it, or
+    EDM's; one that takes classes or augmentation runs without."""
     from ddae.backbones.song_unet import SongUNet2DModel
 
     unet = load_network(SongUNet2DModel, subfolder(folder, "unet"))
+    encoder = latents_beside(unet, folder, settings)
+    fingerprint = with_vae(fingerprint, encoder) if encoder else fingerprint
     options = read_scheduler(folder) or {}
+    if options and "sigma_data" not in options:
+        schedule, told, predicted = read_noise(folder, settings.num_steps)
+
+        def inputs(x_t: Tensor, timestep: int) -> dict[str, Any]:
+            return unet_inputs(x_t, told(timestep)[0])
+
+        return wrapped(unet, schedule, inputs, predicted, fingerprint, settings, encoder)
     options = {name: options[name] for name in ("sigma_min", "sigma_max", "rho", "sigma_data") if name in options}
-    return make_backbone(unet, "EDMPrecond", {"sigma_data": unet.config.sigma_data, **options}, fingerprint, settings)
+    numbers = {"sigma_data": unet.config.sigma_data, **options}
+    return make_backbone(unet, "EDMPrecond", numbers, fingerprint, settings, encoder)
 
 
 def from_state(
@@ -117,12 +131,36 @@ def precondition_of(options: Mapping[str, Any], said: Mapping[str, Any], learns_
 
 
 def make_backbone(
-    unet: "UNet2DModel", kind: str, options: Mapping[str, Any], fingerprint: str, settings: Settings
+    unet: "UNet2DModel",
+    kind: str,
+    options: Mapping[str, Any],
+    fingerprint: str,
+    settings: Settings,
+    encoder: Encoder | None = None,
 ) -> Backbone:
-    """options: sigma_min, sigma_max and rho of the sampler, and the numbers of the preconditioning."""
+    """options: sigma_min, sigma_max and rho of the sampler, and the numbers of the preconditioning. encoder: of the
+    images; pixels if not given."""
     schedule, inputs = PRECONDITION[kind](dict(options), settings.num_steps)
-    encoder = Pixels(settings.image_size or unet.config.sample_size, unet.config.in_channels)
-    return Backbone(unet, block_specs(unet), schedule, encoder, inputs, fingerprint, settings)
+    sign = -1 if kind in ("VPPrecond", "iDDPMPrecond") else 1  # these predict noise, VE its negative
+    if kind == "EDMPrecond":
+        denoised = edm_denoised(schedule, options["sigma_data"])
+    else:
+        denoised = preconditioned(schedule, lambda sigma: 1.0, lambda sigma: sign * sigma)
+    return wrapped(unet, schedule, inputs, denoised, fingerprint, settings, encoder)
+
+
+def wrapped(
+    unet: "UNet2DModel",
+    schedule: Schedule,
+    inputs: Inputs,
+    denoised: Denoised | None,
+    fingerprint: str,
+    settings: Settings,
+    encoder: Encoder | None = None,
+) -> Backbone:
+    encoder = encoder or Pixels(settings.image_size or unet.config.sample_size, unet.config.in_channels)
+    specs = block_specs(unet)
+    return Backbone(unet, specs, schedule, encoder, inputs, fingerprint, settings, denoised=denoised)
 
 
 def edm(options: dict[str, Any], num_steps: int) -> tuple[VE, Inputs]:

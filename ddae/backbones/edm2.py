@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddae.backbones.base import Backbone, BlockSpec, Encoder, Pixels, Settings, per_image
+from ddae.backbones.base import Backbone, BlockSpec, Encoder, Pixels, Settings, as_bytes, per_image
 from ddae.backbones.convert import State, load_state
 from ddae.backbones.edm2_unet import EDM2UNet, Layout
 from ddae.backbones.options import NOTHING, checked_options, name_assumed
+from ddae.backbones.predictions import edm_denoised
 from ddae.backbones.schedules import edm_schedule
 from ddae.backbones.vae import Latents, latents_of, with_vae
 
@@ -44,6 +45,13 @@ class StabilityLatents(Latents):
     def scaled(self, latents: Tensor) -> Tensor:
         mean, std = (latents.new_tensor(each)[:, None, None] for each in self.numbers)
         return (latents - mean) * (0.5 / std)
+
+    def unscaled(self, x0: Tensor) -> Tensor:
+        mean, std = (x0.new_tensor(each)[:, None, None] for each in self.numbers)
+        return x0 * (std / 0.5) + mean
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return as_bytes(2 * self.decoded(x0) - 1)
 
 
 def from_state(
@@ -78,7 +86,8 @@ def from_state(
         found = latents_of(path, layout.in_channels, layout.size, 1, settings)
         encoder = StabilityLatents(found.vae, found.image_size)
         fingerprint = with_vae(fingerprint, encoder)
-    return Backbone(network, block_specs(network), schedule, encoder, inputs, fingerprint, settings)
+    specs, denoised = block_specs(network), edm_denoised(schedule, numbers["sigma_data"])
+    return Backbone(network, specs, schedule, encoder, inputs, fingerprint, settings, denoised=denoised)
 
 
 def numbers_told(said: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def load_network(network_class: Any, folder: Path, precision: str = "float32") -
             "look at its files, or fetch them again"
         ) from error
     check_whole(found, folder)
-    known = inspect.signature(network_class.__init__).parameters
+    known = [*inspect.signature(network_class.__init__).parameters, "null_class"]
     if unknown := [f"{n}={v!r}" for n, v in config.items() if v and n[0] != "_" and n not in known]:
         logging.getLogger("ddae").warning(
             "%s/config.json says %s, which %s does not know; it is run without", folder, ", ".join(unknown),

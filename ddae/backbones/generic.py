@@ -31,12 +31,15 @@ from ddae.backbones.files import (
 )
 from ddae.backbones.null_text import has_text_encoder, missing_parts
 from ddae.backbones.pipelines import DECODERS, Tracer, leave_unscaled, output_of
+from ddae.backbones.predictions import of_scheduler
 from ddae.backbones.schedules import make_scheduler, noise_of, read_scheduler, told
 from ddae.backbones.traced import PipelineInputs
 from ddae.backbones.unets import openai_specs
 from ddae.backbones.vae import PipelineLatents, WithImage, find_vae, measure, with_vae
 from ddae.noise import FirstChannels, Flow, Schedule
 
+PLAIN_UNETS = "UNet2DModel", "UNet2DConditionModel"
+"""Networks whose pipelines take what they return as the scheduler's prediction_type says, without a change of sign."""
 NETWORK_FOLDERS = "transformer", "unet", "decoder", "prior"
 
 logger = logging.getLogger("ddae")
@@ -204,7 +207,10 @@ def make_backbone(network: Any, kind: Any, folder: Path, fingerprint: str, setti
         )
     digest = with_vae(f"{fingerprint} {inputs.fingerprint}", encoder)
     if hasattr(network, "up_blocks"):
-        return Backbone(network, unet_specs(network), schedule, encoder, inputs, digest, settings)
+        known = not inputs.shows_image and type(network).__name__ in PLAIN_UNETS
+        denoised = of_scheduler(scheduler, schedule) if known else None
+        specs = unet_specs(network)
+        return Backbone(network, specs, schedule, encoder, inputs, digest, settings, denoised=denoised)
     specs = transformer_specs(network)
     side = inputs.grid(network)
     joins = watch_joins(network, specs, inputs(torch.zeros(1, *inputs.shape), middle), side**2)

@@ -3,10 +3,13 @@
 import inspect
 import logging
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ddae.backbones.files import quiet, read_json
+from ddae.backbones.predictions import Denoised, of_scheduler
 from ddae.noise import VE, VP, Flow, Schedule
 
 logger = logging.getLogger("ddae")
@@ -74,9 +77,16 @@ def told(scheduler: Any, schedule: Schedule, timestep: float) -> tuple[float, fl
     return float(time), 1 / math.hypot(sigma, scheduler.config.sigma_data)
 
 
-def read_schedule(folder: Path) -> VP | Flow | VE:
-    """The noise of a folder's scheduler; without one that of DDPM, and a warning."""
-    return noise_of(make_scheduler(folder), folder)
+def read_noise(
+    folder: Path, num_steps: int
+) -> tuple[VP | Flow | VE, Callable[[float], tuple[float, float]], Denoised | None]:
+    """The noise of a folder's scheduler, told() of it, and what its networks predict; without one that of DDPM, and a
+    warning. Timesteps of EDM and of consistency models, which are told their noise, are the steps of EDM's sampler,
+    num_steps in all."""
+    scheduler = make_scheduler(folder)
+    in_sigmas = hasattr(scheduler, "precondition_noise") or type(scheduler).__name__.startswith("CMStochastic")
+    schedule = noise_of(scheduler, folder, num_steps if in_sigmas else 0)
+    return schedule, partial(told, scheduler, schedule), of_scheduler(scheduler, schedule)
 
 
 def edm_schedule(options: dict[str, Any], num_steps: int) -> VE:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ddae.backbones.base import Backbone, Settings
 from ddae.backbones.dit_layout import KINDS, OPTIONS, UNUSED, kind_of, load_transformer, make_backbone
-from ddae.backbones.options import NOTHING, checked_options, name_assumed
+from ddae.backbones.options import NOTHING, checked_options, name_assumed, read_options
+from ddae.backbones.predictions import Denoised, first_channels
 from ddae.noise import VP, Flow, Schedule
 
 NUM_STEPS = 1000
@@ -50,7 +51,11 @@ def from_state(
     network = load_transformer(state, path, said)
     schedule = flow(PATHS[path_type or "linear"])
     time = share_of_noise if is_repa else share_of_image
-    return make_backbone(network, schedule, path, fingerprint, settings, time)
+    prediction = read_options(path).get("prediction", said.get("prediction", "velocity"))
+    velocity = flow_denoised(PATHS[path_type or "linear"], schedule, 1 if is_repa else -1)
+    denoised = velocity if prediction in ("velocity", "v") else None
+    told = lambda timestep: (time(timestep), 1.0)  # noqa: E731
+    return make_backbone(network, schedule, path, fingerprint, settings, told, denoised)
 
 
 def share_of_noise(timestep: int) -> float:
@@ -65,6 +70,30 @@ def flow(path_type: str) -> Schedule:
     if path_type == "linear":
         return Flow(NUM_STEPS)
     return VP([SIGNAL[path_type](t / NUM_STEPS) for t in range(1, NUM_STEPS)], first=1)
+
+
+SLOPE: dict[str, Callable[[float], float]] = {
+    "cosine": lambda s: -math.pi / 2 * math.tan(math.pi / 2 * s),
+    "vp": lambda s: -0.5 * (s * (20 - 0.1) + 0.1),
+}
+"""The derivative of ln(alpha) at s."""
+
+
+def flow_denoised(path_type: str, schedule: Schedule, sign: int) -> Denoised:
+    """x0 from the velocity dx/ds that a network predicts. sign: -1 where its time runs towards the image.
+
+    On a path that keeps the variance, dx/ds = alpha' x0 + sigma' noise with sigma' = -alpha alpha' / sigma, so that
+    x0 = alpha x_t + sigma^2 / alpha' dx/ds.
+    """
+
+    def denoised(output: Any, x_t: Tensor, timestep: int) -> Tensor:
+        alpha, sigma = schedule.scales(timestep)
+        velocity = sign * first_channels(output, x_t)
+        if path_type == "linear":
+            return x_t - sigma * velocity
+        return alpha * x_t + sigma**2 / (alpha * SLOPE[path_type](timestep / NUM_STEPS)) * velocity
+
+    return denoised
 
 
 def without_projectors(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,9 @@ class SongUNet2DModel(UNet2DModel):
     has attention in the decoder only behind the last block of a resolution. NCSN++ also embeds noise by random
     frequencies (fourier), smooths where it resamples (smooth), and adds the image to every level (residual).
 
-    Its inputs are c_in x and c_noise of a preconditioning, which depends on sigma_data in EDM's.
+    Its inputs are c_in x and c_noise of a preconditioning, which depends on sigma_data in EDM's. One that was trained
+    with classes (num_classes) or with EDM's augmentation (augment_dim) takes these with the noise level; without them
+    it runs as for no class, and for images as they are.
     """
 
     @register_to_config
@@ -42,9 +44,12 @@ class SongUNet2DModel(UNet2DModel):
         fourier: bool = False,
         smooth: bool = False,
         residual: bool = False,
+        dropout: float = 0.0,
+        num_classes: int = 0,
+        augment_dim: int = 0,
     ):
         attended = [sample_size >> level in attention_resolutions for level in range(len(block_out_channels))]
-        # undecorated, or config.json would hold its arguments too; its forward pass reads our last but three
+        # undecorated, or config.json would hold its arguments too; its forward pass reads center_input_sample
         inspect.unwrap(UNet2DModel.__init__)(
             self,
             sample_size=sample_size,
@@ -60,21 +65,21 @@ class SongUNet2DModel(UNet2DModel):
             attention_head_dim=None,
             norm_num_groups=1,
             norm_eps=1e-6,
+            dropout=dropout,
         )
-        width = block_out_channels[0]
-        block = partial(ResnetBlock2D, out_channels=width, temb_channels=time_embedding_dim, groups=1, eps=1e-6)
+        width, of_resnets = block_out_channels[0], {"groups": 1, "eps": 1e-6, "dropout": dropout}
+        block = partial(ResnetBlock2D, out_channels=width, temb_channels=time_embedding_dim, **of_resnets)
         self.conv_in = nn.Conv2d(in_channels, stem_channels, 3, padding=1)
         self.time_proj = (
             Frequencies(noise_channels)
             if fourier
             else Timesteps(noise_channels, flip_sin_to_cos=False, downscale_freq_shift=1)
         )
-        self.time_embedding = TimestepEmbedding(noise_channels, time_embedding_dim)
+        self.time_embedding = NoiseEmbedding(
+            noise_channels, time_embedding_dim, cond_proj_dim=num_classes + augment_dim or None
+        )
         self.down_blocks[0].resnets[0] = block(in_channels=stem_channels)
         self.up_blocks[-1].resnets[-1] = block(in_channels=width + stem_channels)
-        for level in self.up_blocks:
-            for j in range(layers_per_block if hasattr(level, "attentions") else 0):
-                level.attentions[j] = nn.Identity()
         self.scale_and_group(smooth)
         if residual:
             pairs = zip([in_channels, *block_out_channels], block_out_channels[:-1], strict=False)
@@ -83,6 +88,9 @@ class SongUNet2DModel(UNet2DModel):
 
     def scale_and_group(self, smooth: bool) -> None:
         """Sets in the modules of UNet2DModel what its arguments cannot."""
+        for level in self.up_blocks:
+            for j in range(len(level.resnets) - 1 if hasattr(level, "attentions") else 0):
+                level.attentions[j] = nn.Identity()
         for module in list(self.modules()):
             if isinstance(module, ResnetBlock2D):
                 module.output_scale_factor = math.sqrt(2)
@@ -95,8 +103,19 @@ class SongUNet2DModel(UNet2DModel):
             elif isinstance(module, nn.GroupNorm):
                 module.num_groups = min(32, module.num_channels // 4)
 
-    def forward(self, sample: Tensor, timestep: Tensor, **options: Any) -> Any:
-        """As UNet2DModel's, unless every level gets the image, or what the level before made of it."""
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        """As UNet2DModel's, unless every level gets the image, or what the level before made of it.
+
+        class_labels: int64 [N], num_classes for no class. augment_labels: [N, augment_dim], zeros for images as they
+        are."""
+        self.time_embedding.condition = self.condition(class_labels, augment_labels)
         if not hasattr(self, "image_convs"):
             return super().forward(sample, timestep, **options)
         embedding = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
@@ -119,6 +138,25 @@ class SongUNet2DModel(UNet2DModel):
                 x = level.upsamplers[0](x, embedding)
         return UNet2DOutput(sample=self.conv_out(self.conv_act(self.conv_norm_out(x))))
 
+    def condition(self, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor | None:
+        """[N, num_classes + augment_dim], the classes scaled to a variance of 1 (Karras et al. 2022); None for zeros.
+        Raises ValueError for what the network was not trained with."""
+        given = {"num_classes": class_labels, "augment_dim": augment_labels}
+        widths: dict[str, int] = {name: self.config[name] for name in given}
+        for name, labels in given.items():
+            if labels is not None and not widths[name]:
+                raise ValueError(f"this network was trained with {name}=0; run it without such labels")
+        some = next((labels for labels in given.values() if labels is not None), None)
+        if some is None:
+            return None
+        if class_labels is not None:
+            one_hot = functional.one_hot(class_labels, widths["num_classes"] + 1)[:, :-1]
+            given["num_classes"] = one_hot * math.sqrt(widths["num_classes"])
+        parts = [
+            some.new_zeros(len(some), widths[name]) if labels is None else labels for name, labels in given.items()
+        ]
+        return torch.cat([part.to(self.dtype) for part in parts], dim=1)
+
     def shrunk(self, convolution: nn.Conv2d, image: Tensor) -> Tensor:
         """Convolves and halves as the official fused operation does: what the filter sees beyond the border is the
         convolution of an image with zeros around it, not zero."""
@@ -127,6 +165,15 @@ class SongUNet2DModel(UNet2DModel):
         wide = functional.conv2d(image, convolution.weight, padding=2)
         assert convolution.bias is not None
         return self.halve(wide, padding=0) + convolution.bias[:, None, None]
+
+
+class NoiseEmbedding(TimestepEmbedding):
+    """Embeds the noise level together with the condition that the network's forward pass has left here."""
+
+    condition: Tensor | None = None
+
+    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+        return super().forward(sample, self.condition if condition is None else condition)
 
 
 class Frequencies(nn.Module):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ddae.backbones.base import Backbone, Settings, check_finite
 from ddae.backbones.files import check_files, load_network, load_pretrained
-from ddae.backbones.schedules import read_schedule
+from ddae.backbones.predictions import of_scheduler
+from ddae.backbones.schedules import make_scheduler, noise_of
 from ddae.backbones.unets import openai_specs, unet_inputs
 from ddae.backbones.vae import latents_of, with_vae
 
@@ -65,7 +66,10 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
             f"{unet.config.cross_attention_dim}; learn one for it with sweeps/learn_text.py"
         )
     inputs, fingerprint = TextInputs(text.to(settings.device)), with_vae(fingerprint, encoder)
-    return Backbone(unet, openai_specs(unet), read_schedule(folder), encoder, inputs, fingerprint, settings)
+    scheduler = make_scheduler(folder)
+    schedule, specs = noise_of(scheduler, folder), openai_specs(unet)
+    denoised = of_scheduler(scheduler, schedule)
+    return Backbone(unet, specs, schedule, encoder, inputs, fingerprint, settings, denoised=denoised)
 
 
 @torch.no_grad()

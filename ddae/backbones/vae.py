@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddae.backbones.base import Encoder, Pixels, Settings, check_finite
+from ddae.backbones.base import Encoder, Pixels, Settings, as_bytes, check_finite
 from ddae.backbones.contents import check_not_zero
 from ddae.backbones.files import load_network, local_path, model_class, subfolder
 from ddae.backbones.options import read_options
@@ -73,6 +73,25 @@ class Latents:
         scale = latents.new_tensor([scaling_factor / std for std in latents_std or [1.0]])
         return (latents - shift[:, None, None]) * scale[:, None, None]
 
+    def decode(self, x0: Tensor) -> Tensor:
+        """float32 [N, *shape] -> uint8 [N, 3, H, W]; the first call loads the decoder."""
+        return as_bytes(self.decoded(x0))
+
+    def decoded(self, x0: Tensor) -> Tensor:
+        """What the autoencoder returns, float32 [N, 3, H, W]."""
+        num_images = max(1, PIXELS_AT_ONCE // self.image_size**2)
+        restore_decoder(self.vae)
+        latents = self.unscaled(x0)
+        with torch.autocast(x0.device.type, enabled=False):
+            return torch.cat([self.vae.decode(part).sample for part in latents.split(num_images)])
+
+    def unscaled(self, x0: Tensor) -> Tensor:
+        """What scaled() was given."""
+        scaling_factor, shift_factor, latents_mean, latents_std = self.numbers
+        shift = x0.new_tensor(latents_mean or [shift_factor or 0.0])
+        scale = x0.new_tensor([scaling_factor / std for std in latents_std or [1.0]])
+        return x0 / scale[:, None, None] + shift[:, None, None]
+
 
 @dataclass(frozen=True, eq=False)
 class PipelineLatents(Latents):
@@ -98,6 +117,12 @@ class PipelineLatents(Latents):
     def scaled(self, latents: Tensor) -> Tensor:
         shift, scale = self.shift.to(latents.device), self.scale.to(latents.device)
         return ((latents.reshape(-1, *shift.shape[1:]) - shift) / scale).reshape(-1, *self.shape)
+
+    def unscaled(self, x0: Tensor) -> Tensor:
+        if self.is_video:
+            raise ValueError("the VAE decodes videos; images alone can be sampled")
+        shift, scale = self.shift.to(x0.device), self.scale.to(x0.device)
+        return shift + scale * x0.reshape(-1, *shift.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -217,11 +242,20 @@ def load_vae(name: str, settings: Settings, kinds: tuple[str, ...] = ()) -> Any:
     if not hasattr(kind, "encode"):
         raise ValueError(f"{folder} is a {found}, which is no VAE of diffusers {diffusers.__version__}")
     vae = load_network(kind, folder)
+    vae.folder = folder
     if hasattr(vae, "decoder"):
         vae.decoder = nn.Module()
     check_finite(vae)
     check_not_zero(vae)
     return vae.to(settings.device).eval().requires_grad_(False)
+
+
+def restore_decoder(vae: Any) -> None:
+    """Load the decoding half that load_vae leaves out, once."""
+    if hasattr(vae, "decoder") and not list(vae.decoder.parameters()):
+        whole = load_network(type(vae), vae.folder)
+        check_finite(whole.decoder)
+        vae.decoder = whole.decoder.to(next(vae.parameters()).device).eval().requires_grad_(False)
 
 
 def downsampling(vae: Any) -> int:

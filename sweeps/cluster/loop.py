@@ -5,6 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pickle import UnpicklingError
 from typing import Any, Protocol
@@ -51,6 +52,11 @@ class Training(Protocol):
         ...
 
     @property
+    def accumulate(self) -> int:
+        """Parts in which a step's images go through the network, whose gradients are averaged."""
+        ...
+
+    @property
     def network(self) -> nn.Module:
         """What is trained; there from start() on, as the optimizer."""
         ...
@@ -69,7 +75,8 @@ class Training(Protocol):
         ...
 
     def loss(self, network: nn.Module, step: int) -> Tensor:
-        """The mean loss over this worker's images of a step, which are as many as every other worker's.
+        """The mean loss over this worker's images of a step, which are as many as every other worker's; called
+        `accumulate` times a step, over the next part of them.
 
         network: to be called in place of self.network, which it may wrap.
         """
@@ -169,15 +176,19 @@ def update(training: Training, network: nn.Module, step: int) -> float:
     """Take one step; returns its loss, the mean over the images of all workers."""
     network.train()
     device = next(network.parameters()).device
-    with torch.autocast(device.type, training.autocast, enabled=training.autocast is not None):
-        loss = training.loss(network, step)
     training.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    mean = torch.zeros((), device=device)
+    for part in range(training.accumulate):
+        last = part == training.accumulate - 1
+        with nullcontext() if last or not isinstance(network, DistributedDataParallel) else network.no_sync():
+            with torch.autocast(device.type, training.autocast, enabled=training.autocast is not None):
+                loss = training.loss(network, step) / training.accumulate
+            loss.backward()
+        mean += loss.detach()
     if training.max_gradient_norm < math.inf:
         nn.utils.clip_grad_norm_(network.parameters(), training.max_gradient_norm)
     training.optimizer.step()
-    mean = loss.detach().float()
-    if is_one_of_several():
+    if isinstance(network, DistributedDataParallel):  # which may have lost the others by now
         distributed.all_reduce(mean)
         mean /= distributed.get_world_size()
     return float(mean)
@@ -203,7 +214,17 @@ def _restore(training: Training, checkpoint: Checkpoint, device: torch.device, r
         raise ValueError(
             f"{checkpoint} is damaged, or of another version ({error}); delete it, and the training begins again"
         ) from error
-    raise ValueError(f"{checkpoint} was made with other settings ({state['recipe']}); give another --out")
+    others = differences(state["recipe"], training.recipe)
+    raise ValueError(f"{checkpoint} was made with other settings ({others}); give another --out")
+
+
+def differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The settings of two recipes that are not the same, with both values."""
+    return ", ".join(
+        f"{name}={made.get(name, 'the default')} and not {wanted.get(name, 'the default')}"
+        for name in {**made, **wanted}
+        if made.get(name) != wanted.get(name)
+    )
 
 
 def _save(training: Training, trained: Trained, checkpoint: Checkpoint, rank: int) -> None:

@@ -249,12 +249,14 @@ def _work(config: dict[str, Any]) -> None:
     client: RecorderClient = config["recorder"]
     if ray.get(client.recorder.failed.remote()):
         return
+    several = is_one_of_several()
     training, loop = config["training"], {name: config[name] for name in ("stop", "every_steps", "every_seconds")}
     try:
         run_loop(training, client, get_device(), on_progress=client.report, **loop)
         client.flush()
     except Exception as error:
-        lost_others = type(error) is RuntimeError or isinstance(error, distributed.DistError)
-        if not (lost_others and is_one_of_several()):
+        # Ray Train ends the process group of those that are left, perhaps before they notice
+        ended = type(error) is RuntimeError or isinstance(error, distributed.DistError) or not is_one_of_several()
+        if not (several and ended):
             ray.get(client.recorder.fail.remote(error))
         raise

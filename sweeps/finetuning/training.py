@@ -32,6 +32,7 @@ class CellTraining:
     cell: "Cell"
     autocast = None  # the backbone sees to it
     max_gradient_norm = MAX_NORM
+    accumulate = 1
 
     @property
     def num_steps(self) -> int:

@@ -191,6 +191,16 @@ def test_with_its_network_it_travels(winner, images, digits, tiny_model, tmp_pat
     np.testing.assert_allclose(ddae.load(tmp_path / "moved").predict_proba(images[:5]), expected, atol=1e-5)
 
 
+def test_a_network_of_a_library_is_named_by_what_it_was_called(images, digits, tmp_path):
+    fitted = Winner("wrn:10-1", "last", timestep=0, pooling=1, noised=False)
+    fitted.fit(images[:60], digits.labels("train")[:60])
+    with pytest.raises(ValueError, match="has no files to copy"):
+        fitted.save(tmp_path, include_backbone=True)
+    fitted.save(tmp_path)
+    assert json.loads((tmp_path / "winner.json").read_text())["parameters"]["backbone"] == "wrn:10-1"
+    assert np.array_equal(ddae.load(tmp_path, "cpu").predict(images[:9]), fitted.predict(images[:9]))
+
+
 def test_latents_and_a_learned_text(tiny_stable_diffusion, images, tmp_path):
     text = tmp_path / "learned.safetensors"
     save_file({"text": torch.randn(8, 32, generator=torch.Generator().manual_seed(0))}, text)

@@ -24,7 +24,8 @@ WEIGHTS = f"model/{SNAPSHOT}"
 
 def train(out, *args, interrupt_at=None):
     code = COMMAND if interrupt_at is None else [sys.executable, "-c", STOPPED.format(step=interrupt_at), *COMMAND[2:]]
-    return subprocess.run([*code, *SMALL, "--out", str(out), *args], capture_output=True, text=True, check=False)
+    command = [*code, *SMALL, "--out", str(out), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=out.parent)
 
 
 STOPPED = """
@@ -80,7 +81,9 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(tmp_path):
     assert train(tmp_path).returncode == 0
     again = train(tmp_path, "--learning-rate", "0.1")
     assert again.returncode == 2
-    assert "was made with other settings" in again.stderr and "give another --out" in again.stderr
+    assert "was made with other settings (learning_rate=0.001 and not 0.1); give another --out" in again.stderr
+    again = train(tmp_path, "--dropout", "0.1", "--steps", "9")
+    assert "(steps=6 and not 9, dropout=the default and not 0.1); give another --out" in again.stderr
 
 
 def write_images(folder, num=10, dtype=np.uint8, high=255):

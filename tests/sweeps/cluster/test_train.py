@@ -28,6 +28,7 @@ class Regression:
     """The rank and the step at which a worker raises an OSError."""
     autocast = None
     max_gradient_norm = 1.0
+    accumulate = 1
 
     @property
     def recipe(self):

@@ -1,0 +1,1 @@
+"""Images from a diffusion network, and how far they are from real ones."""

@@ -1,0 +1,1 @@
+"""What a pre-training is made of: kinds of diffusion, networks, augmentation."""
