@@ -1,11 +1,12 @@
 """How a sweep grows: with its nodes, and with its trials.
 
-python benchmarks/scale.py nodes         # 1, 2, 4 and 8 simulated nodes
+python benchmarks/scale.py nodes         # 1, 2, 4 and 8 simulated nodes; half an hour
 python benchmarks/scale.py trials        # 10,000 trials in one search
 
-nodes: Ray nodes of one CPU each on this machine. A forward pass sleeps for as long as it was measured to take, and so
-does the ridge regression of screening, so that two cores do for eight nodes; all else is as in a sweep, from the images
-to the shards.
+nodes: Ray nodes on this machine with a GPU each that Ray is told of, half of it for passes and half for fits. A forward
+pass sleeps for as long as it was measured to take, and so do the ridge regression of screening and the fits of trials,
+so that two cores do for eight nodes: what is measured is scheduling. All else is as in a sweep, from the images to the
+shards, the trials of Ray Tune and the ledger.
 
 trials: each returns at once, so that what is measured is the driver: the search, Tune, the ledger, and the table of
 progress.
@@ -13,10 +14,12 @@ progress.
 
 import json
 import os
+import random
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +37,7 @@ from toy import Toy, stands_ready, toy_space
 from ddae.backbones import Backbone
 from ddae.backbones.base import Reduce
 from ddae.ridge import leave_one_out
-from sweeps.cluster.pool import Pool
+from sweeps.cluster.pool import FOR_FITS, Pool
 from sweeps.cluster.session import ray_session
 from sweeps.cluster.tune import Run
 from sweeps.driver import run_searches
@@ -43,19 +46,28 @@ from sweeps.probing import filling
 from sweeps.probing.extractor import Extracted, opened
 from sweeps.probing.plan import rules_for, set_up_search
 from sweeps.probing.source import FeatureSource, Need
+from sweeps.probing.space import Cell
 from sweeps.probing.sweep import ProbeSweep
-from sweeps.probing.task import SCREENED_FEATURES
+from sweeps.probing.task import SCREENED_FEATURES, ProbeTask
 from sweeps.progress import Progress
-from sweeps.search.halving import HalvingSearch
+from sweeps.search.halving import MIN_ROUND_SIZE, HalvingSearch
+from sweeps.search.task import Checkpoint, Fit, Result
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """Images a second on every number of nodes, and their share of so many times those on the first."""
+    """Seconds of screening and of search on every number of nodes, and their efficiency: so many times the first's."""
 
     counts: tuple[int, ...] = (1, 2, 4, 8)
     num_timesteps: int = 64
     blocks: tuple[str, ...] = ("mid", "up.1.0", "up.3.1")
+    finalists: int = 8
+    """Timesteps at which cells are tried."""
+    num_trials: int = 400
+    round_size: int = 80
+    """Five times the fits that run at once on eight nodes."""
+    fit_seconds: float = 1.0
+    """Of a fit on the most images; on fewer it takes so much less."""
 
 
 class SleepingBackbone(Backbone):
@@ -90,9 +102,26 @@ def screen_asleep(
     return np.arange(need.num_images) % 2 == 0, seconds
 
 
+@dataclass(frozen=True)
+class FitsAsleep(ProbeTask):
+    """Its fits take their time, and no work; how good a cell is follows from its name."""
+
+    fit_seconds: float = 0.0
+
+    def run(self, cells: Sequence[Cell], rung: int, checkpoints: Sequence[Checkpoint]) -> Iterator[Result]:
+        for cell in cells:
+            started = time.time()
+            time.sleep(self.fit_seconds * rung / self.rungs[-1])
+            accuracy = 0.5 + 0.4 * random.Random(cell.name).random()
+            yield Result({"val_accuracy": accuracy}, {}, started, time.time())
+
+
 def nodes(config: Nodes) -> None:
     timesteps = tuple(range(0, 10 * config.num_timesteps, 10))
-    sweep = LayerNoise(timesteps=timesteps, blocks=config.blocks, device="cpu")
+    sweep = LayerNoise(
+        timesteps=timesteps, blocks=config.blocks, finalists=config.finalists, num_trials=config.num_trials,
+        round_size=config.round_size, heads=("linear", "logistic", "ridge", "mlp"), device="cpu",
+    )  # fmt: skip
     measured = json.loads((record.RESULTS / "extraction.json").read_text())["results"]
     pass_seconds = measured["float32: bare forward"]["milliseconds_an_image"] / 1000
     ridge_seconds = time_ridge(sweep)
@@ -100,13 +129,12 @@ def nodes(config: Nodes) -> None:
     filling.screen = partial(screen_asleep, ridge_seconds)  # type: ignore[assignment]
     rows: dict[int, dict[str, float]] = {}
     for num_nodes in config.counts:
-        seconds, num_images = screen_on(num_nodes, sweep)
-        rows[num_nodes] = {"seconds": seconds, "images_a_second": num_images / seconds}
-        first = rows[config.counts[0]]["seconds"] * config.counts[0]
-        rows[num_nodes]["efficiency"] = first / (seconds * num_nodes)
-        print(
-            f"{num_nodes} nodes: {num_images / seconds:6.0f} images/s, {rows[num_nodes]['efficiency']:.2f}", flush=True
-        )
+        rows[num_nodes] = sweep_on(num_nodes, sweep, config.fit_seconds)
+        first = rows[config.counts[0]]
+        for stage in ("screening", "search"):
+            alone = first[f"{stage}_seconds"] * config.counts[0]
+            rows[num_nodes][f"{stage}_efficiency"] = alone / (rows[num_nodes][f"{stage}_seconds"] * num_nodes)
+        print(f"{num_nodes} nodes: " + ", ".join(f"{k} {v:.2f}" for k, v in rows[num_nodes].items()), flush=True)
     record.write("scale_nodes", {"pass_ms": 1000 * pass_seconds, "ridge_seconds": ridge_seconds, "nodes": rows})
 
 
@@ -123,25 +151,49 @@ def time_ridge(config: LayerNoise) -> dict[int, float]:
     return seconds
 
 
-def screen_on(num_nodes: int, config: LayerNoise) -> tuple[float, int]:
-    """Seconds of a sweep's screening on so many nodes, whose workers have started, and the images that pass in it."""
-    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+def sweep_on(num_nodes: int, config: LayerNoise, fit_seconds: float) -> dict[str, float]:
+    """Seconds of a sweep's screening and search on so many nodes, whose workers have started."""
+    node = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 100 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     for _ in range(num_nodes - 1):
         cluster.add_node(**node)
     os.environ["RAY_ADDRESS"] = cluster.address
     try:
         with tempfile.TemporaryDirectory() as store, ray_session():
-            task = set_up_search(replace(config, store=store)).task
-            with Pool() as pool:
+            found = set_up_search(replace(config, store=store)).task
+            parts = {each.name: getattr(found, each.name) for each in fields(ProbeTask) if each.init}
+            task = FitsAsleep(**parts | {"gpus_per_fit": 0.25}, fit_seconds=fit_seconds)
+            with Pool("cuda", left=FOR_FITS) as pool:
                 while pool.num_ready < num_nodes:
                     time.sleep(0.1)
-                started = time.perf_counter()
-                screening = ProbeSweep(task, pool, least_passes=0).screen(rules_for(config, task))
-                seconds = time.perf_counter() - started
+                began, sweep = time.perf_counter(), ProbeSweep(task, pool, least_passes=0)
+                screening = sweep.screen(rules_for(config, task))
+                screened = time.perf_counter()
+                num_trials, seconds, fits = search_in(sweep, replace(task, sites=screening.sites), config)
     finally:
         cluster.shutdown()
-    return seconds, sum({need.timestep: need.num_images for need in screening.needs}.values())
+    num_images = sum({need.timestep: need.num_images for need in screening.needs}.values())
+    return {
+        "screening_seconds": screened - began,
+        "images_a_second": num_images / (screened - began),
+        "trials": num_trials,
+        "search_seconds": seconds,
+        "fits_busy": fits / (2 * num_nodes * seconds),
+    }
+
+
+def search_in(sweep: ProbeSweep, task: ProbeTask, config: LayerNoise) -> tuple[int, float, float]:
+    """Trials after the first round, in which their processes start, with the seconds that they and their fits took."""
+    size = config.round_size or MIN_ROUND_SIZE
+    halving, meter = HalvingSearch(task, config.num_trials, config.search, config.seed, size), Meter(size)
+
+    def prepare(fit: Fit, lost: bool) -> Future:
+        return sweep.pool.run(sweep.filling.fill(task.needs(*fit), lost))
+
+    [trials] = run_searches([Run(halving, task.source.store, prepare)], NoTracker(), meter, [])  # type: ignore[arg-type]
+    results = [result for trial in trials[size:] for result in trial.results.values()]
+    seconds = meter.points[-1]["seconds"] - meter.points[1]["seconds"]
+    return len(trials) - size, seconds, sum(result.run_seconds for result in results)
 
 
 @dataclass(frozen=True)
@@ -180,7 +232,7 @@ class NoTracker:
 
     uri = ""
 
-    def log_child(self, *child: object) -> None:
+    def log_child(self, **child: object) -> None:
         pass
 
 
@@ -190,7 +242,7 @@ def trials(config: Trials) -> None:
     )
     meter = Meter(config.num_trials // config.num_points)
     with tempfile.TemporaryDirectory() as store, ray_session():
-        run_searches([Run(search, store, stands_ready)], NoTracker(), meter, [])  # type: ignore[arg-type]
+        run_searches([Run(search, store, stands_ready)], NoTracker(), meter, [])  # type: ignore[arg-type]  # type: ignore[arg-type]
     rows = [
         {
             "trials": after["trials"],
