@@ -14,6 +14,23 @@ PENALTIES = tuple(10.0 ** (half / 2) for half in range(-10, 1))
 """L2 penalties, in units of the mean squared error, on features whose squares sum to 1 on average."""
 
 
+Members = tuple[tuple[str, int], ...]
+"""(block, timestep) of each of several features."""
+
+
+def name_of(members: Members) -> str:
+    """up.1.0@30+mid@30"""
+    return "+".join(f"{block}@{timestep}" for block, timestep in members)
+
+
+def members_of(name: str) -> Members:
+    """What name_of() was given. Raises ValueError where it is no such name."""
+    try:
+        return tuple((block, int(timestep)) for block, timestep in (each.split("@") for each in name.split("+")))
+    except ValueError as error:
+        raise ValueError(f"{name!r} names no features; give blocks and timesteps, as up.1.0@30+mid@30") from error
+
+
 @dataclass(frozen=True)
 class Step:
     """A feature that joined."""
@@ -62,17 +79,20 @@ def select(
     num_classes: int,
     most: int,
     may_join: Callable[[Sequence[str], str], bool] = lambda joined, name: True,
+    num_best: int = 12,
 ) -> list[Step]:
     """Add features one by one, each time the one whose sum with those that have joined has the best leave-one-out
-    accuracy, while that adds more than its paired standard error.
+    accuracy.
 
     grams: name -> gram(). most: how many may join. may_join: whether a feature may follow those that have joined.
+    num_best: only so many that are best alone are tried after the first.
     """
     steps: list[Step] = []
+    candidates = dict(grams)
     total, penalty = torch.zeros(()), PENALTIES[len(PENALTIES) // 2]
     while len(steps) < most:
         joined = [step.name for step in steps]
-        allowed = [name for name in grams if name not in joined and may_join(joined, name)]
+        allowed = [name for name in candidates if name not in joined and may_join(joined, name)]
         if not allowed:
             break
 
@@ -80,14 +100,20 @@ def select(
             predicted = leave_one_out((total + grams[name]) / size, labels, num_classes, penalty)
             return (predicted.argmax(1) == labels).cpu().numpy()
 
-        best = max(allowed, key=lambda name: correct(name, penalty).mean())
+        merit = {name: correct(name, penalty).mean() for name in allowed}
+        best = max(merit, key=lambda name: merit[name])
+        if not steps:
+            candidates = {name: grams[name] for name in sorted(merit, key=lambda name: -merit[name])[:num_best]}
         found = {each: correct(best, each) for each in PENALTIES}
         penalty = max(found, key=lambda each: found[each].mean())
         before = steps[-1].correct if steps else np.zeros(len(labels), dtype=bool)
         gained = found[penalty].astype(float) - before
         stderr = gained.std() / len(labels) ** 0.5
-        if steps and gained.mean() <= stderr:
-            break
         steps.append(Step(best, found[penalty], float(gained.mean()), float(stderr)))
         total = total + grams[best]
     return steps
+
+
+def worthwhile(steps: Sequence[Step]) -> int:
+    """How many steps there are before the first that adds no more than its standard error."""
+    return next((number for number, step in enumerate(steps) if step.gain <= step.stderr), len(steps))

@@ -40,6 +40,14 @@ class Joined(Streamed):
             yield batch[0][0], torch.cat([maps for _, maps in batch], 1)
 
 
+def joined(parts: Sequence[Features]) -> Features:
+    """Maps [N, C_i, g, g], all held or all streamed, side by side."""
+    if len(parts) == 1:
+        return parts[0]
+    held = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(held, 1) if held else Joined([part for part in parts if isinstance(part, Streamed)])
+
+
 def split(features: Features, channels: Sequence[int]) -> list[Features]:
     """The maps [N, C_i, g, g] of each block in [N, sum of C_i, g, g]. channels: C_i."""
     if isinstance(features, Tensor):

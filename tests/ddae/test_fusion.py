@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from ddae.fusion import gram, leave_one_out, select
+from ddae.fusion import gram, leave_one_out, members_of, name_of, select, worthwhile
 from ddae.heads import FUSIONS, expand, find_head, restore
 from ddae.heads.linear import fit_ridge
 from ddae.heads.parts import Joined, split
@@ -148,7 +148,9 @@ def test_selection_takes_what_adds_and_leaves_a_copy_and_noise():
     grams = {name: gram(x) for name, x in {"noise": noise, "first": first, "copy": first + 0, "second": second}.items()}
     steps = select(grams, labels, 3, most=4)
     assert {step.name for step in steps[:2]} in ({"first", "second"}, {"copy", "second"})
-    assert len(steps) == 2
+    assert len(steps) == 4
+    assert worthwhile(steps) == 2
+    assert [step.name for step in select(grams, labels, 3, most=4, num_best=2)] == [step.name for step in steps[:2]]
     assert steps[1].gain > steps[1].stderr > 0
     assert steps[1].correct.mean() == pytest.approx(steps[0].gain + steps[1].gain)
     held_out = halves(600, seed=1)
@@ -165,3 +167,11 @@ def test_whitened_grams_weigh_all_axes_alike():
     assert (values[:-4].abs() < 1e-6).all()
     torch.testing.assert_close(values[-4:], torch.full((4,), 50 / 4, dtype=torch.double))
     assert gram(mixed).diagonal().mean().item() == pytest.approx(1)
+
+
+def test_members_have_a_name():
+    members = (("up.1.0", 30), ("down_blocks.0.resnets.1", 5))
+    assert members_of(name_of(members)) == members
+    for wrong in ("up.1.0", "up.1.0@", "up.1.0@30+", "a@b"):
+        with pytest.raises(ValueError, match="names no features"):
+            members_of(wrong)
