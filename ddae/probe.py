@@ -1,5 +1,6 @@
 """Fit a head on a frozen feature and score it on val; say which probes are statistically tied with the best."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,13 +36,15 @@ def fit_probe(
     seed: int,
     weights: np.ndarray | None = None,
     kept: Kept | None = None,
+    channels: Sequence[int] = (),
 ) -> Fitted:
     """Fit every setting of a head on train and choose the one that is best on val.
 
-    name: as find_head takes it. train, val: (features float32 [N, C, g, g], labels int64 [N]), on one device. weights:
-    [num_val], how much each val image counts; all alike if None. kept: where a fit that takes long keeps its state.
+    name, channels: as find_head takes them. train, val: (features float32 [N, C, g, g], labels int64 [N]), on one
+    device. weights: [num_val], how much each val image counts; all alike if None. kept: where a fit that takes long
+    keeps its state.
     """
-    family, sizes = find_head(name)
+    family, sizes = find_head(name, channels)
     head = family.fit(*train, num_classes, seed, *sizes, kept=kept)
     correct = (classify(head, val[0], num_classes) == val[1]).cpu().numpy()
     best = int((correct if weights is None else correct * weights).mean(1).argmax())

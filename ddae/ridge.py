@@ -6,12 +6,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from ddae.scaling import Standardise
-from ddae.streaming import Streamed, blocks, num_features
+from ddae.streaming import Features, Streamed, blocks, num_features
 
 VERSION = 1
 """Raise it when leave_one_out gives another result for the same features: stored results carry it in their key."""
 PENALTIES = tuple(10.0**exponent for exponent in range(-4, 4))
 """L2 penalties on the weights of standardised features, in units of the mean squared error."""
+ROWS_AT_ONCE = 4096
+"""Whose predictions at all penalties are in memory at a time."""
 
 
 def fit(x: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -96,6 +98,15 @@ def streamed_axes(
         sums.index_add_(0, labels[rows], x)
     variances, axes = _eigenvectors(gram.div_(len(features)), 1e-6)
     return axes, variances, sums.T
+
+
+def axes_of(features: Features, scale: Standardise, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What streamed_axes returns, of held features too."""
+    if not isinstance(features, Tensor):
+        return streamed_axes(features, scale, labels, num_classes)
+    x = scale(features).flatten(1)
+    _, axes, variances = principal_axes(x)
+    return axes, variances, x.T @ functional.one_hot(labels, num_classes).to(x.dtype)
 
 
 def _eigenvectors(gram: Tensor, least: float) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from ddae.backbones.options import sidecars
 from ddae.datasets.images import stratified
 from ddae.datasets.pixels import decode
 from ddae.features import check_timestep, fitting_batch, pass_once
+from ddae.fusion import members_of
 from ddae.heads import StackedHead, find_head, restore
 from ddae.noise import image_noise
 from ddae.pooling import pool
@@ -56,6 +57,7 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
     An image is noised as in a sweep, unless noised is False, but keyed by a hash of its pixels where a sweep has its
     row number: the same image has the same feature wherever it stands, and no two share a noise. That costs no
     accuracy (docs/log.md).
+    Several features that are read together are a block such as up.1.0@30+mid@60, in place of the timestep.
     white is the value of white in images of more than 8 bits a channel that do not say it, as the sweep had it.
     """
 
@@ -160,20 +162,27 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def _maps(self, images: Images, indices: np.ndarray | None = None) -> Tensor:
         """float32 [N, C, p, p], on the CPU."""
-        network, block = self._network(), self._block()
-        found, views = listed(images), list[np.ndarray]()
-        batch = fitting_batch(network)
+        network, members = self._network(), self._members()
+        found, views = listed(images), [list[np.ndarray]() for _ in members]
+        batch, grid = fitting_batch(network), max(STORED_POOLING, self.pooling)
         for start in range(0, len(found), batch):
             pixels = read_images(found[start : start + batch], network.image_size, start, self.white)
             numbers = hashes(pixels) if indices is None else indices[start : start + batch]
-            shape = network.encoder.shape
-            noise = image_noise(numbers, shape, self.timestep, self.noise_seed) if self.noised else None
             with one_pass:
                 x0 = network.encode(pixels)
                 x0 = x0.half().float() if network.encoder.fingerprint else x0  # as latents are kept
-                grid = max(STORED_POOLING, self.pooling)
-                views += pass_once(network, x0, noise, self.timestep, [block.name], grid).values()
-        return pool(to_maps(views, block.channels), self.pooling)
+                for timestep in dict.fromkeys(timestep for _, timestep in members):
+                    shape = network.encoder.shape
+                    noise = image_noise(numbers, shape, timestep, self.noise_seed) if self.noised else None
+                    blocks = [block.name for block, at in members if at == timestep]
+                    maps = pass_once(network, x0, noise, timestep, blocks, grid)
+                    for view, (block, at) in zip(views, members, strict=True):
+                        if at == timestep:
+                            view.append(maps[block.name])
+        parts = [
+            pool(to_maps(view, block.channels), self.pooling) for view, (block, _) in zip(views, members, strict=True)
+        ]
+        return torch.cat(parts, 1)
 
     def _fit(self, maps: Tensor, labels: Sequence | np.ndarray | None) -> None:
         if labels is None:  # for the transform alone
@@ -184,7 +193,7 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
                 f"{len(numbers)} labels of {len(classes)} classes for {len(maps)} images; give one label an image, and "
                 "two classes or more"
             )
-        family, sizes = find_head(self.head)
+        family, sizes = find_head(self.head, self._channels())
 
         def fit(rows: np.ndarray) -> StackedHead:
             return family.fit(maps[rows], torch.from_numpy(numbers[rows]), len(classes), self.seed, *sizes)
@@ -203,15 +212,21 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _network(self) -> Backbone:
         return network(self.backbone, self.settings or Settings())
 
-    def _block(self) -> Block:
-        """Checked, as are the timestep and the pooling."""
-        network = self._network()
-        check_timestep(network, self.timestep)
+    def _members(self) -> list[tuple[Block, int]]:
+        """The blocks and timesteps that are read, checked, as is the pooling."""
+        network, found = self._network(), []
         names = {block.alias: block.name for block in network.blocks if block.alias}
-        block = network.block(names.get(self.block, self.block))
-        if not 1 <= self.pooling <= block.size:
-            raise ValueError(f"pooling={self.pooling} must be 1 or more, and {block.size} at most in {block.name}")
-        return block
+        members = members_of(self.block) if "@" in self.block else ((self.block, self.timestep),)
+        for name, timestep in members:
+            check_timestep(network, timestep)
+            block = network.block(names.get(name, name))
+            if not 1 <= self.pooling <= block.size:
+                raise ValueError(f"pooling={self.pooling} must be 1 or more, and {block.size} at most in {block.name}")
+            found.append((block, timestep))
+        return found
+
+    def _channels(self) -> tuple[int, ...]:
+        return tuple(block.channels for block, _ in self._members())
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -249,8 +264,10 @@ def load(folder: Path, device: str) -> Winner:
             f"backbone={winner.backbone!r} is not the network that {folder} was made with: its fingerprint was "
             f"{fingerprint[:12]}, and is {network.fingerprint[:12]}; bring its files back, or hand over again"
         )
-    shape = num_images, winner._block().channels, winner.pooling, winner.pooling
-    return winner.take(restore(winner.head, shape, len(classes), tensors, setting), num_images, classes, class_names)
+    channels = winner._channels()
+    shape = num_images, sum(channels), winner.pooling, winner.pooling
+    head = restore(winner.head, shape, len(classes), tensors, setting, channels)
+    return winner.take(head, num_images, classes, class_names)
 
 
 @lru_cache(maxsize=1)

@@ -5,9 +5,10 @@ from types import ModuleType
 
 from sweeps.findings.folder import read_results
 from sweeps.finetuning import refit as finetuning
+from sweeps.fusing import refit as fusing
 from sweeps.probing import refit as probing
 
-CLASSIFIERS = {"layer-noise": probing, "finetune": finetuning}
+CLASSIFIERS = {"layer-noise": probing, "finetune": finetuning, "fuse": fusing}
 """A Task's name -> the module that has answer_name(folder), of the cell that the sweep in a folder has chosen, and
 reopen(folder, splits), its classifier, fitted again. splits: those that are wanted beside train and val."""
 Classifier = probing.Refit | finetuning.Tuned

@@ -2,7 +2,7 @@
 mlp-256."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -10,13 +10,18 @@ from torch import Tensor
 
 from ddae import ridge
 from ddae.heads.attention import attention_memory, empty_attention, fit_attention
+from ddae.heads.attentive import attentive_memory, empty_attentive, fit_attentive
+from ddae.heads.average import average_memory, empty_average, fit_average
 from ddae.heads.base import Empty, Fit, Head, StackedHead
 from ddae.heads.cnn import cnn_memory, empty_cnn, fit_cnn
+from ddae.heads.efficient import efficient_memory, empty_efficient, fit_efficient
+from ddae.heads.joint import empty_joint, fit_joint, fit_joint_ridge, joint_memory, joint_ridge_memory
 from ddae.heads.kept import Kept
 from ddae.heads.knn import empty_knn, fit_knn, knn_memory
 from ddae.heads.linear import COSTS, PENALTIES, empty_linear, fit_linear, fit_logistic, fit_ridge, linear_memory
 from ddae.heads.mlp import empty_mlp, fit_mlp, mlp_memory
 from ddae.heads.recipes import bn_linear_memory, ddae_memory, empty_bn_linear, empty_ddae, fit_bn_linear, fit_ddae
+from ddae.heads.stacked import fit_stacked, stacked_memory
 from ddae.nearest import did_you_mean
 
 HEADS: dict[str, Head] = {
@@ -29,23 +34,45 @@ HEADS: dict[str, Head] = {
     "mlp": Head(fit_mlp, empty_mlp, mlp_memory, sizes=((256,),), more_sizes=True),
     "cnn": Head(fit_cnn, empty_cnn, cnn_memory, sizes=((64, 64),), min_grid=4),
     "attention": Head(fit_attention, empty_attention, attention_memory, sizes=((1,), (2,)), min_grid=2, largest=1000),
+    "efficient": Head(fit_efficient, empty_efficient, efficient_memory, sizes=((8,),), min_grid=2, largest=1000),
 }
 
+FUSIONS: dict[str, Head] = {
+    "joint": Head(fit_joint, empty_joint, joint_memory),
+    "joint-ridge": Head(fit_joint_ridge, empty_joint, joint_ridge_memory),
+    "stacked": Head(fit_stacked, empty_joint, stacked_memory),
+    "average": Head(fit_average, empty_average, average_memory, sizes=((256,),), more_sizes=True),
+    "attentive": Head(fit_attentive, empty_attentive, attentive_memory, sizes=((8,),), min_grid=2, largest=1000),
+}
+"""Heads that read several blocks, or timesteps, at once: their features come as one map [N, sum of C_i, g, g], and the
+first of their sizes is the channels (C_1, C_2, ...)."""
 
-def find_head(name: str) -> tuple[Head, tuple[int, ...]]:
-    """Look up `cnn-64-64` as (HEADS["cnn"], (64, 64)); a family alone means its first default sizes."""
-    family, sizes = _parse(name)
+
+def find_head(name: str, channels: Sequence[int] = ()) -> tuple[Head, tuple]:
+    """Look up `cnn-64-64` as (HEADS["cnn"], (64, 64)); a family alone means its first default sizes.
+
+    channels: of the blocks that are read together, if any; then FUSIONS are found as well.
+    """
+    family, sizes = _parse(name, HEADS | FUSIONS if channels else HEADS)
+    if family in FUSIONS:
+        return FUSIONS[family], (tuple(channels), *(sizes or FUSIONS[family].sizes[0]))
     return HEADS[family], sizes or HEADS[family].sizes[0]
 
 
 def restore(
-    name: str, shape: tuple[int, ...], num_classes: int, tensors: dict[str, Tensor], setting: str
+    name: str,
+    shape: tuple[int, ...],
+    num_classes: int,
+    tensors: dict[str, Tensor],
+    setting: str,
+    channels: Sequence[int] = (),
 ) -> StackedHead:
     """Rebuild the fit of one setting from its state_dict; shape is that of the features it was fitted on, [N, C, g, g].
+    channels: as find_head takes them.
 
     Raises ValueError if the tensors do not fit such a head.
     """
-    family, sizes = find_head(name)
+    family, sizes = find_head(name, channels)
     head = family.empty(torch.empty(shape, device="meta"), num_classes, *sizes)
     try:
         head.load_state_dict(tensors, assign=True)
@@ -55,24 +82,25 @@ def restore(
     return head
 
 
-def expand(names: Iterable[str]) -> tuple[str, ...]:
+def expand(names: Iterable[str], known: Mapping[str, Head] = HEADS) -> tuple[str, ...]:
     """List the heads to try: a family without sizes becomes all its default ones, and duplicates are dropped."""
     heads = []
-    for family, sizes in map(_parse, names):
-        heads += [_join(family, each) for each in ([sizes] if sizes else HEADS[family].sizes)]
+    for name in names:
+        family, sizes = _parse(name, known)
+        heads += [_join(family, each) for each in ([sizes] if sizes else known[family].sizes)]
     return tuple(dict.fromkeys(heads))
 
 
-def _parse(name: str) -> tuple[str, tuple[int, ...]]:
+def _parse(name: str, known: Mapping[str, Head]) -> tuple[str, tuple[int, ...]]:
     """Split a name into family and sizes, () if it has none. Raises ValueError for an unknown family or wrong sizes."""
     family = re.sub(r"(-\d+)+$", "", name)
     sizes = tuple(map(int, name.removeprefix(family).split("-")[1:]))
-    if family not in HEADS:
+    if family not in known:
         raise ValueError(
-            f"head={name!r} is not known; allowed: {', '.join(HEADS)} (with sizes: mlp-256, cnn-64-64)"
-            f"{did_you_mean(family, HEADS)}"
+            f"head={name!r} is not known; allowed: {', '.join(known)} (with sizes: mlp-256, cnn-64-64)"
+            f"{did_you_mean(family, known)}"
         )
-    head = HEADS[family]
+    head = known[family]
     count = len(head.sizes[0])
     is_many = len(sizes) == count or (len(sizes) > count and head.more_sizes)
     if sizes and not (is_many and 1 <= min(sizes) <= max(sizes) <= head.largest):
@@ -88,4 +116,4 @@ def _join(family: str, sizes: tuple[int, ...]) -> str:
     return "-".join([family, *map(str, sizes)])
 
 
-__all__ = ["HEADS", "Empty", "Fit", "Head", "Kept", "StackedHead", "expand", "find_head", "restore"]
+__all__ = ["FUSIONS", "HEADS", "Empty", "Fit", "Head", "Kept", "StackedHead", "expand", "find_head", "restore"]

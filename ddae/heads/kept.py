@@ -32,6 +32,10 @@ class Kept:
         self.checkpoint, self.name = checkpoint, name
         self._saved_at, self._is_saved = time.monotonic(), False
 
+    def part(self, number: int) -> "Kept":
+        """The same for one of several fits after each other; the state of an earlier one is given up."""
+        return Kept(self.checkpoint, f"{self.name} part {number}")
+
     def load(self) -> dict[str, Any] | None:
         """The state that was kept; None where there is none."""
         kept = self.checkpoint.load() if self.checkpoint else None

@@ -53,10 +53,15 @@ def empty_linear(features: Tensor, num_classes: int) -> StackedLinear:
 
 
 def fit_ridge(
-    features: Features, labels: Tensor, num_classes: int, seed: int, kept: Kept | None = None
+    features: Features,
+    labels: Tensor,
+    num_classes: int,
+    seed: int,
+    kept: Kept | None = None,
+    standardise: Standardise | None = None,
 ) -> StackedLinear:
     """Ridge regression on one-hot labels and standardised features, all penalties at once."""
-    standardise = Standardise(features)
+    standardise = standardise or Standardise(features)
     if isinstance(features, Tensor):
         weight, bias = ridge.fit(standardise(features).flatten(1), labels, num_classes)
     else:
@@ -65,11 +70,17 @@ def fit_ridge(
 
 
 def fit_linear(
-    features: Features, labels: Tensor, num_classes: int, seed: int, kept: Kept | None = None
+    features: Features,
+    labels: Tensor,
+    num_classes: int,
+    seed: int,
+    kept: Kept | None = None,
+    standardise: Standardise | None = None,
 ) -> StackedLinear:
     """Multinomial logistic regression with an L2 penalty on standardised features, all penalties at once."""
     penalties = {f"penalty={penalty:g}": penalty for penalty in PENALTIES}
-    return _descend(Standardise(features), features, labels, num_classes, penalties, NUM_STEPS, kept or Kept())
+    inputs = standardise or Standardise(features)
+    return _descend(inputs, features, labels, num_classes, penalties, NUM_STEPS, kept or Kept())
 
 
 def fit_logistic(

@@ -1,13 +1,15 @@
 """The answer of a finished probing sweep, fitted again."""
 
 import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ddae.datasets import Dataset
+from ddae.fusion import name_of as name_of_members
 from ddae.heads import StackedHead, find_head
 from ddae.probe import Fitted, classify
 from ddae.streaming import blocks
@@ -17,10 +19,10 @@ from sweeps.findings.folder import read_results
 from sweeps.findings.logged import name_of
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing.extractor import Extractor
-from sweeps.probing.plan import set_up_search, sweep_folder
+from sweeps.probing.plan import Setup, set_up_search, sweep_folder
 from sweeps.probing.source import Need, recorded_flags
 from sweeps.probing.space import Cell
-from sweeps.probing.task import ProbeTask
+from sweeps.probing.task import ProbeTask, Read, at_timesteps
 from sweeps.search.task import Result
 
 
@@ -29,7 +31,7 @@ class Refit:
     """A cell and its head, fitted on all training images with the setting that is best on val."""
 
     task: ProbeTask
-    cell: Cell
+    cell: Read
     extractor: Extractor
     fitted: Fitted
     result: Result
@@ -63,11 +65,15 @@ class Refit:
 
     def estimator(self) -> Winner:
         source, setting = self.task.source, str(self.result.params["setting"])
+        block, timestep = self.cell.members[0]
         seeds: dict[str, Any] = {"seed": self.task.seed, "noise_seed": source.key.noise_seed}
         settings = replace(source.settings, compile=False)
         winner = Winner(
             source.backbone,
-            **asdict(self.cell),
+            block if len(self.cell.members) == 1 else name_of_members(self.cell.members),
+            timestep,
+            self.cell.pooling,
+            self.cell.head,
             setting=setting,
             settings=settings,
             **seeds,
@@ -78,8 +84,9 @@ class Refit:
 
     def _head(self) -> StackedHead:
         """The head alone, on the CPU. Raises ValueError where it would have to take more along than memory allows."""
-        family, _ = find_head(self.cell.head)
-        takes_all = 4 * self.task.views * self.num_train * self.task.space.num_features(self.cell)
+        channels = self.task.channels(self.cell)
+        family, _ = find_head(self.cell.head, channels)
+        takes_all = 4 * self.task.views * self.num_train * sum(channels) * self.cell.pooling**2
         if family.takes_all and takes_all > self.task.memory:
             raise ValueError(f"head={self.cell.head!r} takes all training features along, {size(takes_all)}; too much")
         return copy.deepcopy(self.fitted.head.only(self.fitted.setting)).cpu()
@@ -105,28 +112,39 @@ def answer_name(folder: Path) -> str:
     return answer_cell(folder).name
 
 
-def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
-    """Fit the answer of the sweep in a folder again; its features are those of the store, or made again.
-
-    splits: those whose features are wanted beside train and val.
-    """
-    cell = answer_cell(folder)
+def recorded(folder: Path) -> Setup:
+    """Network, data and task of the sweep in a folder, by its flags. Raises ValueError where they have changed."""
     flags = recorded_flags(folder, LayerNoise)
     if "search_images" not in (folder / "config.yaml").read_text():  # of an earlier version, whose search had all
         flags = replace(flags, search_images="all")
     flags = replace(flags, memory="")  # another machine's
     if flags.device.startswith("cuda") and not torch.cuda.is_available():  # a cluster's, seen from its head
         flags = replace(flags, device="auto")
-    task, _, dataset = set_up_search(flags)
-    if sweep_folder(flags, task).name != name_of(folder):
+    setup = set_up_search(flags)
+    if sweep_folder(flags, setup.task).name != name_of(folder):
         raise ValueError(f"{flags.backbone} or {flags.dataset} has changed since {folder} was made; sweep again")
+    return setup
+
+
+def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
+    """Fit the answer of the sweep in a folder again; its features are those of the store, or made again.
+
+    splits: those whose features are wanted beside train and val.
+    """
+    task, _, dataset = recorded(folder)
+    return refit(task, answer_cell(folder), dataset, splits)
+
+
+def refit(task: ProbeTask, cell: Read, dataset: Dataset, splits: tuple[str, ...]) -> Refit:
+    """A cell on all training images. dataset: with all that opening its images has shown. splits: as in reopen()."""
     labels = {**task.labels, **{split: dataset.labels(split) for split in splits}}
-    task = replace(task, labels=labels, sites={cell.timestep: (cell.block,)})
+    task = replace(task, labels=labels, sites=at_timesteps(cell))
     extractor = Extractor(task.source)
-    extractor.dataset, extractor.images = dataset, None  # with all that opening its images has shown
+    extractor.dataset, extractor.images = dataset, None
     for need in task.needs(cell, task.num_train):
         extractor.ensure(need)
     for split in splits:
-        extractor.ensure(Need(cell.timestep, split, len(labels[split]), (cell.block,)))
+        for timestep, names in at_timesteps(cell).items():
+            extractor.ensure(Need(timestep, split, len(labels[split]), names))
     fitted = task.fit(cell, *task.read([cell], task.num_train))
     return Refit(task, cell, extractor, fitted, task.result(fitted, 0.0))

@@ -9,6 +9,7 @@ import numpy as np
 
 from ddae.backbones import Backbone, Block
 from ddae.features import check_timestep, width
+from ddae.fusion import Members
 from ddae.heads import HEADS, expand, find_head
 from sweeps.flags import ModelAndData
 from sweeps.probing.source import Need, choose_blocks
@@ -30,6 +31,10 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.block}/{self.timestep}/{self.pooling}/{self.head}"
+
+    @property
+    def members(self) -> Members:
+        return ((self.block, self.timestep),)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from ddae.datasets import is_uneven
 from ddae.features import width
+from ddae.fusion import Members
 from ddae.heads import Kept, find_head
+from ddae.heads.parts import joined
 from ddae.memory import for_fits, is_out_of_memory
 from ddae.pooling import pool
 from ddae.probe import Fitted, balanced_accuracy, class_weights, fit_probe, standard_error, to_maps
@@ -31,6 +34,22 @@ log = logging.getLogger("sweeps")
 MAX_VIEWS = 1000
 SCREENED_FEATURES = 1024
 """Numbers an image up to which ridge is cheap beside the forward pass."""
+
+
+class Read(Protocol):
+    """What a head reads, and the head: a Cell, or one that reads several blocks."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def members(self) -> Members: ...
+
+    @property
+    def pooling(self) -> int: ...
+
+    @property
+    def head(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -87,12 +106,14 @@ class ProbeTask:
         """Whether the search ends on a part of the training images, and the answer alone is fitted on all of them."""
         return self.rungs[-1] < self.num_train
 
-    def on_all_images(self, cell: Cell) -> "ProbeTask":
-        """The Task of fitting the answer alone, on all images. The pass keeps the other blocks at its sites that it
-        meets on its way."""
-        share = self.space.block(cell.block).flops_share
-        blocks = tuple(b for b in self.sites[cell.timestep] if self.space.block(b).flops_share <= share)
-        return replace(self, rungs=(self.num_train,), sites={cell.timestep: blocks})
+    def on_all_images(self, cell: Read) -> "ProbeTask":
+        """The Task of fitting the answer alone, on all images. The passes keep the other blocks at its sites that they
+        meet on their way."""
+        sites = {}
+        for timestep, blocks in at_timesteps(cell).items():
+            share = self.space.pass_share(blocks)
+            sites[timestep] = tuple(b for b in self.sites[timestep] if self.space.block(b).flops_share <= share)
+        return replace(self, rungs=(self.num_train,), sites=sites)
 
     def val_labels(self, rung: int | None = None) -> np.ndarray:
         """int64, of the val images that judge a cell which is fitted on so many images; by default on the most that the
@@ -137,10 +158,10 @@ class ProbeTask:
             return correct
         return correct * class_weights(self.labels["train"][: len(correct)])
 
-    def resources(self, cell: Cell, rung: int) -> Resources:
+    def resources(self, cell: Read, rung: int) -> Resources:
         return Resources(1, self.gpus_per_fit, 0 if self.gpus_per_fit else self.memory_bytes)
 
-    def key(self, cell: Cell, rung: int) -> str:
+    def key(self, cell: Read, rung: int) -> str:
         """The version is that of the cell's own head: a change to one head recomputes no other."""
         num_val = len(self.val_labels(rung))
         return content_key(
@@ -149,21 +170,28 @@ class ProbeTask:
             num_images=rung,
             views=self.views,
             seed=self.seed,
-            version=find_head(cell.head)[0].version,
+            version=find_head(cell.head, self.channels(cell))[0].version,
             **({"metrics": ["balanced_accuracy", self.metric]} if self.is_balanced else {}),
             **({"num_val": num_val} if num_val < self.num_val else {}),
         )
 
-    def reads(self, cell: Cell, rung: int) -> Hashable:
-        return cell.block, cell.timestep
+    def reads(self, cell: Read, rung: int) -> Hashable:
+        return cell.members
 
-    def needs(self, cell: Cell, rung: int) -> list[Need]:
-        """One pass serves all blocks that are tried at the cell's timestep."""
-        blocks = tuple(dict.fromkeys([*self.sites.get(cell.timestep, ()), cell.block]))
-        train = [Need(cell.timestep, "train", rung, blocks, view=view) for view in range(self.views)]
-        return [*train, Need(cell.timestep, "val", len(self.val_labels(rung)), blocks)]
+    def needs(self, cell: Read, rung: int) -> list[Need]:
+        """One pass serves all blocks that are tried at a timestep of the cell."""
+        needs = []
+        for timestep, its in at_timesteps(cell).items():
+            blocks = tuple(dict.fromkeys([*self.sites.get(timestep, ()), *its]))
+            needs += [Need(timestep, "train", rung, blocks, view=view) for view in range(self.views)]
+            needs.append(Need(timestep, "val", len(self.val_labels(rung)), blocks))
+        return needs
 
-    def run(self, cells: Sequence[Cell], rung: int, checkpoints: Sequence[Checkpoint]) -> Iterator[Result]:
+    def channels(self, cell: Read) -> tuple[int, ...]:
+        """The channels of each block that a cell reads."""
+        return tuple(self.space.block(block).channels for block, _ in cell.members)
+
+    def run(self, cells: Sequence[Read], rung: int, checkpoints: Sequence[Checkpoint]) -> Iterator[Result]:
         """Fit the heads of cells of one block and timestep, whose columns are read once; again in half of the memory
         where the device turns out to have less."""
         task, data = self, None
@@ -192,9 +220,11 @@ class ProbeTask:
             torch.cuda.empty_cache()
         return replace(self, memory_bytes=self.memory // 2)
 
-    def fit(self, cell: Cell, train: "Pooled", val: "Pooled", kept: Kept | None = None) -> Fitted:
+    def fit(self, cell: Read, train: "Pooled", val: "Pooled", kept: Kept | None = None) -> Fitted:
         seen, held_out = ((pooled[cell.pooling], labels) for pooled, labels in (train, val))
-        return fit_probe(cell.head, seen, held_out, self.num_classes, self.seed, self.weigh(val[1].cpu().numpy()), kept)
+        weights = self.weigh(val[1].cpu().numpy())
+        channels = self.channels(cell) if len(cell.members) > 1 else ()  # raw pixels are no block
+        return fit_probe(cell.head, seen, held_out, self.num_classes, self.seed, weights, kept, channels)
 
     def result(self, fitted: Fitted, started_seconds: float, streamed: bool = False) -> Result:
         accuracy = float(fitted.correct.mean())
@@ -205,7 +235,7 @@ class ProbeTask:
         params = {"setting": fitted.setting} | ({"features": "streamed"} if streamed else {})
         return Result(metrics, params, started_seconds, time.time(), pack(fitted.correct))
 
-    def read(self, cells: Sequence[Cell], num_train: int, hold: bool = True) -> tuple["Pooled", "Pooled"]:
+    def read(self, cells: Sequence[Read], num_train: int, hold: bool = True) -> tuple["Pooled", "Pooled"]:
         """The block and timestep of these cells from the store, at the cells' poolings, of train and of val; of
         training images every view, one after the other. They are held where the fits have the memory for it, and
         streamed where not.
@@ -221,24 +251,33 @@ class ProbeTask:
         )
 
     def features(
-        self, cell: Cell, split: str, num_images: int, poolings: Iterable[int] = (), memory_bytes: int | None = None
+        self, cell: Read, split: str, num_images: int, poolings: Iterable[int] = (), memory_bytes: int | None = None
     ) -> "Pooled":
-        """The cell's block from the store, at its own pooling or at others; of training images every view.
+        """What the cell reads from the store, at its own pooling or at others, several blocks side by side; of training
+        images every view.
 
         memory_bytes: None where they are to be held. Raises LookupError where the store lacks some.
         """
-        store, channels = FeatureStore(self.source.store), self.space.block(cell.block).channels
-        views, poolings = range(self.views if split == "train" else 1), tuple(poolings) or (cell.pooling,)
-        needs = [Need(cell.timestep, split, num_images, (cell.block,), view=view) for view in views]
-        shards = [shard for need in needs for shard in store.read(self.source.column(need, cell.block), num_images)]
-        labels = torch.from_numpy(self.labels[split][:num_images]).repeat(len(views)).to(self.device)
+        views, poolings = self.views if split == "train" else 1, tuple(poolings) or (cell.pooling,)
+        labels = torch.from_numpy(self.labels[split][:num_images]).repeat(views).to(self.device)
+        limit = None if memory_bytes is None else memory_bytes // len(cell.members)
+        found = [self._site(site, split, num_images, poolings, limit) for site in cell.members]
+        return {pooling: joined([each[pooling] for each in found]) for pooling in poolings}, labels
+
+    def _site(
+        self, site: tuple[str, int], split: str, num_images: int, poolings: Iterable[int], memory_bytes: int | None
+    ) -> Mapping[int, Features]:
+        (block, timestep), store = site, FeatureStore(self.source.store)
+        views, channels = range(self.views if split == "train" else 1), self.space.block(block).channels
+        needs = [Need(timestep, split, num_images, (block,), view=view) for view in views]
+        shards = [shard for need in needs for shard in store.read(self.source.column(need, block), num_images)]
         if memory_bytes is not None:
             parts = on_device(shards, self.device, memory_bytes // 8)
-            return {p: Streamed(parts, channels, p, self.device, memory_bytes) for p in poolings}, labels
+            return {p: Streamed(parts, channels, p, self.device, memory_bytes) for p in poolings}
         maps = to_maps(shards, channels, self.device)
-        return {pooling: pool(maps, pooling) for pooling in poolings}, labels
+        return {pooling: pool(maps, pooling) for pooling in poolings}
 
-    def check_memory(self, cells: Sequence[Cell], num_train: int, hold: bool = True) -> bool:
+    def check_memory(self, cells: Sequence[Read], num_train: int, hold: bool = True) -> bool:
         """Whether fits of cells of one site hold their features, as they should where hold says so. Raises ValueError
         where the memory is too small for streamed ones as well."""
         held, streamed = self.fit_bytes(cells, num_train)
@@ -253,15 +292,18 @@ class ProbeTask:
             )
         return False
 
-    def fit_bytes(self, cells: Sequence[Cell], num_train: int) -> tuple[int, int]:
+    def fit_bytes(self, cells: Sequence[Read], num_train: int) -> tuple[int, int]:
         """What fits of cells of one site take where features are held; beside the blocks of streamed ones."""
-        block, rows = self.space.block(cells[0].block), self.views * num_train
-        stored = round((width(block, self.source.key.pooling) / block.channels) ** 0.5)
-        numbers = sum(block.channels * pooling**2 for pooling in {stored, *(cell.pooling for cell in cells)})
-        heads = []
+        rows, poolings, numbers, heads = self.views * num_train, {cell.pooling for cell in cells}, 0, []
+        for block in (self.space.block(name) for name, _ in cells[0].members):
+            stored = round((width(block, self.source.key.pooling) / block.channels) ** 0.5)
+            numbers += sum(block.channels * pooling**2 for pooling in {stored, *poolings})
+        if len(cells[0].members) > 1:  # they are copied side by side
+            numbers += sum(sum(self.channels(cells[0])) * pooling**2 for pooling in poolings)
         for cell in cells:
-            head, sizes = find_head(cell.head)
-            shape = rows, block.channels, cell.pooling, cell.pooling
+            channels = self.channels(cell)
+            head, sizes = find_head(cell.head, channels)
+            shape = rows, sum(channels), cell.pooling, cell.pooling
             heads.append(head.memory(shape, self.num_classes, *sizes))
         held, streamed = map(max, zip(*heads, strict=True))
         return 4 * (rows + len(self.val_labels(num_train))) * numbers + held, streamed
@@ -280,7 +322,7 @@ class ProbeTask:
         """The part of its device that a fit holds, of so many CPUs if it is fitted there."""
         return self.gpus_per_fit or num_cpus / max(num_cpus, os.cpu_count() or 1)
 
-    def label(self, cell: Cell) -> str:
+    def label(self, cell: Read) -> str:
         return cell.name
 
     def params(self, cell: Cell) -> dict[str, Value]:
@@ -309,6 +351,12 @@ class ProbeTask:
         """Full forward passes of the exhaustive grid: every view of every image at every timestep."""
         deepest = self.space.pass_share(self.space.block_names)
         return deepest * len(self.space.timesteps) * (self.views * self.num_train + self.num_val)
+
+
+def at_timesteps(cell: Read) -> dict[int, tuple[str, ...]]:
+    """timestep -> the blocks that a cell reads there."""
+    timesteps = dict.fromkeys(timestep for _, timestep in cell.members)
+    return {each: tuple(block for block, timestep in cell.members if timestep == each) for each in timesteps}
 
 
 Pooled = tuple[Mapping[int, Features], Tensor]

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
 from ddae import ridge
-from ddae.heads import HEADS, attention, cnn, expand, find_head, mlp, recipes, restore
+from ddae.heads import FUSIONS, HEADS, attention, cnn, expand, find_head, mlp, recipes, restore
 from ddae.heads.attention import Attention
 from ddae.heads.linear import COSTS, PENALTIES
 from ddae.heads.training import Batches
@@ -131,6 +131,12 @@ GOLDEN = {
     "mlp": (1, 23.167276),
     "cnn": (1, -60.7354376),
     "attention": (1, 0.8334914),
+    "efficient": (1, 21.8415847),
+    "joint": (1, 55.2782928),
+    "joint-ridge": (1, 4.5403907),
+    "stacked": (1, 57.8597513),
+    "average": (1, 6.0898780),
+    "attentive": (1, 36.2280761),
 }
 """Version of the family and digest of its results: raise the one and renew the other together."""
 
@@ -138,9 +144,10 @@ GOLDEN = {
 def golden(family):
     """Digest of the class scores after a fit on few images, where the least number of steps counts, and on many, where
     the number of epochs does; in double precision."""
-    name = {"mlp": "mlp-16", "cnn": "cnn-8-8"}.get(family, family)
-    asked, _ = problem(40, grid_of(name), seed=1)
-    return digest(fit(name, *problem(num_images, grid_of(name)))(asked) for num_images in (150, 4400))
+    head, sizes = find_head({"mlp": "mlp-16", "cnn": "cnn-8-8", "average": "average-16"}.get(family, family), (1, 3))
+    grid = max(2, head.min_grid)
+    asked, _ = problem(40, grid, seed=1)
+    return digest(head.fit(*problem(num_images, grid), 3, 0, *sizes)(asked) for num_images in (150, 4400))
 
 
 @pytest.fixture
@@ -150,9 +157,9 @@ def double_precision():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("family", HEADS)
+@pytest.mark.parametrize("family", HEADS | FUSIONS)
 def test_the_version_of_a_head_stands_for_its_results(family, double_precision):
-    found = HEADS[family].version, golden(family)
+    found = (HEADS | FUSIONS)[family].version, golden(family)
     assert found == pytest.approx(GOLDEN.get(family), abs=1e-6), (
         f"results of {family} changed: raise its version and renew the digest, to {found}"
     )

@@ -72,7 +72,7 @@ def test_views_of_train_and_val_as_it_is_must_stand_in_the_store():
 def test_cells_of_one_block_and_timestep_share_a_read():
     task = task_of()
     reads = {task.reads(cell, 200) for cell in task.cells}
-    assert reads == {("mid", 0), ("mid", 10)}
+    assert reads == {(("mid", 0),), (("mid", 10),)}
 
 
 def test_blocks_without_a_cell_at_a_pooling_are_not_screened_at_it():

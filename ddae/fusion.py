@@ -1,0 +1,119 @@
+"""Which features go together: forward selection by leave-one-out accuracy, over sums of Gram matrices."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ddae.scaling import Standardise
+
+PENALTIES = tuple(10.0 ** (half / 2) for half in range(-10, 1))
+"""L2 penalties, in units of the mean squared error, on features whose squares sum to 1 on average."""
+
+
+Members = tuple[tuple[str, int], ...]
+"""(block, timestep) of each of several features."""
+
+
+def name_of(members: Members) -> str:
+    """up.1.0@30+mid@30"""
+    return "+".join(f"{block}@{timestep}" for block, timestep in members)
+
+
+def members_of(name: str) -> Members:
+    """What name_of() was given. Raises ValueError where it is no such name."""
+    try:
+        return tuple((block, int(timestep)) for block, timestep in (each.split("@") for each in name.split("+")))
+    except ValueError as error:
+        raise ValueError(f"{name!r} names no features; give blocks and timesteps, as up.1.0@30+mid@30") from error
+
+
+@dataclass(frozen=True)
+class Step:
+    """A feature that joined."""
+
+    name: str
+    correct: np.ndarray
+    """bool [N]: which images ridge classifies correctly without having seen them, on all that have joined."""
+    gain: float
+    """Accuracy that it added; of the first its accuracy."""
+    stderr: float
+    """Paired standard error of the gain."""
+
+
+def gram(features: Tensor, num_axes: int | None = None) -> Tensor:
+    """The inner products [N, N] of standardised features [N, ...], divided by their width, so that a wide feature
+    counts no more than a narrow one when they are added up: the mean of the diagonal is 1.
+
+    num_axes: keep so many principal axes and give all the same variance (whitening). float64, because leave-one-out
+    loses digits where there are more numbers than images.
+    """
+    x = Standardise(features)(features).flatten(1).double()
+    if num_axes is None:
+        return x @ x.T / x.shape[1]
+    axes, values, _ = torch.linalg.svd(x, full_matrices=False)
+    num_axes = min(num_axes, int((values > 1e-6 * values[0]).sum()))
+    return axes[:, :num_axes] @ axes[:, :num_axes].T * len(x) / num_axes
+
+
+def leave_one_out(gram: Tensor, labels: Tensor, num_classes: int, penalty: float) -> Tensor:
+    """What ridge regression on one-hot labels predicts of every image when it is fitted on all the others, [N, K].
+
+    gram: of centred features. With A the inverse of gram + N penalty I, the residuals without image i are
+    (A y)_i / (A_ii - 1 / (N^2 penalty)), the second term being the intercept's (Allen 1974).
+    """
+    num_images = len(labels)
+    targets = functional.one_hot(labels, num_classes).to(gram.dtype)
+    shift = num_images * penalty
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + shift * torch.eye(num_images, dtype=gram.dtype)))
+    slack = (inverse.diagonal() - 1 / (num_images * shift)).clamp(min=1e-12)
+    return targets - (inverse @ (targets - targets.mean(0))) / slack[:, None]
+
+
+def select(
+    grams: Mapping[str, Tensor],
+    labels: Tensor,
+    num_classes: int,
+    most: int,
+    may_join: Callable[[Sequence[str], str], bool] = lambda joined, name: True,
+    num_best: int = 12,
+) -> list[Step]:
+    """Add features one by one, each time the one whose sum with those that have joined has the best leave-one-out
+    accuracy.
+
+    grams: name -> gram(). most: how many may join. may_join: whether a feature may follow those that have joined.
+    num_best: only so many that are best alone are tried after the first.
+    """
+    steps: list[Step] = []
+    candidates = dict(grams)
+    total, penalty = torch.zeros(()), PENALTIES[len(PENALTIES) // 2]
+    while len(steps) < most:
+        joined = [step.name for step in steps]
+        allowed = [name for name in candidates if name not in joined and may_join(joined, name)]
+        if not allowed:
+            break
+
+        def correct(name: str, penalty: float, total: Tensor = total, size: int = len(steps) + 1) -> np.ndarray:
+            predicted = leave_one_out((total + grams[name]) / size, labels, num_classes, penalty)
+            return (predicted.argmax(1) == labels).cpu().numpy()
+
+        merit = {name: correct(name, penalty).mean() for name in allowed}
+        best = max(merit, key=lambda name: merit[name])
+        if not steps:
+            candidates = {name: grams[name] for name in sorted(merit, key=lambda name: -merit[name])[:num_best]}
+        found = {each: correct(best, each) for each in PENALTIES}
+        penalty = max(found, key=lambda each: found[each].mean())
+        before = steps[-1].correct if steps else np.zeros(len(labels), dtype=bool)
+        gained = found[penalty].astype(float) - before
+        stderr = gained.std() / len(labels) ** 0.5
+        steps.append(Step(best, found[penalty], float(gained.mean()), float(stderr)))
+        total = total + grams[best]
+    return steps
+
+
+def worthwhile(steps: Sequence[Step]) -> int:
+    """How many steps there are before the first that adds no more than its standard error."""
+    return next((number for number, step in enumerate(steps) if step.gain <= step.stderr), len(steps))

@@ -1,0 +1,1 @@
+"""Sets of frozen features that are read together: which go together, and what that buys."""

@@ -1,0 +1,219 @@
+"""Writes what a fusing sweep has found into its folder, and logs it."""
+
+from dataclasses import asdict
+from shlex import quote
+from typing import Any
+
+from ddae.fusion import name_of
+from ddae.report import page
+from ddae.report.page import Page, Section, Table, render
+from ddae.report.training import accuracy_curves
+from storage.tracking import Tracker
+from sweeps.cli import aligned
+from sweeps.findings import logged
+from sweeps.findings.folder import ANY_LETTER, answered, attempt, read_test, test_text, write_page, write_results
+from sweeps.findings.table import write_csv
+from sweeps.findings.versions import versions
+from sweeps.flags import as_flags, command_of
+from sweeps.fuse import Fuse
+from sweeps.fusing.findings import Findings, Fused
+from sweeps.fusing.selection import Path
+from sweeps.search.study import write_study
+
+FILES = "report.html", "report.txt", "trials.csv", "config.yaml"
+HEADER = "", "features", "pooling", "head", "passes an image", "numbers an image", "val", "gain"
+WORDS = {word: page.WORDS[word] for word in ("block", "timestep, t", "pooling", "head", "cell, trial")} | {
+    "passes an image": "Forward passes of the network; 1 is a full one. Blocks of one timestep share a pass.",
+    "gain": "Points above the sweep's answer on the same val images, with its paired standard error.",
+    "joint, stacked, average, attentive": "Heads that read several blocks; fuse.py --help says what each does.",
+    **{word: page.WORDS[word] for word in ("val, test", "\N{PLUS-MINUS SIGN}")},
+}
+
+
+def publish(found: Findings, config: Fuse, tracker: Tracker) -> None:
+    """A sweep that has results.json is done; then it is logged."""
+    folder, answer = found.folder, found.answer
+    with answered(report(found)):
+        (folder / "report.txt").write_text(report(found), **ANY_LETTER)
+        drawn, undrawn = sections(found)
+        failed = write_page(
+            folder / "report.html", lambda whole: render(page_of(found, config, drawn if whole else []))
+        )
+        failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
+        failed.append(attempt(folder / "optuna.log", lambda path: write_study(path, found.task, found.tried)))
+        metrics = {
+            **answer.trial.last.metrics,
+            "gain": answer.gain,
+            "gain_stderr": answer.stderr,
+            "passes_an_image": answer.passes,
+            "wall_seconds": found.wall_seconds,
+        }
+        artifacts = [*sorted((folder / "figures").glob("*.png")), *(folder / name for name in FILES)]
+        trials = [(found.task, trial) for trial in found.tried]
+        logged.keep(folder, tracker, trials, metrics, answer_text(found), artifacts, [*undrawn, *failed])
+        write_results(folder, results(found, config))
+    logged.log(folder, tracker)
+
+
+def report(found: Findings) -> str:
+    """What a person reads at the end."""
+    lines = [f"{name:<15}{fact}" for name, fact in ({"answer": answer_text(found)} | facts(found)).items()]
+    folder = quote(str(found.folder))
+    return "\n".join(
+        [
+            "the sweep's answer, and the best set of each number of timesteps, on all training images",
+            "",
+            *aligned([HEADER, *rows(found)]),
+            "",
+            *lines,
+            f"{'report':<15}{found.folder / 'report.html'}",
+            f"{'test it, once':<15}python sweeps/final_test.py --sweep {folder}",
+            f"{'use it':<15}python sweeps/hand_over.py --sweep {folder}",
+        ]
+    )
+
+
+def rows(found: Findings) -> list[tuple[str, ...]]:
+    """One a member of `best`, under HEADER."""
+    return [
+        (
+            "answer" if each is found.answer else "",
+            shortened(found, each),
+            str(each.cell.pooling),
+            each.cell.head,
+            f"{each.passes:.2f}",
+            f"{each.num_features:,}",
+            found.task.objectives[0].text(each.trial.last),
+            "" if each is found.best[0] else points(each),
+        )
+        for each in found.best
+    ]
+
+
+def points(fused: Fused) -> str:
+    return f"{100 * fused.gain:+.1f} +- {100 * fused.stderr:.1f}"
+
+
+def shortened(found: Findings, fused: Fused) -> str:
+    """all 13 blocks at 30, where it is all of them."""
+    timesteps = dict.fromkeys(timestep for _, timestep in fused.cell.members)
+    names = {t: [block for block, at in fused.cell.members if at == t] for t in timesteps}
+    num_blocks = len(found.task.space.blocks)
+    return ", ".join(
+        f"{'all ' + str(num_blocks) + ' blocks' if len(blocks) == num_blocks > 1 else '+'.join(blocks)} at {timestep}"
+        for timestep, blocks in names.items()
+    )
+
+
+def answer_text(found: Findings) -> str:
+    answer, result = found.answer, found.answer.trial.last
+    says = f"{shortened(found, answer)}, {answer.cell.pooling}x{answer.cell.pooling}, {answer.cell.head}: "
+    says += f"{found.task.objectives[0].text(result)} on val"
+    if found.pays:
+        return f"{says}, {points(answer)} points above the sweep's answer on the same images"
+    return f"{says}. Fusion does not pay here: no set gains more than its standard error, and the sweep's answer stays"
+
+
+def facts(found: Findings) -> dict[str, str]:
+    task = found.task
+    return {
+        **{f"joined, t<={path.num_timesteps}": order(path) for path in found.paths},
+        "images": "; ".join(task.notes),
+        "passes": f"{found.new_passes:,.0f} forward passes were run for it",
+        "trials": found.tracked,
+        "time": f"{found.wall_seconds:.0f} s",
+    }
+
+
+def order(path: Path) -> str:
+    """What each feature added as it joined."""
+    first, *others = path.joined
+    added = "".join(
+        f", {each.block}@{each.timestep} {100 * each.gain:+.1f} +- {100 * each.stderr:.1f}" for each in others
+    )
+    return f"{first.block}@{first.timestep} {100 * first.accuracy:.1f} %{added} (ridge, leave-one-out)"
+
+
+def page_of(found: Findings, config: Fuse, drawn: list[Section]) -> Page:
+    answer, task = found.answer, found.task
+    metrics = answer.trial.last.metrics
+    value, error = (100 * metrics[f"val_{name}"] for name in (task.metric, task.metric.replace("accuracy", "stderr")))
+    return Page(
+        title=f"Features of {task.source.backbone.rpartition('/')[2]} together, on {task.source.name}",
+        cell=f"{shortened(found, answer)}, pooled to {answer.cell.pooling} x {answer.cell.pooling}, under the head "
+        f"{answer.cell.head} ({answer.trial.last.params['setting']})",
+        accuracy=f"{value:.1f} +- {error:.1f}",
+        test=test_text(read_test(found.folder), found.folder, answer.cell.name),
+        facts={"answer": answer_text(found)} | facts(found),
+        tied=Table(HEADER, rows(found)),
+        sections=drawn,
+        command=command_of(config, "fuse"),
+        versions=versions(model=task.source.key.backbone[:12], images=task.source.key.images[:12]),
+        says="of the val images are classified correctly by",
+        words=WORDS,
+    )
+
+
+def sections(found: Findings) -> tuple[list[Section], list[str]]:
+    """The pictures, and what could not be drawn, and why."""
+    try:
+        return _sections(found), []
+    except Exception as error:  # the answer does not depend on a picture
+        return [], [f"the pictures in {found.folder / 'figures'} could not be drawn ({type(error).__name__}: {error})"]
+
+
+def _sections(found: Findings) -> list[Section]:
+    figures, task = found.folder / "figures", found.task
+    error_of = task.metric.replace("accuracy", "stderr")
+    spent = [
+        (each.passes, each.trial.last.metrics[f"val_{task.metric}"], each.trial.last.metrics[f"val_{error_of}"])
+        for each in found.best
+    ]
+    curves = {"the sweep's answer": spent[:1], "sets": sorted(spent[1:])}
+    bought = accuracy_curves(
+        {name: line for name, line in curves.items() if line}, "forward passes an image", figures / "passes.png"
+    )
+    joined = {
+        f"{path.num_timesteps} timestep{'s' * (path.num_timesteps > 1)}": [
+            (number, each.accuracy, each.stderr if number > 1 else 0.0) for number, each in enumerate(path.joined, 1)
+        ]
+        for path in found.paths
+    }
+    grown = accuracy_curves(joined, "features that have joined", figures / "joined.png")
+    return [
+        Section(
+            "What does another pass buy?",
+            answer_text(found) + ".",
+            "Each the best of its number of timesteps, fitted on all training images; bars are standard errors.",
+            bought,
+            "val accuracy against forward passes an image",
+        ),
+        Section(
+            "Which features add something?",
+            "; ".join(f"at most {name}: {order(path)}" for name, path in zip(joined, found.paths, strict=True)),
+            "Ridge, leave-one-out, pooled to one grid; bars are the paired standard error of what each added. Behind "
+            "the first that adds less than that, nothing is known to help.",
+            grown,
+            "leave-one-out accuracy against the number of features",
+        ),
+    ]
+
+
+def results(found: Findings, config: Fuse) -> dict[str, Any]:
+    """All numbers, as JSON knows them."""
+    return {
+        "task": found.task.name,
+        "flags": as_flags(config),
+        "answer": as_json(found.answer),
+        "pays": found.pays,
+        "best": [as_json(each) for each in found.best],
+        "paths": [asdict(path) for path in found.paths],
+        "new_passes": found.new_passes,
+        "wall_seconds": found.wall_seconds,
+    }
+
+
+def as_json(fused: Fused) -> dict[str, Any]:
+    cell = {"fused": name_of(fused.cell.members), "pooling": fused.cell.pooling, "head": fused.cell.head}
+    numbers = {"passes": fused.passes, "num_features": fused.num_features, "gain": fused.gain, "stderr": fused.stderr}
+    return {"cell": cell, **numbers, **fused.trial.last.metrics, **fused.trial.last.params}
