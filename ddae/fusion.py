@@ -18,17 +18,29 @@ Members = tuple[tuple[str, int], ...]
 """(block, timestep) of each of several features."""
 
 
+def at_timesteps(members: Members) -> dict[int, tuple[str, ...]]:
+    """timestep -> its blocks; one forward pass serves them all."""
+    timesteps = dict.fromkeys(timestep for _, timestep in members)
+    return {each: tuple(block for block, timestep in members if timestep == each) for each in timesteps}
+
+
 def name_of(members: Members) -> str:
-    """up.1.0@30+mid@30"""
-    return "+".join(f"{block}@{timestep}" for block, timestep in members)
+    """up.1.0+mid@30,up.1.0@60"""
+    return ",".join(f"{'+'.join(blocks)}@{timestep}" for timestep, blocks in at_timesteps(members).items())
 
 
 def members_of(name: str) -> Members:
-    """What name_of() was given. Raises ValueError where it is no such name."""
+    """What name_of() was given, a timestep after the other. Raises ValueError where it is no such name."""
     try:
-        return tuple((block, int(timestep)) for block, timestep in (each.split("@") for each in name.split("+")))
+        parts = [
+            (blocks.split("+"), int(timestep)) for blocks, timestep in (each.split("@") for each in name.split(","))
+        ]
+        members = tuple((block, timestep) for blocks, timestep in parts for block in blocks)
+        if not all(block for block, _ in members) or len(set(members)) < len(members):
+            raise ValueError
     except ValueError as error:
-        raise ValueError(f"{name!r} names no features; give blocks and timesteps, as up.1.0@30+mid@30") from error
+        raise ValueError(f"{name!r} names no features; give blocks and timesteps, as up.1.0+mid@30,mid@60") from error
+    return members
 
 
 @dataclass(frozen=True)

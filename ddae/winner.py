@@ -57,7 +57,7 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
     An image is noised as in a sweep, unless noised is False, but keyed by a hash of its pixels where a sweep has its
     row number: the same image has the same feature wherever it stands, and no two share a noise. That costs no
     accuracy (docs/log.md).
-    Several features that are read together are a block such as up.1.0@30+mid@60, in place of the timestep.
+    Several features that are read together are a block such as up.1.0+mid@30,mid@60, in place of the timestep.
     white is the value of white in images of more than 8 bits a channel that do not say it, as the sweep had it.
     """
 

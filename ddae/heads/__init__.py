@@ -48,7 +48,7 @@ FUSIONS: dict[str, Head] = {
 first of their sizes is the channels (C_1, C_2, ...)."""
 
 
-def find_head(name: str, channels: Sequence[int] = ()) -> tuple[Head, tuple]:
+def find_head(name: str, channels: Sequence = ()) -> tuple[Head, tuple]:
     """Look up `cnn-64-64` as (HEADS["cnn"], (64, 64)); a family alone means its first default sizes.
 
     channels: of the blocks that are read together, if any; then FUSIONS are found as well.

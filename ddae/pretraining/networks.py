@@ -104,7 +104,7 @@ def make_song_unet(shape: Shape) -> "SongUNet2DModel":
     shape.check_channels()
     stem = shape.stem_channels or shape.channels[0]
     sides = tuple(shape.image_size >> level for level, here in enumerate(shape.attended) if here)
-    return SongUNet2DModel(
+    unet = SongUNet2DModel(
         sample_size=shape.image_size,
         in_channels=shape.in_channels,
         out_channels=shape.in_channels,
@@ -118,6 +118,13 @@ def make_song_unet(shape: Shape) -> "SongUNet2DModel":
         num_classes=shape.num_classes,
         augment_dim=shape.augment_dim,
     )
+    for module in unet.modules():
+        if isinstance(module, nn.GroupNorm) and module.num_channels % module.num_groups:
+            raise ValueError(
+                f"channels={list(shape.channels)} make ddpm++ normalise {module.num_channels} channels in "
+                f"{module.num_groups} groups; give multiples of 16, each twice the one before or as large"
+            )
+    return unet
 
 
 def make_vae(shape: Shape) -> "AutoencoderKL":

@@ -48,16 +48,20 @@ def loss_curve(losses: list[float], path: Path) -> "Figure":
 
 
 def accuracy_curves(
-    curves: Mapping[str, Sequence[tuple[float, float, float]]], label: str, path: Path, log: bool = False
+    curves: Mapping[str, Sequence[tuple[float, float, float]]],
+    label: str,
+    path: Path,
+    log: bool = False,
+    measured: str = "val accuracy (%)",
 ) -> "Figure":
     """Accuracy against a number, a line for each name. curves: name -> (number, accuracy in [0, 1], standard error),
-    numbers growing. label: what the number is."""
+    numbers growing. label: what the number is. measured: what is against it."""
     figure, axes = make_axes(5.5, 4)
     for marker, (name, points) in zip(MARKERS, curves.items(), strict=False):
         x, y, error = np.array(points, dtype=float).T
         axes.errorbar(x, 100 * y, 100 * error, marker=marker, ms=6, capsize=3, linewidth=1, label=name)
     if log:
         log_axis(axes, sorted({number for points in curves.values() for number, *_ in points}))
-    axes.set(xlabel=label, ylabel="val accuracy (%)")
+    axes.set(xlabel=label, ylabel=measured)
     axes.legend(frameon=False, fontsize=8)
     return save(open_frame(figure), path)

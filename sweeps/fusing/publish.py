@@ -4,7 +4,7 @@ from dataclasses import asdict
 from shlex import quote
 from typing import Any
 
-from ddae.fusion import name_of
+from ddae.fusion import at_timesteps, name_of
 from ddae.report import page
 from ddae.report.page import Page, Section, Table, render
 from ddae.report.training import accuracy_curves
@@ -96,12 +96,10 @@ def points(fused: Fused) -> str:
 
 def shortened(found: Findings, fused: Fused) -> str:
     """all 13 blocks at 30, where it is all of them."""
-    timesteps = dict.fromkeys(timestep for _, timestep in fused.cell.members)
-    names = {t: [block for block, at in fused.cell.members if at == t] for t in timesteps}
     num_blocks = len(found.task.space.blocks)
     return ", ".join(
-        f"{'all ' + str(num_blocks) + ' blocks' if len(blocks) == num_blocks > 1 else '+'.join(blocks)} at {timestep}"
-        for timestep, blocks in names.items()
+        f"{f'all {num_blocks} blocks' if len(blocks) == num_blocks > 1 else '+'.join(blocks)} at {timestep}"
+        for timestep, blocks in at_timesteps(fused.cell.members).items()
     )
 
 
@@ -179,7 +177,9 @@ def _sections(found: Findings) -> list[Section]:
         ]
         for path in found.paths
     }
-    grown = accuracy_curves(joined, "features that have joined", figures / "joined.png")
+    grown = accuracy_curves(
+        joined, "features that have joined", figures / "joined.png", measured="leave-one-out accuracy (%)"
+    )
     return [
         Section(
             "What does another pass buy?",

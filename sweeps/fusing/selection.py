@@ -22,7 +22,7 @@ class Joining:
     timestep: int
     accuracy: float
     gain: float
-    """Of accuracy, as it joined; of the first its accuracy."""
+    """What it added to the accuracy; the whole of it where it is the first."""
     stderr: float
     """Paired standard error of the gain."""
 

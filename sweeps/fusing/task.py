@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ddae.fusion import Members, members_of, name_of
+from ddae.fusion import Members, at_timesteps, members_of, name_of
 from ddae.heads import FUSIONS, HEADS, find_head
-from sweeps.probing.task import ProbeTask, Read, at_timesteps
+from sweeps.probing.task import ProbeTask, Read
 from sweeps.search.task import Axis, Value
 
 
@@ -57,7 +57,7 @@ class FusionTask(ProbeTask):
 
     def passes(self, cell: Read) -> float:
         """Full forward passes an image."""
-        return sum(self.space.pass_share(blocks) for blocks in at_timesteps(cell).values())
+        return sum(self.space.pass_share(blocks) for blocks in at_timesteps(cell.members).values())
 
     def num_features(self, cell: Read) -> int:
         """Numbers an image."""

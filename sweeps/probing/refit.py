@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ddae.datasets import Dataset
+from ddae.fusion import at_timesteps
 from ddae.fusion import name_of as name_of_members
 from ddae.heads import StackedHead, find_head
 from ddae.probe import Fitted, classify
@@ -22,7 +23,7 @@ from sweeps.probing.extractor import Extractor
 from sweeps.probing.plan import Setup, set_up_search, sweep_folder
 from sweeps.probing.source import Need, recorded_flags
 from sweeps.probing.space import Cell
-from sweeps.probing.task import ProbeTask, Read, at_timesteps
+from sweeps.probing.task import ProbeTask, Read
 from sweeps.search.task import Result
 
 
@@ -138,13 +139,13 @@ def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
 def refit(task: ProbeTask, cell: Read, dataset: Dataset, splits: tuple[str, ...]) -> Refit:
     """A cell on all training images. dataset: with all that opening its images has shown. splits: as in reopen()."""
     labels = {**task.labels, **{split: dataset.labels(split) for split in splits}}
-    task = replace(task, labels=labels, sites=at_timesteps(cell))
+    task = replace(task, labels=labels, sites=at_timesteps(cell.members))
     extractor = Extractor(task.source)
     extractor.dataset, extractor.images = dataset, None
     for need in task.needs(cell, task.num_train):
         extractor.ensure(need)
     for split in splits:
-        for timestep, names in at_timesteps(cell).items():
+        for timestep, names in at_timesteps(cell.members).items():
             extractor.ensure(Need(timestep, split, len(labels[split]), names))
     fitted = task.fit(cell, *task.read([cell], task.num_train))
     return Refit(task, cell, extractor, fitted, task.result(fitted, 0.0))

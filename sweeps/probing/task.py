@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddae.datasets import is_uneven
 from ddae.features import width
-from ddae.fusion import Members
+from ddae.fusion import Members, at_timesteps
 from ddae.heads import Kept, find_head
 from ddae.heads.parts import joined
 from ddae.memory import for_fits, is_out_of_memory
@@ -110,7 +110,7 @@ class ProbeTask:
         """The Task of fitting the answer alone, on all images. The passes keep the other blocks at its sites that they
         meet on their way."""
         sites = {}
-        for timestep, blocks in at_timesteps(cell).items():
+        for timestep, blocks in at_timesteps(cell.members).items():
             share = self.space.pass_share(blocks)
             sites[timestep] = tuple(b for b in self.sites[timestep] if self.space.block(b).flops_share <= share)
         return replace(self, rungs=(self.num_train,), sites=sites)
@@ -170,7 +170,7 @@ class ProbeTask:
             num_images=rung,
             views=self.views,
             seed=self.seed,
-            version=find_head(cell.head, self.channels(cell))[0].version,
+            version=find_head(cell.head, cell.members)[0].version,
             **({"metrics": ["balanced_accuracy", self.metric]} if self.is_balanced else {}),
             **({"num_val": num_val} if num_val < self.num_val else {}),
         )
@@ -181,7 +181,7 @@ class ProbeTask:
     def needs(self, cell: Read, rung: int) -> list[Need]:
         """One pass serves all blocks that are tried at a timestep of the cell."""
         needs = []
-        for timestep, its in at_timesteps(cell).items():
+        for timestep, its in at_timesteps(cell.members).items():
             blocks = tuple(dict.fromkeys([*self.sites.get(timestep, ()), *its]))
             needs += [Need(timestep, "train", rung, blocks, view=view) for view in range(self.views)]
             needs.append(Need(timestep, "val", len(self.val_labels(rung)), blocks))
@@ -351,12 +351,6 @@ class ProbeTask:
         """Full forward passes of the exhaustive grid: every view of every image at every timestep."""
         deepest = self.space.pass_share(self.space.block_names)
         return deepest * len(self.space.timesteps) * (self.views * self.num_train + self.num_val)
-
-
-def at_timesteps(cell: Read) -> dict[int, tuple[str, ...]]:
-    """timestep -> the blocks that a cell reads there."""
-    timesteps = dict.fromkeys(timestep for _, timestep in cell.members)
-    return {each: tuple(block for block, timestep in cell.members if timestep == each) for each in timesteps}
 
 
 Pooled = tuple[Mapping[int, Features], Tensor]

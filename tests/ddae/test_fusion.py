@@ -170,8 +170,9 @@ def test_whitened_grams_weigh_all_axes_alike():
 
 
 def test_members_have_a_name():
-    members = (("up.1.0", 30), ("down_blocks.0.resnets.1", 5))
-    assert members_of(name_of(members)) == members
-    for wrong in ("up.1.0", "up.1.0@", "up.1.0@30+", "a@b"):
+    members = (("up.1.0", 30), ("down_blocks.0.resnets.1", 5), ("mid", 30))
+    assert name_of(members) == "up.1.0+mid@30,down_blocks.0.resnets.1@5"
+    assert set(members_of(name_of(members))) == set(members)
+    for wrong in ("up.1.0", "up.1.0@", "up.1.0@30+", "a@b", "a@1,", "+a@1", "a+a@1", "a@1,a@1"):
         with pytest.raises(ValueError, match="names no features"):
             members_of(wrong)

@@ -1,0 +1,1 @@
+"""The tests are a package, because one that is installed beside libraries is called tests too."""
