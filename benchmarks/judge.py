@@ -68,6 +68,7 @@ class JudgeTraining:
     config: Judge
     autocast = None
     max_gradient_norm = 1.0
+    accumulate = 1
 
     @property
     def num_steps(self) -> int:

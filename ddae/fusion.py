@@ -56,19 +56,12 @@ class Step:
     """Paired standard error of the gain."""
 
 
-def gram(features: Tensor, num_axes: int | None = None) -> Tensor:
+def gram(features: Tensor) -> Tensor:
     """The inner products [N, N] of standardised features [N, ...], divided by their width, so that a wide feature
     counts no more than a narrow one when they are added up: the mean of the diagonal is 1.
-
-    num_axes: keep so many principal axes and give all the same variance (whitening). float64, because leave-one-out
-    loses digits where there are more numbers than images.
     """
-    x = Standardise(features)(features).flatten(1).double()
-    if num_axes is None:
-        return x @ x.T / x.shape[1]
-    axes, values, _ = torch.linalg.svd(x, full_matrices=False)
-    num_axes = min(num_axes, int((values > 1e-6 * values[0]).sum()))
-    return axes[:, :num_axes] @ axes[:, :num_axes].T * len(x) / num_axes
+    x = Standardise(features)(features).flatten(1)
+    return x @ x.T / x.shape[1]
 
 
 def leave_one_out(gram: Tensor, labels: Tensor, num_classes: int, penalty: float) -> Tensor:

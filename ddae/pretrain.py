@@ -24,7 +24,7 @@ from ddae.generation.sampling import sample_by
 from ddae.noise import VP
 from ddae.pretraining.augmentation import augment, draw_mirrored, draw_parameters, mirror
 from ddae.pretraining.frameworks import FRAMEWORKS, Levels
-from ddae.pretraining.latents import Latents, scale_latents
+from ddae.pretraining.latents import Latents, open_encoder, scale_latents
 from ddae.pretraining.networks import NETWORKS, Shape
 from ddae.report.figures import image_grid
 
@@ -201,7 +201,7 @@ class Pretraining:
         """Write the averaged network with what belongs to it; see save()."""
         network = self.averaged()
         if self.scheduler is None:
-            scale_latents(network, self.pixels(np.arange(min(2048, self.images.num_train))).to(self.device))
+            scale_latents(network, self.pixels(some(self.images.num_train, 2048)).to(self.device))
         save(network, self.scheduler, folder, self.latents.vae if self.latents else None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -275,16 +275,19 @@ def save(network: Any, scheduler: Any, folder: Path, vae: Path | None = None) ->
     part.replace(folder)
 
 
+def some(num_images: int, count: int) -> np.ndarray:
+    """So many of the images, from all over them: a folder may hold one class after the other."""
+    return np.linspace(0, num_images - 1, min(count, num_images)).astype(int)
+
+
 @torch.inference_mode()
 def sample(training: Pretraining, num_samples: int, seed: int, num_steps: int = 100) -> Tensor:
     """Images in [0, 1] of the averaged network, [num_samples, C, H, W], with num_steps network passes each; a DDPM is
     sampled by DDIM (Song et al. 2021), a class-conditional network in turn of every class. An autoencoder's are images
     and, each behind its own, what it makes of them."""
-    from diffusers import AutoencoderKL
-
     shape, device, scheduler = training.shape, training.device, training.scheduler
     if scheduler is None:
-        x = training.pixels(np.arange(num_samples // 2)).to(device)
+        x = training.pixels(some(training.images.num_train, num_samples // 2)).to(device)
         averaged = training.averaged()
         pairs = torch.stack([x, averaged.decode(averaged.encode(x).latent_dist.mean).sample], dim=1).flatten(0, 1)
         return (pairs / 2 + 0.5).clamp(0, 1)
@@ -303,6 +306,5 @@ def sample(training: Pretraining, num_samples: int, seed: int, num_steps: int = 
     size = shape.in_channels, shape.image_size, shape.image_size
     x = sample_by(denoise, schedule, range(num_samples), size, seed, num_steps, "euler", device=device)
     if training.latents:
-        vae = AutoencoderKL.from_pretrained(training.latents.vae, dtype=torch.float32).to(device)
-        x = vae.decode(x / vae.config.scaling_factor).sample
+        x = open_encoder(training.latents.vae, training.image_size, str(device)).decoded(x)
     return (x / 2 + 0.5).clamp(0, 1)

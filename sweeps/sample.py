@@ -54,7 +54,7 @@ class Sampling:
     weights, or timm:NAME, transformers:FOLDER (DINOv2, CLIP), torchvision:NAME. By default the judge, for Fashion-MNIST
     where it is at hand. A claim should hold under two."""
     num_resamples: int = 50
-    """Bootstrap resamples behind each interval."""
+    """Halves of the images, drawn at random, whose distances spread gives an interval."""
     force: bool = False
     """Measure although there are fewer images than twice the extractor's features."""
     keep: Literal["npz", "png"] = "npz"

@@ -20,7 +20,7 @@ from torch import Tensor
 from ddae.backbones import Backbone, Settings, load_backbone
 from ddae.datasets import Images, load_images
 from ddae.generation.extractors import Extractor, load_extractor, resized
-from ddae.generation.measures import LADDER, SPREAD, Measured, Rung, check_enough, ladder, measure
+from ddae.generation.measures import LADDER, Measured, Rung, check_enough, ladder, measure
 from ddae.generation.sampling import num_passes, sample, steps_of, usual_sampler
 from ddae.noise import VE
 from ddae.report.figures import image_grid
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from sweeps.sample import Sample
 
 JUDGE = Path(__file__).parents[1] / "benchmarks" / "networks" / "judge"
+LEAST = 4
+"""Images that precision and recall take, which look at third neighbours."""
 GRID = 64
 """Images in grid.png."""
 
@@ -88,6 +90,8 @@ def set_up(config: "Sample") -> Setup:
     many = 1, 10**9
     check_numbers(config, num_samples=(2, 10**9), steps=many, batch_size=many, seed=SEEDS, image_size=(0, 4096))
     check_numbers(config, num_resamples=(2, 10**6))
+    if (Path(config.backbone) / "winner.json").exists():
+        raise ValueError(f"{config.backbone} is a classifier, which samples nothing; give it to --extractor")
     weights = absolute(config.weights) if config.weights else ""
     settings = Settings(choose_device(config.device), config.precision, image_size=config.image_size, weights=weights)
     backbone = load_backbone(config.backbone, settings)
@@ -107,18 +111,23 @@ def set_up(config: "Sample") -> Setup:
         names = (str(JUDGE),)
     setup = Setup(config, backbone, sampler, images, tuple(load_extractor(name, settings.device) for name in names))
     check_images(setup)
-    check_writable(setup.folder)
+    if not config.dry_run:
+        check_writable(setup.folder)
     return setup
 
 
 def check_images(setup: Setup) -> None:
     """Raises ValueError where there are too few images, of either kind, before any is sampled."""
     config, has = setup.config, len(setup.images.labels)
-    wanted = 2 * config.num_samples if setup.extractors else config.num_samples if config.start == "real" else 0
-    if has < wanted:
+    if setup.extractors and config.num_samples < LEAST:
+        raise ValueError(f"num_samples={config.num_samples} are too few to measure; give {LEAST} or more")
+    sets = 2 * bool(setup.extractors) + (config.start == "real")
+    if has < (wanted := sets * config.num_samples):
+        uses = ["to compare with, and as many others to compare these with"] * bool(setup.extractors)
+        uses += ["to start from"] * (config.start == "real")
         raise ValueError(
-            f"num_samples={config.num_samples:,} are compared with as many real images, and these with as many others: "
-            f"{wanted:,}, and {config.dataset} has {has:,}; give --num-samples {has // 2}, or another --dataset"
+            f"num_samples={config.num_samples:,} want as many real images {', and as many '.join(uses)}: {wanted:,}, "
+            f"and {config.dataset} has {has:,}; give --num-samples {has // sets}, or another --dataset"
         )
     for extractor in setup.extractors:
         width = extractor(setup.real(setup.rows[:1])).shape[1]
@@ -159,16 +168,24 @@ def run(setup: Setup) -> str:
         images = everything[: setup.config.num_samples]
         how = f"{setup.sampler}, {counted(setup.num_steps, 'step', 'steps')}, seed {setup.config.seed}"
         lines = [f"{setup.config.backbone}: {len(images):,} images by {how}, in {setup.folder}"]
-        found = {}
+        found = measured_before(setup.folder, len(images))
         for extractor in setup.extractors:
             measured, rungs, width = compare(setup, extractor, images)
             lines += ["", *table(setup, extractor, width, measured, rungs)]
             found[extractor.name] = {
                 "fingerprint": extractor.fingerprint, "features": width, "num_images": len(images),
+                "dataset": setup.config.dataset, "dataset_fingerprint": setup.images.fingerprint,
                 "measures": [asdict(each) for each in measured], "ladder": [asdict(rung) for rung in rungs],
             }  # fmt: skip
         write_json(setup.folder / "measures.json", found)
     return "\n".join(lines)
+
+
+def measured_before(folder: Path, num_images: int) -> dict[str, Any]:
+    """What other extractors have measured of as many images."""
+    file = folder / "measures.json"
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    return {name: each for name, each in kept.items() if each["num_images"] == num_images}
 
 
 def sampled(setup: Setup) -> Tensor:
@@ -252,7 +269,7 @@ def compare(setup: Setup, extractor: Extractor, images: Tensor) -> tuple[list[Me
     with counting("known damage", len(LADDER) * number) as step:
         read = partial(extractor, on_batch=step)
         labels, first = setup.images.labels[others], measured[0]
-        rungs = ladder(read, reference, other_images, labels, first.floor, first.floor_stderr)
+        rungs = ladder(read, reference, other_images, labels, first.floor_interval[1])
     return measured, rungs, generated.shape[1]
 
 
@@ -273,8 +290,9 @@ def table(
     head = f"under {extractor.name}, {width:,} features; {number:,} images of each kind of {name}{of_test}"
     rows = [["", "samples", "95 %", "real images", "95 %"]]
     for each in measured:
-        pairs = ((each.value, each.stderr), (each.floor, each.floor_stderr))
-        rows.append([each.name, *(text for pair in pairs for text in interval(*pair, *each.bounds))])
+        pairs = ((each.value, each.interval), (each.floor, each.floor_interval))
+        texts = ((rounded(value, 3), f"{rounded(low, 3)} to {rounded(high, 3)}") for value, (low, high) in pairs)
+        rows.append([each.name, *(text for pair in texts for text in pair)])
     failed = [rung.name for rung in rungs if not rung.passed]
     verdict = f"it does not see: {', '.join(failed)}; do not trust it there" if failed else "it sees all of it"
     if number < 2 * width:
@@ -283,8 +301,3 @@ def table(
     return [
         head, *aligned(rows), f"{extractor.distance} of damaged real images", *aligned(damage), verdict,
     ]  # fmt: skip
-
-
-def interval(value: float, stderr: float, least: float, most: float) -> tuple[str, str]:
-    low, high = max(least, value - SPREAD * stderr), min(most, value + SPREAD * stderr)
-    return rounded(value, 3), f"{rounded(low, 3)} to {rounded(high, 3)}"

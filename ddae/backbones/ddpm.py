@@ -15,7 +15,7 @@ from ddae.backbones.options import NOTHING, check_options, name_assumed, read_op
 from ddae.backbones.predictions import Denoised, edm_denoised, predicts
 from ddae.backbones.schedules import edm_schedule, read_noise
 from ddae.backbones.unets import Layout, ddae_specs, edm_inputs, make_unet, openai_blocks, openai_specs, unet_inputs
-from ddae.backbones.vae import Latents, latents_of, with_vae
+from ddae.backbones.vae import latents_beside, with_vae
 from ddae.noise import VP, Schedule
 
 if TYPE_CHECKING:
@@ -50,13 +50,6 @@ def load(folder: Path, fingerprint: str, settings: Settings) -> Backbone:
     if encoder:
         fingerprint = with_vae(fingerprint, encoder)
     return make_backbone(unet, schedule, inputs, fingerprint, settings, encoder, denoised)
-
-
-def latents_beside(unet: "UNet2DModel", folder: Path, settings: Settings) -> Latents | None:
-    """The encoder of a UNet that was trained on latents, whose VAE lies in its folder as vae/; None of pixels."""
-    if not (folder / "vae").is_dir():
-        return None
-    return latents_of(folder, unet.config.in_channels, unet.config.sample_size, 1, settings)
 
 
 def null_class(unet: "UNet2DModel", folder: Path) -> int | None:

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from ddae.backbones.base import Backbone, BlockSpec, Encoder, Inputs, Pixels, Settings
 from ddae.backbones.convert import Part, State, attention, convert, load_state, renamed, unchanged
-from ddae.backbones.ddpm import latents_beside
 from ddae.backbones.files import load_network, subfolder
 from ddae.backbones.options import NOTHING, checked_options, name_assumed
 from ddae.backbones.predictions import Denoised, edm_denoised, preconditioned
 from ddae.backbones.schedules import edm_schedule, read_noise, read_scheduler
 from ddae.backbones.unets import Layout, ddae_specs, edm_inputs, make_unet, unet_inputs
-from ddae.backbones.vae import with_vae
+from ddae.backbones.vae import latents_beside, with_vae
 from ddae.noise import VE, Schedule
 
 if TYPE_CHECKING:

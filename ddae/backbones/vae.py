@@ -205,6 +205,13 @@ def latents_of(path: Path, channels: int, sample_size: int, patch_size: int, set
     return Latents(vae, size)
 
 
+def latents_beside(unet: Any, folder: Path, settings: Settings) -> Latents | None:
+    """The encoder of a UNet that was trained on latents, whose VAE lies in its folder as vae/; None of pixels."""
+    if not (folder / "vae").is_dir():
+        return None
+    return latents_of(folder, unet.config.in_channels, unet.config.sample_size, 1, settings)
+
+
 def with_vae(fingerprint: str, latents: Encoder) -> str:
     """Adds the VAE to the fingerprint of a model's own files, because the VAE may lie elsewhere."""
     return hashlib.sha256(f"{fingerprint} {latents.fingerprint}".encode()).hexdigest()

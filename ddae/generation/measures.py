@@ -20,17 +20,19 @@ SPREAD = 1.96
 """Standard errors to each side of an interval of 95 %."""
 
 
+Distance = Callable[[Tensor, Tensor], float]
+
+
 @dataclass(frozen=True)
 class Measured:
     """One measure of generated images against real ones, and its floor, that of as many real images."""
 
     name: str
     value: float
-    stderr: float
+    interval: tuple[float, float]
+    """Of 95 %."""
     floor: float
-    floor_stderr: float
-    bounds: tuple[float, float]
-    """What it can be at all."""
+    floor_interval: tuple[float, float]
 
 
 def frechet_distance(one: Tensor, other: Tensor) -> float:
@@ -58,21 +60,22 @@ def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
     return found["precision"], found["recall"]
 
 
-def bootstrap_stderr(
-    distance: Callable[[Tensor, Tensor], float],
+def half_sample_stderr(
+    distance: Distance,
     one: Tensor,
     other: Tensor,
     num_resamples: int,
     seed: int,
     on_step: Callable[[], None] = lambda: None,
 ) -> float:
-    """The standard deviation of a distance over resampled images of both sets. Only the spread is taken: resampled sets
-    hold images twice, which by itself moves a distance upwards."""
+    """The standard deviation of a distance over halves of both sets, drawn without replacement, which for means is
+    that of the whole sets (Shao & Wu 1989). Sets drawn with replacement hold images twice, which moves and spreads a
+    distance near its floor; halves spread it somewhat too much there."""
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(num_resamples):
-        rows = (torch.from_numpy(rng.integers(len(each), size=len(each))) for each in (one, other))
-        found.append(distance(one[next(rows)], other[next(rows)]))
+        rows = [torch.from_numpy(rng.permutation(len(each))[: len(each) // 2]) for each in (one, other)]
+        found.append(distance(one[rows[0]], other[rows[1]]))
         on_step()
     return float(np.std(found, ddof=1))
 
@@ -105,15 +108,24 @@ def measure(
         raise ValueError(f"sets of {len(generated)}, {len(real)} and {len(others)} images; give as many of each")
     measured = []
     for name, each in ((distance, frechet_distance), ("KID" if distance == "FID" else "KD", kernel_distance)):
-        value, floor = each(generated, real), each(others, real)
-        errors = [bootstrap_stderr(each, one, real, num_resamples, seed, on_step) for one in (generated, others)]
         least = 0.0 if each is frechet_distance else -math.inf
-        measured.append(Measured(name, value, errors[0], floor, errors[1], (least, math.inf)))
+
+        def spread(one: Tensor, each: Distance = each, least: float = least) -> tuple[float, tuple[float, float]]:
+            value, stderr = each(one, real), half_sample_stderr(each, one, real, num_resamples, seed, on_step)
+            return value, (max(least, value - SPREAD * stderr), value + SPREAD * stderr)
+
+        measured.append(Measured(name, *spread(generated), *spread(others)))
     shares, floors = precision_recall(generated, real), precision_recall(others, real)
     for name, share, floor in zip(("precision", "recall"), shares, floors, strict=True):
-        errors = [(p * (1 - p) / len(real)) ** 0.5 for p in (share, floor)]
-        measured.append(Measured(name, share, errors[0], floor, errors[1], (0.0, 1.0)))
+        measured.append(Measured(name, share, wilson(share, len(real)), floor, wilson(floor, len(real))))
     return measured
+
+
+def wilson(share: float, number: int) -> tuple[float, float]:
+    """The interval of 95 % of a share of so many (Wilson 1927)."""
+    middle = (share + SPREAD**2 / (2 * number)) / (1 + SPREAD**2 / number)
+    half = SPREAD / (1 + SPREAD**2 / number) * (share * (1 - share) / number + (SPREAD / (2 * number)) ** 2) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 Damage = Callable[[Tensor, np.ndarray], Tensor]
@@ -164,19 +176,17 @@ class Rung:
 
 
 def ladder(
-    read: Callable[[Tensor], Tensor], real: Tensor, images: Tensor, labels: np.ndarray, floor: float, stderr: float
+    read: Callable[[Tensor], Tensor], real: Tensor, images: Tensor, labels: np.ndarray, least: float
 ) -> list[Rung]:
     """Whether an extractor orders known damage. Where all images are of one class, none can be left out.
 
-    real: features [N, D] of real images; images: as many others, uint8, with their labels; floor, stderr: of the
-    Fréchet distance between the two."""
+    real: features [N, D] of real images; images: as many others, uint8, with their labels. least: the most that
+    the Fréchet distance between the two may be by chance."""
     rungs: list[Rung] = []
     for name, damage in LADDER.items():
         if damage is without_classes and len(np.unique(labels)) < 2:
             continue
         distance = frechet_distance(read(damage(images, labels)), real)
-        least = floor + SPREAD * stderr
-        if name.startswith("noise"):
-            least = max([least, *(rung.distance for rung in rungs)])
-        rungs.append(Rung(name, distance, distance > least))
+        before = [rung.distance for rung in rungs] if name.startswith("noise") else []
+        rungs.append(Rung(name, distance, distance > max([least, *before])))
     return rungs

@@ -38,14 +38,18 @@ HEADS: dict[str, Head] = {
 }
 
 FUSIONS: dict[str, Head] = {
-    "joint": Head(fit_joint, empty_joint, joint_memory),
-    "joint-ridge": Head(fit_joint_ridge, empty_joint, joint_ridge_memory),
-    "stacked": Head(fit_stacked, empty_joint, stacked_memory),
-    "average": Head(fit_average, empty_average, average_memory, sizes=((256,),), more_sizes=True),
+    "joint": Head(fit_joint, empty_joint, joint_memory, version=HEADS["linear"].version),
+    "joint-ridge": Head(fit_joint_ridge, empty_joint, joint_ridge_memory, version=HEADS["ridge"].version),
+    "stacked": Head(
+        fit_stacked, empty_joint, stacked_memory, version=HEADS["ridge"].version + HEADS["linear"].version - 1
+    ),
+    "average": Head(
+        fit_average, empty_average, average_memory, ((256,),), more_sizes=True, version=HEADS["mlp"].version
+    ),
     "attentive": Head(fit_attentive, empty_attentive, attentive_memory, sizes=((8,),), min_grid=2, largest=1000),
 }
 """Heads that read several blocks, or timesteps, at once: their features come as one map [N, sum of C_i, g, g], and the
-first of their sizes is the channels (C_1, C_2, ...)."""
+first of their sizes is the channels (C_1, C_2, ...). Their versions follow those of the heads that they are made of."""
 
 
 def find_head(name: str, channels: Sequence = ()) -> tuple[Head, tuple]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ddae.heads.base import StackedHead
 from ddae.heads.kept import Kept
-from ddae.heads.mlp import empty_mlp, fit_mlp, mlp_memory
+from ddae.heads.mlp import RECIPE, empty_mlp, fit_mlp, mlp_memory
 from ddae.heads.parts import split
 from ddae.streaming import Features
 
@@ -50,4 +50,7 @@ def empty_average(features: Tensor, num_classes: int, channels: Sequence[int], *
 
 
 def average_memory(shape: tuple[int, ...], num_classes: int, channels: Sequence[int], *widths: int) -> tuple[int, int]:
-    return mlp_memory((shape[0], max(channels), *shape[2:]), num_classes, *widths)
+    """What one block's MLP takes while it is fitted, and as much again for each that is held."""
+    held, streamed = mlp_memory((shape[0], max(channels), *shape[2:]), num_classes, *widths)
+    others = sum(4 * len(RECIPE.settings) * each * shape[2] ** 2 * widths[0] for each in channels)
+    return held + others, streamed + others

@@ -33,15 +33,16 @@ class Kept:
         self._saved_at, self._is_saved = time.monotonic(), False
 
     def part(self, number: int) -> "Kept":
-        """The same for one of several fits after each other; the state of an earlier one is given up."""
+        """The same for one of several fits after each other; after a kill those before it are fitted again."""
         return Kept(self.checkpoint, f"{self.name} part {number}")
 
     def load(self) -> dict[str, Any] | None:
         """The state that was kept; None where there is none."""
         kept = self.checkpoint.load() if self.checkpoint else None
         state = torch.load(io.BytesIO(kept), map_location="cpu", weights_only=True) if kept else None
-        self._is_saved = bool(kept)
-        return state["state"] if state and state["name"] == self.name else None
+        is_own = state is not None and state["name"] == self.name
+        self._is_saved = is_own
+        return state["state"] if state and is_own else None
 
     def save(self, state: Callable[[], dict[str, Any]]) -> None:
         """Keep state(), which is asked for where the last time is SECONDS ago."""

@@ -35,6 +35,8 @@ class Latents:
 
 def open_encoder(vae: Path, image_size: int, device: str) -> Encoder:
     """Raises ValueError for what is no AutoencoderKL, or does not suit the images."""
+    if not vae.is_dir():
+        raise ValueError(f"latents={str(vae)!r} is no folder; give that of an AutoencoderKL, as --family vae makes it")
     network = load_vae(str(vae), Settings(device=device), ("AutoencoderKL",))
     if network.config.scaling_factor is None:
         raise ValueError(f"the VAE {vae} has scaling_factor null in its config.json; give the one it was trained with")

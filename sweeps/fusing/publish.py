@@ -109,6 +109,8 @@ def answer_text(found: Findings) -> str:
     says += f"{found.task.objectives[0].text(result)} on val"
     if found.pays:
         return f"{says}, {points(answer)} points above the sweep's answer on the same images"
+    if len(found.best) == 1:
+        return f"{says}. No set reached the last rung; raise --num-trials"
     return f"{says}. Fusion does not pay here: no set gains more than its standard error, and the sweep's answer stays"
 
 
@@ -116,6 +118,7 @@ def facts(found: Findings) -> dict[str, str]:
     task = found.task
     return {
         **{f"joined, t<={path.num_timesteps}": order(path) for path in found.paths},
+        "chosen": f"among {len(found.tried)} cells, by val: the gain is that of the best of them, a little too good",
         "images": "; ".join(task.notes),
         "passes": f"{found.new_passes:,.0f} forward passes were run for it",
         "trials": found.tracked,

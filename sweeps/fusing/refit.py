@@ -26,7 +26,7 @@ def answer_name(folder: Path) -> str:
 
 def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
     """Fit the answer of the sweep in a folder again. splits: those that are wanted beside train and val."""
-    flags, cell = cli.parse(Fuse, ["--config", str(folder / "config.yaml")], None), answer_of(folder)
+    cell, flags = answer_of(folder), cli.parse(Fuse, ["--config", str(folder / "config.yaml")], None)
     if flags.sweep and not flags.sweep.exists():  # it has moved along with the folder
         flags = replace(flags, sweep=folder.resolve().parent / flags.sweep.name)
     setup = set_up(flags)

@@ -1,7 +1,7 @@
 """Which features of a sweep go together, in closed form."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -51,6 +51,7 @@ def select_paths(
     num_images: the first of the training images, whose features stand in the store. most: how many may join.
     """
     torch.set_num_threads(1)
+    task = replace(task, views=1)  # another view of an image would give it away when it is left out
     key = content_key(
         features=task.source.key.asdict(),
         selected=(task.space.block_names, timesteps, pooling, num_images, most),
@@ -75,7 +76,7 @@ def _select(task: ProbeTask, timesteps: Sequence[int], pooling: int, num_images:
                 pooled, labels = task.features(cell, "train", num_images)
                 maps = pooled[pooling]
                 assert isinstance(maps, torch.Tensor)
-                grams[name_of(cell.members)] = gram(maps).float()
+                grams[name_of(cell.members)] = gram(maps)
     paths = []
     for limit in range(1, len(timesteps) + 1):
 
@@ -91,11 +92,21 @@ def _select(task: ProbeTask, timesteps: Sequence[int], pooling: int, num_images:
 
 
 def sets_of(task: ProbeTask, paths: Sequence[Path], pooling: int) -> tuple[Members, ...]:
-    """What may be read together: two and more of each path, as they joined, and all blocks at the path's timesteps."""
+    """What may be read together: the first two and more of each path, and all blocks at the path's timesteps."""
     sets = []
     for path in paths:
-        sets += [path.members[:count] for count in range(2, len(path.joined) + 1)]
+        sets += [first_of(task, path, count) for count in range(2, len(path.joined) + 1)]
         timesteps = dict.fromkeys(timestep for _, timestep in path.members)
         blocks = [block.name for block in task.space.blocks if block.size >= pooling]
-        sets.append(tuple((block, timestep) for timestep in timesteps for block in blocks))
-    return tuple(dict.fromkeys(sets))
+        sets.append(in_order(task, [(block, timestep) for timestep in timesteps for block in blocks]))
+    return tuple(members for members in dict.fromkeys(sets) if len(members) > 1)
+
+
+def first_of(task: ProbeTask, path: Path, count: int) -> Members:
+    """The features that joined first, so many of them."""
+    return in_order(task, path.members[:count])
+
+
+def in_order(task: ProbeTask, members: Sequence[tuple[str, int]]) -> Members:
+    """By timestep, then by block, so that a set has one name."""
+    return tuple(sorted(members, key=lambda member: (member[1], task.space.block_names.index(member[0]))))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ddae.datasets import Dataset
-from ddae.fusion import Members
-from ddae.heads import FUSIONS, HEADS, expand
+from ddae.fusion import Members, name_of
+from ddae.heads import FUSIONS, HEADS, expand, find_head
 from storage.ledger import content_key
 from storage.tracking import Tracker
 from sweeps.cluster.pool import FOR_FITS, Pool
@@ -21,7 +21,7 @@ from sweeps.fuse import Fuse
 from sweeps.fusing.findings import Findings, Fused, choose, compare
 from sweeps.fusing.publish import publish, report
 from sweeps.fusing.selection import Path as Joined
-from sweeps.fusing.selection import select_paths, sets_of
+from sweeps.fusing.selection import first_of, select_paths, sets_of
 from sweeps.fusing.task import FusedCell, FusionTask
 from sweeps.probing.refit import answer_cell, recorded
 from sweeps.probing.source import Need
@@ -102,8 +102,23 @@ def set_up(config: Fuse) -> Setup:
     timesteps = list(dict.fromkeys([single.timestep, *ranked, *looked_at, *task.space.timesteps]))[: config.max_passes]
     if len(timesteps) == 1 and len(task.space.blocks) == 1:
         raise ValueError(f"--sweep {folder} has one block at one timestep, and there is nothing to fuse")
+    check_heads(config, task)
     config, num_images = replace(config, sweep=folder.absolute()), min(task.rungs[-1], MOST_IMAGES)
     return Setup(config, folder, dataset, task, single, tuple(timesteps), num_images)
+
+
+def check_heads(config: Fuse, task: ProbeTask) -> None:
+    """Raises ValueError for a head that cannot read what the sweep has."""
+    largest = max(task.space.poolings)
+    for name in expand(config.heads, HEADS | FUSIONS):
+        head, _ = find_head(name, [1])
+        if head.min_grid > largest:
+            raise ValueError(f"head={name!r} wants a pooling of {head.min_grid} or more, and the sweep has {largest}")
+        if name.startswith("stacked") and task.views > 1:
+            raise ValueError(
+                f"head={name!r} leaves out each image once, and the sweep has views={task.views} of it; leave it out "
+                "of --heads"
+            )
 
 
 def estimate(setup: Setup) -> str:
@@ -143,8 +158,8 @@ class FuseSweep(ProbeSweep):
         """Try sets, poolings and heads; first those that selection found worthwhile."""
         config, pooling = self.setup.config, self.setup.pooling
         task = self.setup.task(sets_of(self.task, paths, pooling))
-        sets = [path.members[: max(2, path.num_worthwhile)] for path in paths]
-        first = [cell for cell in task.cells if cell.members in sets and cell.pooling == pooling]
+        sets = [name_of(first_of(self.task, path, max(2, path.num_worthwhile))) for path in paths]
+        first = [cell for cell in task.cells if cell.fused in sets and cell.pooling == pooling]
         return self._run(HalvingSearch(task, config.num_trials, round_size=self.setup.round_size, first=first[:8]))
 
     def fit_best(self, trials: Sequence[Trial]) -> list[Trial]:

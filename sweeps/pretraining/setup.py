@@ -70,7 +70,8 @@ def set_up(config: "Pretrain") -> Pretraining:
     say(config, images, 1 if in_channels == 1 else 3)
     recipe = recipe_of(config) | ({"latents": latents.file.stem} if latents else {})
     check_snapshots(folder_of(config), recipe)
-    cli.check_writable(folder_of(config))
+    if not config.dry_run:
+        cli.check_writable(folder_of(config))
     return Pretraining(
         config.family,
         network_of(config),
@@ -119,7 +120,7 @@ def check(config: "Pretrain") -> None:
 def check_snapshots(folder: Path, recipe: dict[str, Any]) -> None:
     """Raises ValueError where the folder holds snapshots of another recipe; no checkpoint may be left to say so."""
     kept = folder / RECIPE_FILE
-    if kept.exists() and any(folder.glob("step-*")) and (others := differences(json.loads(kept.read_text()), recipe)):
+    if kept.exists() and any(folder.rglob("step-*")) and (others := differences(json.loads(kept.read_text()), recipe)):
         raise ValueError(f"the snapshots in {folder} were made with other settings ({others}); give another --out")
 
 
@@ -130,8 +131,9 @@ def check_read(config: "Pretrain", axis: str, chosen: str, readers: dict[str, fr
         if (value := getattr(config, name)) != defaults[name]:
             *most, last = [other for other, flags in readers.items() if name in flags]
             others = f"{', '.join(most)} or {last}" if most else last
+            whose = ", or --recipe, where it comes from" if config.recipe else ""
             flag = " ".join(as_args(name, list(value) if isinstance(value, tuple) else value))
-            raise ValueError(f"{flag} is for {axis} {others}, and this trains {chosen}; leave it out")
+            raise ValueError(f"{flag} is for {axis} {others}, and this trains {chosen}; leave it out{whose}")
 
 
 def latents_of(config: "Pretrain", images: Images, image_size: int) -> tuple[Latents, tuple[int, int, int]]:

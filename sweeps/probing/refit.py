@@ -132,8 +132,8 @@ def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
 
     splits: those whose features are wanted beside train and val.
     """
-    task, _, dataset = recorded(folder)
-    return refit(task, answer_cell(folder), dataset, splits)
+    cell, (task, _, dataset) = answer_cell(folder), recorded(folder)
+    return refit(task, cell, dataset, splits)
 
 
 def refit(task: ProbeTask, cell: Read, dataset: Dataset, splits: tuple[str, ...]) -> Refit:

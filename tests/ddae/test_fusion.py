@@ -160,13 +160,9 @@ def test_selection_takes_what_adds_and_leaves_a_copy_and_noise():
     assert len(alone) == 1
 
 
-def test_whitened_grams_weigh_all_axes_alike():
-    x = torch.randn(50, 6, 1, 1, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, 3, 6)[:, None, None]
-    mixed = x.flatten(1) @ torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
-    values = torch.linalg.eigvalsh(gram(mixed, num_axes=4))
-    assert (values[:-4].abs() < 1e-6).all()
-    torch.testing.assert_close(values[-4:], torch.full((4,), 50 / 4, dtype=torch.double))
-    assert gram(mixed).diagonal().mean().item() == pytest.approx(1)
+def test_a_gram_counts_a_wide_feature_no_more_than_a_narrow_one():
+    for width in (2, 40):
+        assert gram(torch.randn(50, width, 1, 1)).diagonal().mean().item() == pytest.approx(1, abs=1e-4)
 
 
 def test_members_have_a_name():

@@ -7,9 +7,9 @@ import torch
 from ddae.generation.extractors import load_extractor, resized
 from ddae.generation.measures import (
     LADDER,
-    bootstrap_stderr,
     check_enough,
     frechet_distance,
+    half_sample_stderr,
     kernel_distance,
     ladder,
     measure,
@@ -70,10 +70,10 @@ def test_precision_and_recall_tell_fidelity_from_diversity():
     assert precision_recall(normal(200, mean=-100, seed=5), clusters) == (0, 0)
 
 
-def test_the_bootstrap_says_how_much_a_distance_varies():
+def test_halves_say_how_much_a_distance_varies():
     """Compared with the spread over sets drawn anew."""
     drawn = [frechet_distance(normal(400, seed=2 * k), normal(400, mean=1, seed=2 * k + 1)) for k in range(60)]
-    found = bootstrap_stderr(frechet_distance, normal(400), normal(400, mean=1, seed=1), 60, seed=0)
+    found = half_sample_stderr(frechet_distance, normal(400), normal(400, mean=1, seed=1), 60, seed=0)
     assert found == pytest.approx(np.std(drawn), rel=0.5)
 
 
@@ -86,7 +86,7 @@ def test_every_measure_stands_beside_that_of_real_images():
     assert list(found) == ["FD", "KD", "precision", "recall"]
     assert len(steps) == 4 * 5
     for name in ("FD", "KD"):
-        assert found[name].value - 2 * found[name].stderr > found[name].floor + 2 * found[name].floor_stderr
+        assert found[name].interval[0] > found[name].floor_interval[1]
     assert found["precision"].value < found["precision"].floor
     assert {each.name for each in measure(generated, real, others, "FID", 2)} == {"FID", "KID", "precision", "recall"}
     with pytest.raises(ValueError, match="500, 400 and 500"):
@@ -123,16 +123,16 @@ def test_a_ladder_passes_what_an_extractor_sees_and_fails_what_it_does_not(shirt
     images, labels = shirts
     others, real = images[:300], by_pixels(images[300:])
     floor = frechet_distance(by_pixels(others), real)
-    stderr = bootstrap_stderr(frechet_distance, by_pixels(others), real, 20, 0)
-    found = {rung.name: rung for rung in ladder(by_pixels, real, others, labels[:300], floor, stderr)}
+    least = floor + 2 * half_sample_stderr(frechet_distance, by_pixels(others), real, 20, 0)
+    found = {rung.name: rung for rung in ladder(by_pixels, real, others, labels[:300], least)}
     assert list(found) == list(LADDER)
     assert all(rung.passed for name, rung in found.items() if "noise" in name or "blur" in name)
 
     def blind(images):
         return by_pixels(others)
 
-    assert not any(rung.passed for rung in ladder(blind, real, others, labels[:300], floor, stderr))
-    of_one_class = ladder(blind, real, others, np.zeros(300, dtype=int), floor, stderr)
+    assert not any(rung.passed for rung in ladder(blind, real, others, labels[:300], least))
+    of_one_class = ladder(blind, real, others, np.zeros(300, dtype=int), least)
     assert [rung.name for rung in of_one_class] == list(LADDER)[:-1]
 
 
@@ -156,7 +156,7 @@ def test_damage_is_what_it_says(shirts):
 def classifier(tmp_path_factory, tiny_model) -> str:
     """As hand_over.py writes one: block up.0.0 of the tiny DDPM under a linear head."""
     winner = Winner(tiny_model, "up.0.0", 10, 1)
-    maps = torch.zeros(6, winner._block().channels, 1, 1)
+    maps = torch.zeros(6, *winner._channels(), 1, 1)
     family, sizes = find_head("ridge")
     head = family.fit(maps + torch.arange(6.0)[:, None, None, None], torch.tensor([0, 1] * 3), 2, 0, *sizes)
     winner.take(head.only(head.settings[0]), 6, range(2), ["a", "b"])

@@ -11,7 +11,7 @@ import ddae
 from ddae.datasets import load_dataset
 from ddae.winner import Winner
 from sweeps.fuse import Fuse
-from sweeps.fusing.sweep import set_up
+from sweeps.fusing.sweep import check_heads, set_up
 from tests.commands import PATIENCE_SECONDS
 
 SMALL = ["--timesteps", "0", "100", "--blocks", "mid", "up.1.0", "--poolings", "1", "2", "--heads", "linear"]
@@ -134,3 +134,28 @@ def test_more_passes_have_to_pay_for_themselves(place, monkeypatch):
     assert findings.choose(task, [single, same]) is single
     assert findings.choose(task, [single, same, better]) is better
     assert findings.choose(task, [single, better, replace(better, passes=3)]) is better
+
+
+def test_a_set_has_one_name_whatever_the_order_in_which_its_features_joined(place, monkeypatch):
+    from sweeps.fusing.selection import Joining, Path, sets_of
+
+    monkeypatch.chdir(place)
+    [sweep] = place.glob("out/layer-noise-*")
+    setup = set_up(Fuse(sweep=sweep, heads=("joint-ridge",)))
+    order = [("up.1.0", 100), ("mid", 0), ("up.1.0", 0), ("mid", 100)]
+    paths = [Path(2, tuple(Joining(*each, 0.5, 0.1, 0.1) for each in joined), 4) for joined in (order, order[::-1])]
+    sets = sets_of(setup.probing, paths, 2)
+    task = setup.task(sets)
+    assert sorted(map(len, sets)) == [2, 2, 3, 3, 4]
+    assert {cell.members for cell in task.cells} == set(sets)
+    assert all(len(members) > 1 for members in sets_of(setup.probing, [Path(1, paths[0].joined[:1], 1)], 2))
+
+
+def test_views_and_grids_that_a_head_cannot_have_are_refused(place, monkeypatch):
+    monkeypatch.chdir(place)
+    [sweep] = place.glob("out/layer-noise-*")
+    task = set_up(Fuse(sweep=sweep)).probing
+    with pytest.raises(ValueError, match="'attentive-8' wants a pooling of 2 or more, and the sweep has 1"):
+        check_heads(Fuse(heads=("attentive",)), replace(task, space=replace(task.space, poolings=(1,))))
+    with pytest.raises(ValueError, match="head='stacked' leaves out each image once, and the sweep has views=2"):
+        check_heads(Fuse(heads=("stacked",)), replace(task, views=2))
