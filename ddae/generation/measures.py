@@ -30,7 +30,7 @@ class Measured:
     name: str
     value: float
     interval: tuple[float, float]
-    """Of 95 %."""
+    """Its interval of 95 %."""
     floor: float
     floor_interval: tuple[float, float]
 
