@@ -169,31 +169,27 @@ def sweep_on(num_nodes: int, config: LayerNoise, fit_seconds: float) -> dict[str
                 began, sweep = time.perf_counter(), ProbeSweep(task, pool, least_passes=0)
                 screening = sweep.screen(rules_for(config, task))
                 screened = time.perf_counter()
-                num_trials, seconds, fits = search_in(sweep, replace(task, sites=screening.sites), config)
+                seconds = search_in(sweep, replace(task, sites=screening.sites), config)
     finally:
         cluster.shutdown()
     num_images = sum({need.timestep: need.num_images for need in screening.needs}.values())
     return {
         "screening_seconds": screened - began,
         "images_a_second": num_images / (screened - began),
-        "trials": num_trials,
         "search_seconds": seconds,
-        "fits_busy": fits / (2 * num_nodes * seconds),
     }
 
 
-def search_in(sweep: ProbeSweep, task: ProbeTask, config: LayerNoise) -> tuple[int, float, float]:
-    """Trials after the first round, in which their processes start, with the seconds that they and their fits took."""
+def search_in(sweep: ProbeSweep, task: ProbeTask, config: LayerNoise) -> float:
+    """Seconds from the end of the first round, in which the trials' processes start, to that of the last whole one."""
     size = config.round_size or MIN_ROUND_SIZE
     halving, meter = HalvingSearch(task, config.num_trials, config.search, config.seed, size), Meter(size)
 
     def prepare(fit: Fit, lost: bool) -> Future:
         return sweep.pool.run(sweep.filling.fill(task.needs(*fit), lost))
 
-    [trials] = run_searches([Run(halving, task.source.store, prepare)], NoTracker(), meter, [])  # type: ignore[arg-type]
-    results = [result for trial in trials[size:] for result in trial.results.values()]
-    seconds = meter.points[-1]["seconds"] - meter.points[1]["seconds"]
-    return len(trials) - size, seconds, sum(result.run_seconds for result in results)
+    run_searches([Run(halving, task.source.store, prepare)], NoTracker(), meter, [])  # type: ignore[arg-type]
+    return meter.points[-1]["seconds"] - meter.points[1]["seconds"]
 
 
 @dataclass(frozen=True)
