@@ -51,15 +51,14 @@ class Step:
     correct: np.ndarray
     """bool [N]: which images ridge classifies correctly without having seen them, on all that have joined."""
     gain: float
-    """Accuracy that it added; of the first its accuracy."""
+    """What it added to the accuracy; the whole of it where it is the first."""
     stderr: float
     """Paired standard error of the gain."""
 
 
 def gram(features: Tensor) -> Tensor:
     """The inner products [N, N] of standardised features [N, ...], divided by their width, so that a wide feature
-    counts no more than a narrow one when they are added up: the mean of the diagonal is 1.
-    """
+    counts no more than a narrow one when they are added up: the mean of the diagonal is 1."""
     x = Standardise(features)(features).flatten(1)
     return x @ x.T / x.shape[1]
 
@@ -73,7 +72,8 @@ def leave_one_out(gram: Tensor, labels: Tensor, num_classes: int, penalty: float
     num_images = len(labels)
     targets = functional.one_hot(labels, num_classes).to(gram.dtype)
     shift = num_images * penalty
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + shift * torch.eye(num_images, dtype=gram.dtype)))
+    identity = torch.eye(num_images, dtype=gram.dtype, device=gram.device)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + shift * identity))
     slack = (inverse.diagonal() - 1 / (num_images * shift)).clamp(min=1e-12)
     return targets - (inverse @ (targets - targets.mean(0))) / slack[:, None]
 

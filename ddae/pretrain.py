@@ -201,7 +201,7 @@ class Pretraining:
         """Write the averaged network with what belongs to it; see save()."""
         network = self.averaged()
         if self.scheduler is None:
-            scale_latents(network, self.pixels(some(self.images.num_train, 2048)).to(self.device))
+            scale_latents(network, self.pixels(spread_rows(self.images.num_train, 2048)).to(self.device))
         save(network, self.scheduler, folder, self.latents.vae if self.latents else None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -275,8 +275,8 @@ def save(network: Any, scheduler: Any, folder: Path, vae: Path | None = None) ->
     part.replace(folder)
 
 
-def some(num_images: int, count: int) -> np.ndarray:
-    """So many of the images, from all over them: a folder may hold one class after the other."""
+def spread_rows(num_images: int, count: int) -> np.ndarray:
+    """So many rows from all over a set, whose folder may hold one class after the other."""
     return np.linspace(0, num_images - 1, min(count, num_images)).astype(int)
 
 
@@ -287,7 +287,7 @@ def sample(training: Pretraining, num_samples: int, seed: int, num_steps: int = 
     and, each behind its own, what it makes of them."""
     shape, device, scheduler = training.shape, training.device, training.scheduler
     if scheduler is None:
-        x = training.pixels(some(training.images.num_train, num_samples // 2)).to(device)
+        x = training.pixels(spread_rows(training.images.num_train, num_samples // 2)).to(device)
         averaged = training.averaged()
         pairs = torch.stack([x, averaged.decode(averaged.encode(x).latent_dist.mean).sample], dim=1).flatten(0, 1)
         return (pairs / 2 + 0.5).clamp(0, 1)

@@ -12,13 +12,12 @@ from ddae.heads import FUSIONS, HEADS, expand, find_head
 from storage.ledger import content_key
 from storage.tracking import Tracker
 from sweeps.cluster.pool import FOR_FITS, Pool
-from sweeps.cluster.tune import Run
-from sweeps.driver import open_run, run_searches
+from sweeps.driver import open_run
 from sweeps.findings.folder import named, newest_sweep, read_results
 from sweeps.findings.logged import finished_report, incomplete
 from sweeps.flags import as_flags, check_numbers
 from sweeps.fuse import Fuse
-from sweeps.fusing.findings import Findings, Fused, choose, compare
+from sweeps.fusing.findings import Findings, choose, compare
 from sweeps.fusing.publish import publish, report
 from sweeps.fusing.selection import Path as Joined
 from sweeps.fusing.selection import first_of, select_paths, sets_of
@@ -29,7 +28,7 @@ from sweeps.probing.space import Cell
 from sweeps.probing.sweep import ProbeSweep
 from sweeps.probing.task import ProbeTask
 from sweeps.search.halving import HalvingSearch, plan_round_size
-from sweeps.search.task import Fit, Trial
+from sweeps.search.task import Trial
 
 __all__ = ["estimate", "finished_report", "incomplete", "open_sweep", "report", "set_up"]
 
@@ -37,6 +36,8 @@ COLUMNS = "fused", "pooling", "head", "num_blocks", "passes", "num_features", "n
 """Params of a trial that MLflow's page of trials shows."""
 MOST_IMAGES = 1500
 """On which features are selected: a Gram matrix is as large as their number squared."""
+NUM_FIRST = 8
+"""Cells that selection proposes, before Optuna does."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,13 @@ class FuseSweep(ProbeSweep):
             return self.pool.submit(select_paths, self.task, *args).result()
 
     def search(self, paths: Sequence[Joined]) -> tuple[Trial, ...]:
-        """Try sets, poolings and heads; first those that selection found worthwhile."""
+        """Try sets, poolings and heads; first some of the sets that selection found worthwhile."""
         config, pooling = self.setup.config, self.setup.pooling
         task = self.setup.task(sets_of(self.task, paths, pooling))
         sets = [name_of(first_of(self.task, path, max(2, path.num_worthwhile))) for path in paths]
         first = [cell for cell in task.cells if cell.fused in sets and cell.pooling == pooling]
-        return self._run(HalvingSearch(task, config.num_trials, round_size=self.setup.round_size, first=first[:8]))
+        halving = HalvingSearch(task, config.num_trials, round_size=self.setup.round_size, first=first[:NUM_FIRST])
+        return self.run(halving, self.tracker, "search")
 
     def fit_best(self, trials: Sequence[Trial]) -> list[Trial]:
         """The sweep's answer and the best set of each number of timesteps, on all images."""
@@ -173,27 +175,19 @@ class FuseSweep(ProbeSweep):
 
     def _fit_on_all(self, cell: Cell | FusedCell) -> Trial:
         task = self.task if isinstance(cell, Cell) else self.setup.task([cell.members])
-        task = replace(task, sites={t: (*task.sites.get(t, ()), b) for b, t in cell.members})
-        [trial] = self._run(HalvingSearch(task.on_all_images(cell), 1, "grid", cells=[cell]), f"{cell.name} on all")
+        halving = HalvingSearch(task.on_all_images(cell), 1, "grid", cells=[cell])
+        [trial] = self.run(halving, self.tracker, f"{cell.name} on all images")
         return trial
-
-    def _run(self, halving: HalvingSearch, title: str = "search") -> tuple[Trial, ...]:
-        def prepare(fit: Fit, lost: bool):
-            return self.pool.run(self.filling.fill(halving.task.needs(*fit), lost))
-
-        run = Run(halving, self.task.source.store, prepare)
-        [trials] = run_searches([run], self.tracker, self.progress, self.pool.busy, title)
-        return tuple(trials)
 
     def conclude(self, paths: Sequence[Joined], trials: Sequence[Trial], fitted: Sequence[Trial]) -> Findings:
         setup = self.setup
         task = setup.task(sets_of(self.task, paths, setup.pooling))
-        best: list[Fused] = [compare(task, trial, fitted[0]) for trial in fitted]
+        best = tuple(compare(task, trial, fitted[0]) for trial in fitted)
         found = Findings(
             task=task,
             tried=tuple(trials),
             paths=tuple(paths),
-            best=tuple(best),
+            best=best,
             answer=choose(task, best),
             folder=setup.folder,
             tracked=self.tracker.where,

@@ -11,7 +11,7 @@ import torch
 
 from ddae.backbones.files import subfolder
 from ddae.datasets import Images, seen_notes
-from ddae.pretrain import Pretraining, Recipe, load_images_once
+from ddae.pretrain import Pretraining, Recipe, load_images_once, spread_rows
 from ddae.pretraining.augmentation import AUGMENT_DIM
 from ddae.pretraining.frameworks import FRAMEWORKS, Levels
 from ddae.pretraining.latents import Latents, latents_key, open_encoder
@@ -57,7 +57,7 @@ def set_up(config: "Pretrain") -> Pretraining:
             f"class_conditional=True: dataset={config.dataset!r} has "
             f"{counted(len(images.classes), 'class', 'classes')}; give a set with classes, or leave the flag out"
         )
-    first = images.read(np.linspace(0, images.num_train - 1, 64).astype(int))
+    first = images.read(spread_rows(images.num_train, 64))
     in_channels = 1 if (first == first[:, :1]).all() else 3
     latents, size = None, first.shape[-1]
     if config.latents:

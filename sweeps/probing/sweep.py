@@ -99,6 +99,17 @@ class ProbeSweep:
                 screening = screening.after({need: self.task.counted(right) for need, right in answers.items()})
         return screening
 
+    def run(self, halving: HalvingSearch, tracker: Tracker, title: str) -> tuple[Trial, ...]:
+        """The trials of a search, each once its features stand in the store. title: what is shown."""
+        task = halving.task
+
+        def prepare(fit: Fit, lost: bool):
+            return self.pool.run(self.filling.fill(task.needs(*fit), lost))
+
+        run = Run(halving, self.task.source.store, prepare)
+        [trials] = run_searches([run], tracker, self.progress, self.pool.busy, title)
+        return tuple(trials)
+
     def _begin(self, title: str, needs: list[Need], num_steps: int) -> None:
         self.progress.stage(title, num_steps, sum(need.num_images for need in needs))
 
@@ -122,7 +133,7 @@ class Search(ProbeSweep):
         config, task = self.config, replace(self.task, sites=screening.sites)
         size = round_size(config, self.task)
         rules, first = (config.num_trials, config.search, config.seed, size), warm_start(task, screening)
-        return self._run(HalvingSearch(task, *rules, first=first), "search")
+        return self.run(HalvingSearch(task, *rules, first=first), self.tracker, "search")
 
     def answer(self, screening: Screening, trials: tuple[Trial, ...]) -> Answer:
         """Choose among the trials. Where the search was bounded, fit the answer on all images."""
@@ -131,7 +142,7 @@ class Search(ProbeSweep):
         if not task.is_bounded:
             return answer
         halving = HalvingSearch(task.on_all_images(answer.cell), 1, "grid", cells=[answer.cell])
-        [final] = self._run(halving, "the answer on all images")
+        [final] = self.run(halving, self.tracker, "the answer on all images")
         return replace(answer, final=final)
 
     def conclude(
@@ -152,16 +163,6 @@ class Search(ProbeSweep):
         found = replace(found, cost=self._cost(task, screening, trials, answer))
         publish(found, drawn, self.config, self.tracker, [*self.failed, *undrawn])
         return found
-
-    def _run(self, halving: HalvingSearch, title: str) -> tuple[Trial, ...]:
-        task = halving.task
-
-        def prepare(fit: Fit, lost: bool):
-            return self.pool.run(self.filling.fill(task.needs(*fit), lost))
-
-        run = Run(halving, self.task.source.store, prepare)
-        [trials] = run_searches([run], self.tracker, self.progress, self.pool.busy, title)
-        return tuple(trials)
 
     def _on_a_worker(self, title: str, function, *args):
         """None where it fails; the answer does not depend on it."""
