@@ -1,6 +1,7 @@
 """Ray Tune runs the trials of one search, or of several side by side."""
 
 import logging
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ import ray
 from ray import cloudpickle, tune
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune import TuneError
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from storage.checkpoints import StoredCheckpoint
@@ -75,6 +77,7 @@ def run_trials(runs: Sequence[Run], busy: list[tuple[float, float]], on_results:
     busy: takes the wall-clock intervals in which trials worked. on_results: called whenever results have arrived. Tune
     keeps all that it knows of every trial until it returns, so it is called again and again.
     """
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(NUM_AHEAD))  # or processes start one after the other
     searcher = TuneSearcher(runs, capacity, on_results)
     on_results()
     tasks = [(run.search.task, run.store) for run in runs]
@@ -84,7 +87,10 @@ def run_trials(runs: Sequence[Run], busy: list[tuple[float, float]], on_results:
             tuner = tune.Tuner(
                 tune.with_resources(tune.with_parameters(TaskTrial, tasks=tasks), placement),
                 tune_config=tune.TuneConfig(
-                    search_alg=searcher, num_samples=int(TRIALS_A_SLOT * capacity().num_cpus), reuse_actors=True
+                    search_alg=searcher,
+                    scheduler=KeepProcesses(),
+                    num_samples=int(TRIALS_A_SLOT * capacity().num_cpus),
+                    reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
                     name="tune",
@@ -315,6 +321,39 @@ class TuneSearcher(Searcher):
             raise ValueError(
                 f"{names} with {resource}={group.rung:,}: its process died {MAX_DEATHS} times; is there enough memory?"
             )
+
+
+class KeepProcesses(FIFOScheduler):
+    """Keeps the processes of ended trials for those to come, as long as these hold the same of a machine.
+
+    Where no trial waits, as between two rounds of a search, Tune ends all but one of them, and every new one starts
+    Python and imports PyTorch.
+    """
+
+    kept: tune.PlacementGroupFactory | None = None
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        self._keep(tune_controller, trial.placement_group_factory)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Others may have died with it, so none is kept before the next trial."""
+        super().on_trial_error(tune_controller, trial)
+        self._keep(tune_controller, None)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """None is preferred: FIFO's own choice, the first that waits, looks at all trials at each step."""
+
+    def _keep(self, tune_controller: Any, placement: tune.PlacementGroupFactory | None) -> None:
+        if placement == self.kept:
+            return
+        controller = getattr(tune_controller, "_tune_controller", tune_controller)
+        cache = controller._actor_cache  # Tune has no public word for it
+        if self.kept:
+            cache.decrease_max(self.kept, NUM_AHEAD)
+        if placement:
+            cache.increase_max(placement, NUM_AHEAD)
+        self.kept = placement
 
 
 class Watch(tune.Callback):

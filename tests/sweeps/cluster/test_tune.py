@@ -1,6 +1,9 @@
+import os
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from threading import Timer
 
 import pytest
@@ -252,10 +255,32 @@ class TestRealTune:
         again, _ = self.run(replayed := HalvingSearch(TASK, 10), tmp_path)
         assert tried(replayed) == expected and again == []
 
+    def test_processes_outlive_the_rounds_of_a_search(self, tmp_path):
+        processes = tmp_path / "processes"
+        processes.mkdir()
+        task = Noting(processes=str(processes))
+        self.run(HalvingSearch(task, 12, round_size=4), tmp_path / "store")
+        assert len(list(processes.iterdir())) == 2
+
     @pytest.mark.parametrize("error", [ValueError, RuntimeError])
     def test_what_no_retry_mends_is_one_line_that_names_the_cell(self, tmp_path, error):
         with pytest.raises(ValueError, match=r"^[^\n]*ToyCell\(depth=[^\n]*: no such thing$"):
             self.run(HalvingSearch(Failing(error=error), 4), tmp_path)
+
+
+@dataclass(frozen=True)
+class Noting(ToyTask):
+    """Two of its trials run at once where Ray has one CPU; each says in which process."""
+
+    processes: str = ""
+
+    def resources(self, cell, rung):
+        return Resources(num_cpus=0.5)
+
+    def run(self, cells, rung, checkpoints):
+        Path(self.processes, str(os.getpid())).touch()
+        time.sleep(1)
+        return super().run(cells, rung, checkpoints)
 
 
 @dataclass(frozen=True)
