@@ -49,9 +49,10 @@ class Step:
 
     name: str
     correct: np.ndarray
-    """bool [N]: which images ridge classifies correctly without having seen them, on all that have joined."""
+    """float [N]: the weight of each image that ridge classifies correctly without having seen it, on all that have
+    joined, and 0 for the others."""
     gain: float
-    """What it added to the accuracy; the whole of it where it is the first."""
+    """What it added to the mean of that; the whole of it where it is the first."""
     stderr: float
     """Paired standard error of the gain."""
 
@@ -85,14 +86,17 @@ def select(
     most: int,
     may_join: Callable[[Sequence[str], str], bool] = lambda joined, name: True,
     num_best: int = 12,
+    weights: np.ndarray | None = None,
 ) -> list[Step]:
     """Add features one by one, each time the one whose sum with those that have joined has the best leave-one-out
     accuracy.
 
     grams: name -> gram(). most: how many may join. may_join: whether a feature may follow those that have joined.
-    num_best: only so many that are best alone are tried after the first.
+    num_best: only so many that are best alone are tried after the first. weights: how much each image counts, [N], as
+    for balanced accuracy; 1 if not given.
     """
     steps: list[Step] = []
+    weights = np.ones(len(labels)) if weights is None else weights
     candidates = dict(grams)
     total, penalty = torch.zeros(()), PENALTIES[len(PENALTIES) // 2]
     while len(steps) < most:
@@ -103,7 +107,7 @@ def select(
 
         def correct(name: str, penalty: float, total: Tensor = total, size: int = len(steps) + 1) -> np.ndarray:
             predicted = leave_one_out((total + grams[name]) / size, labels, num_classes, penalty)
-            return (predicted.argmax(1) == labels).cpu().numpy()
+            return (predicted.argmax(1) == labels).cpu().numpy() * weights
 
         merit = {name: correct(name, penalty).mean() for name in allowed}
         best = max(merit, key=lambda name: merit[name])
@@ -111,8 +115,7 @@ def select(
             candidates = {name: grams[name] for name in sorted(merit, key=lambda name: -merit[name])[:num_best]}
         found = {each: correct(best, each) for each in PENALTIES}
         penalty = max(found, key=lambda each: found[each].mean())
-        before = steps[-1].correct if steps else np.zeros(len(labels), dtype=bool)
-        gained = found[penalty].astype(float) - before
+        gained = found[penalty] - (steps[-1].correct if steps else 0)
         stderr = gained.std() / len(labels) ** 0.5
         steps.append(Step(best, found[penalty], float(gained.mean()), float(stderr)))
         total = total + grams[best]

@@ -39,6 +39,8 @@ class Fuse:
     """Features that are added one by one at most; all blocks of a timestep are tried besides."""
     num_trials: int = 40
     """Cells that are tried."""
+    memory: str = ""
+    """What one fit may take, as 4GB; by default its part of half of the machine's memory."""
     dry_run: bool = False
     """Say what it would cost, and stop."""
     sync: tuple[Path, ...] | None = None

@@ -10,7 +10,8 @@ the blocks that are statistically tied with the best, and so on. At what is left
 the worse ones on a quarter of the images. Of a large set all this sees a part, and the answer alone is fitted on all of
 it. Val is carved from train; the test set is left to final_test.py.
 
-Stop it at any time: the same command goes on, computes nothing twice and logs nothing twice.
+Stop it at any time: the same command goes on, computes nothing twice and logs nothing twice. With --fuse, blocks and
+timesteps are then tried together.
 
 Environment: RAY_ADDRESS (a cluster; else this machine), MLFLOW_TRACKING_URI (else sqlite:///mlflow.db), HF_HOME,
 CUDA_VISIBLE_DEVICES; for a store at an address AWS_ENDPOINT_URL and the like, and XDG_CACHE_HOME.
@@ -21,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sweeps import cli
+from sweeps import cli, fuse
 from sweeps.flags import ModelAndData
+from sweeps.fuse import Fuse
 
 if TYPE_CHECKING:
     from sweeps.probing.findings import Findings
@@ -67,6 +69,8 @@ class LayerNoise(ModelAndData):
     fits."""
     seed: int = 0
     """Decides what is tried, and how heads begin."""
+    fuse: bool = False
+    """Then search combinations of the features that were extracted, as fuse.py does by default."""
     list_blocks: bool = False
     """Print the model's blocks, and stop."""
     all: bool = False
@@ -109,11 +113,16 @@ def main(config: LayerNoise) -> None:
     setup = probing.set_up_search(config)
     if config.dry_run:
         print(probing.estimate(config, setup))
+        if config.fuse:
+            print(f"fuse            up to {Fuse.max_passes} timesteps; fuse.py --dry-run says more once the sweep is done")
     else:
         folder = probing.sweep_folder(config, setup.task)
         finished = probing.finished_report(folder, num_trials=config.num_trials, prefer=config.prefer)
         print(finished or probing.report(sweep(config, setup, started)))
         cli.check_complete(probing.incomplete(folder))
+        if config.fuse:
+            print()
+            fuse.main(Fuse(sweep=folder, out=config.out, memory=config.memory))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ FUSIONS: dict[str, Head] = {
         fit_stacked, empty_joint, stacked_memory, version=HEADS["ridge"].version + HEADS["linear"].version - 1
     ),
     "average": Head(
-        fit_average, empty_average, average_memory, ((256,),), more_sizes=True, version=HEADS["mlp"].version
+        fit_average, empty_average, average_memory, ((256,),), more_sizes=True, version=HEADS["mlp"].version + 1
     ),
     "attentive": Head(fit_attentive, empty_attentive, attentive_memory, sizes=((8,),), min_grid=2, largest=1000),
 }

@@ -33,7 +33,7 @@ class Findings:
     """In the order of proposal."""
     paths: tuple[selection.Path, ...]
     best: tuple[Fused, ...]
-    """The sweep's answer, then the best set of one timestep, of two, and so on."""
+    """The sweep's answer, then the best sets of one timestep, of two, and so on, each under another head."""
     answer: Fused
     folder: Path
     tracked: str
@@ -68,9 +68,10 @@ def compare(task: FusionTask, trial: Trial, single: Trial) -> Fused:
 
 
 def choose(task: FusionTask, best: Sequence[Fused]) -> Fused:
-    """The first, the sweep's answer, unless a set gains more than a standard error over what was chosen before it."""
+    """The first, the sweep's answer, unless a set gains more than a standard error over it; and of sets one that takes
+    more passes only if it gains as much over one that takes fewer."""
     chosen = best[0]
-    for each in best[1:]:
+    for each in sorted(best[1:], key=lambda each: (each.passes, -each.gain)):
         gain, stderr = paired(task, each.trial, chosen.trial)
         if gain > stderr:
             chosen = each

@@ -61,7 +61,7 @@ def report(found: Findings) -> str:
     folder = quote(str(found.folder))
     return "\n".join(
         [
-            "the sweep's answer, and the best set of each number of timesteps, on all training images",
+            "the sweep's answer, and the best sets of each number of timesteps, on all training images",
             "",
             *aligned([HEADER, *rows(found)]),
             "",
@@ -166,11 +166,14 @@ def sections(found: Findings) -> tuple[list[Section], list[str]]:
 def _sections(found: Findings) -> list[Section]:
     figures, task = found.folder / "figures", found.task
     error_of = task.metric.replace("accuracy", "stderr")
-    spent = [
-        (each.passes, each.trial.last.metrics[f"val_{task.metric}"], each.trial.last.metrics[f"val_{error_of}"])
-        for each in found.best
-    ]
-    curves = {"the sweep's answer": spent[:1], "sets": sorted(spent[1:])}
+
+    def point(each: Fused) -> tuple[float, float, float]:
+        metrics = each.trial.last.metrics
+        return each.passes, metrics[f"val_{task.metric}"], metrics[f"val_{error_of}"]
+
+    single, *sets = found.best
+    best = {len(at_timesteps(each.cell.members)): point(each) for each in sorted(sets, key=lambda each: point(each)[1])}
+    curves = {"the sweep's answer": [point(single)], "sets": sorted(best.values())}
     bought = accuracy_curves(
         {name: line for name, line in curves.items() if line}, "forward passes an image", figures / "passes.png"
     )

@@ -56,6 +56,7 @@ def select_paths(
         features=task.source.key.asdict(),
         selected=(task.space.block_names, timesteps, pooling, num_images, most),
         version=VERSION,
+        **({"metric": task.metric} if task.metric != "accuracy" else {}),
     )
     ledger = Ledger(task.source.ledger)
     if (record := ledger.get(key)) is None:
@@ -83,7 +84,8 @@ def _select(task: ProbeTask, timesteps: Sequence[int], pooling: int, num_images:
         def may_join(joined: Sequence[str], name: str, limit: int = limit) -> bool:
             return len({timestep for each in (*joined, name) for _, timestep in members_of(each)}) <= limit
 
-        steps = select(grams, labels, task.num_classes, most, may_join)
+        weights = task.weigh(task.labels["train"][:num_images])
+        steps = select(grams, labels, task.num_classes, most, may_join, weights=weights)
         joined = tuple(
             Joining(*members_of(step.name)[0], float(step.correct.mean()), step.gain, step.stderr) for step in steps
         )
@@ -95,16 +97,21 @@ def sets_of(task: ProbeTask, paths: Sequence[Path], pooling: int) -> tuple[Membe
     """What may be read together: the first two and more of each path, and all blocks at the path's timesteps."""
     sets = []
     for path in paths:
-        sets += [first_of(task, path, count) for count in range(2, len(path.joined) + 1)]
-        timesteps = dict.fromkeys(timestep for _, timestep in path.members)
-        blocks = [block.name for block in task.space.blocks if block.size >= pooling]
-        sets.append(in_order(task, [(block, timestep) for timestep in timesteps for block in blocks]))
+        sets += [in_order(task, path.members[:count]) for count in range(2, len(path.joined) + 1)]
+        sets.append(all_of(task, path, pooling))
     return tuple(members for members in dict.fromkeys(sets) if len(members) > 1)
 
 
-def first_of(task: ProbeTask, path: Path, count: int) -> Members:
-    """The features that joined first, so many of them."""
-    return in_order(task, path.members[:count])
+def all_of(task: ProbeTask, path: Path, pooling: int) -> Members:
+    """All blocks at the path's timesteps."""
+    timesteps = dict.fromkeys(timestep for _, timestep in path.members)
+    blocks = [block.name for block in task.space.blocks if block.size >= pooling]
+    return in_order(task, [(block, timestep) for timestep in timesteps for block in blocks])
+
+
+def worthwhile_of(task: ProbeTask, path: Path) -> Members:
+    """The features that joined before one that added no more than its standard error, two at least."""
+    return in_order(task, path.members[: max(2, path.num_worthwhile)])
 
 
 def in_order(task: ProbeTask, members: Sequence[tuple[str, int]]) -> Members:

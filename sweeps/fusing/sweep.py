@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ddae.datasets import Dataset
-from ddae.fusion import Members, name_of
+from ddae.fusion import Members, at_timesteps, name_of
 from ddae.heads import FUSIONS, HEADS, expand, find_head
 from storage.ledger import content_key
 from storage.tracking import Tracker
 from sweeps.cluster.pool import FOR_FITS, Pool
+from sweeps.cluster.session import address
 from sweeps.driver import open_run
 from sweeps.findings.folder import named, newest_sweep, read_results
 from sweeps.findings.logged import finished_report, incomplete
@@ -20,8 +21,9 @@ from sweeps.fuse import Fuse
 from sweeps.fusing.findings import Findings, choose, compare
 from sweeps.fusing.publish import publish, report
 from sweeps.fusing.selection import Path as Joined
-from sweeps.fusing.selection import first_of, select_paths, sets_of
+from sweeps.fusing.selection import all_of, select_paths, sets_of, worthwhile_of
 from sweeps.fusing.task import FusedCell, FusionTask
+from sweeps.probing.cost import memory
 from sweeps.probing.refit import answer_cell, recorded
 from sweeps.probing.source import Need
 from sweeps.probing.space import Cell
@@ -36,8 +38,8 @@ COLUMNS = "fused", "pooling", "head", "num_blocks", "passes", "num_features", "n
 """Params of a trial that MLflow's page of trials shows."""
 MOST_IMAGES = 1500
 """On which features are selected: a Gram matrix is as large as their number squared."""
-NUM_FIRST = 8
-"""Cells that selection proposes, before Optuna does."""
+NUM_HEADS = 2
+"""Under how many heads sets of each number of timesteps are fitted on all images."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def set_up(config: Fuse) -> Setup:
     results = read_results(folder)
     if results["task"] != "layer-noise":
         raise ValueError(f"--sweep {folder} is a sweep of {results['task']}; give one of layer_noise.py")
-    single, (task, _, dataset) = answer_cell(folder), recorded(folder)
+    single, (task, _, dataset) = answer_cell(folder), recorded(folder, config.memory, here=not address())
     ranked = [timestep for _, timestep in results["left"]]
     looked_at = [t for round in reversed(list(results["timesteps_at"].values())) for t in round]
     timesteps = list(dict.fromkeys([single.timestep, *ranked, *looked_at, *task.space.timesteps]))[: config.max_passes]
@@ -105,7 +107,9 @@ def set_up(config: Fuse) -> Setup:
         raise ValueError(f"--sweep {folder} has one block at one timestep, and there is nothing to fuse")
     check_heads(config, task)
     config, num_images = replace(config, sweep=folder.absolute()), min(task.rungs[-1], MOST_IMAGES)
-    return Setup(config, folder, dataset, task, single, tuple(timesteps), num_images)
+    setup = Setup(config, folder, dataset, task, single, tuple(timesteps), num_images)
+    check_memory(setup)
+    return setup
 
 
 def check_heads(config: Fuse, task: ProbeTask) -> None:
@@ -120,6 +124,25 @@ def check_heads(config: Fuse, task: ProbeTask) -> None:
                 f"head={name!r} leaves out each image once, and the sweep has views={task.views} of it; leave it out "
                 "of --heads"
             )
+
+
+def check_memory(setup: Setup) -> None:
+    """Raises ValueError where a head has too little memory for all blocks at all timesteps."""
+    if address():
+        return
+    for cell in largest(setup).cells:
+        try:
+            setup.probing.check_memory([cell], setup.probing.num_train)
+        except ValueError as error:
+            raise ValueError(
+                f"{cell.head} on {len(cell.members)} features at {cell.pooling}x{cell.pooling}: {error}"
+            ) from error
+
+
+def largest(setup: Setup) -> FusionTask:
+    """The task of trying the set of all features."""
+    blocks = [block.name for block in setup.probing.space.blocks if block.size >= setup.pooling]
+    return setup.task([tuple((block, timestep) for timestep in setup.timesteps for block in blocks)])
 
 
 def estimate(setup: Setup) -> str:
@@ -137,6 +160,7 @@ def estimate(setup: Setup) -> str:
             f"search        {num_search * deepest * num_timesteps:,.0f} forward passes at most; what the store has "
             "costs none",
             f"final fits    {num_all * deepest * num_timesteps:,.0f} at most",
+            f"memory a fit  {memory(task, largest(setup).cells)}",
         ]
     )
 
@@ -156,22 +180,31 @@ class FuseSweep(ProbeSweep):
             return self.pool.submit(select_paths, self.task, *args).result()
 
     def search(self, paths: Sequence[Joined]) -> tuple[Trial, ...]:
-        """Try sets, poolings and heads; first some of the sets that selection found worthwhile."""
-        config, pooling = self.setup.config, self.setup.pooling
-        task = self.setup.task(sets_of(self.task, paths, pooling))
-        sets = [name_of(first_of(self.task, path, max(2, path.num_worthwhile))) for path in paths]
-        first = [cell for cell in task.cells if cell.fused in sets and cell.pooling == pooling]
-        halving = HalvingSearch(task, config.num_trials, round_size=self.setup.round_size, first=first[:NUM_FIRST])
+        """Try sets, poolings and heads; first what selection found worthwhile and all blocks, under each head in turn,
+        at the pooling of the sweep's answer."""
+        setup, num_trials = self.setup, self.setup.config.num_trials
+        task = setup.task(sets_of(self.task, paths, setup.pooling))
+        sets = {
+            name_of(members): min(setup.single.pooling, *(self.task.space.block(block).size for block, _ in members))
+            for path in paths
+            for members in (worthwhile_of(self.task, path), all_of(self.task, path, setup.pooling))
+        }
+        cells = [cell for cell in task.cells if sets.get(cell.fused) == cell.pooling]
+        first = sorted(cells, key=lambda cell: (task.heads.index(cell.head), list(sets).index(cell.fused)))
+        halving = HalvingSearch(task, num_trials, round_size=setup.round_size, first=first[: num_trials // 2])
         return self.run(halving, self.tracker, "search")
 
     def fit_best(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The sweep's answer and the best set of each number of timesteps, on all images."""
+        """The sweep's answer and the best sets of each number of timesteps, each under another head, on all images: a
+        head that is ahead on a part of them may be behind on all."""
         finished = [trial for trial in trials if trial.state == "finished"]
-        best: dict[int, FusedCell] = {}
-        for trial in sorted(finished, key=lambda trial: trial.last.metrics[f"val_{self.task.metric}"]):
-            best[len({timestep for _, timestep in trial.cell.members})] = trial.cell
-        cells: list[Cell | FusedCell] = [self.setup.single, *(best[count] for count in sorted(best))]
-        return [self._fit_on_all(cell) for cell in cells]
+        best: dict[int, dict[str, FusedCell]] = {}
+        for trial in sorted(finished, key=lambda trial: -trial.last.metrics[f"val_{self.task.metric}"]):
+            heads = best.setdefault(len(at_timesteps(trial.cell.members)), {})
+            if len(heads) < NUM_HEADS:
+                heads.setdefault(trial.cell.head, trial.cell)
+        sets = [cell for _, heads in sorted(best.items()) for cell in heads.values()]
+        return [self._fit_on_all(self.setup.single), *map(self._fit_on_all, sets)]
 
     def _fit_on_all(self, cell: Cell | FusedCell) -> Trial:
         task = self.task if isinstance(cell, Cell) else self.setup.task([cell.members])

@@ -20,7 +20,7 @@ from sweeps.cli import aligned
 from sweeps.probing.screening import NUM_LABEL_FREE, Screening, ScreeningRules
 from sweeps.probing.source import Need
 from sweeps.probing.space import Cell
-from sweeps.probing.task import ProbeTask
+from sweeps.probing.task import ProbeTask, Read
 from sweeps.search.task import Trial
 
 TIMED_ROWS, TIMED_NUMBERS = 1280, 2**23
@@ -170,17 +170,19 @@ def fits(task: ProbeTask) -> str:
     where = ""
     if task.device != "cpu" and not torch.cuda.is_available():  # a cluster's, seen from its head
         task, where = replace(task, gpus_per_fit=0), ", on this machine's CPU"
-    held, streamed = map(max, zip(*(task.fit_bytes([cell], task.num_train) for cell in cells), strict=True))
-    said = (
-        f"up to {size(held)}"
-        if held <= task.memory
-        else f"up to {size(streamed + stream_bytes(task.memory))}, block by block"
-    )
     seconds = []
     for head in task.space.heads:
         widest = max((cell for cell in cells if cell.head == head), key=task.space.num_features)
         seconds.append(f"{duration(fit_seconds(task, widest))} of {head}")
-    return f"{said}, of {size(task.memory)} that it may have; up to {', '.join(seconds)} on all images{where}"
+    return f"{memory(task, cells)}; up to {', '.join(seconds)} on all images{where}"
+
+
+def memory(task: ProbeTask, cells: Sequence[Read]) -> str:
+    """What a fit of the widest of these cells on all images takes."""
+    held, streamed = map(max, zip(*(task.fit_bytes([cell], task.num_train) for cell in cells), strict=True))
+    streamed += stream_bytes(task.memory)
+    said = size(held) if held <= task.memory else f"{size(streamed)}, block by block"
+    return f"up to {said}, of {size(task.memory)} that it may have"
 
 
 def fit_seconds(task: ProbeTask, cell: Cell) -> float:

@@ -113,13 +113,16 @@ def answer_name(folder: Path) -> str:
     return answer_cell(folder).name
 
 
-def recorded(folder: Path) -> Setup:
-    """Network, data and task of the sweep in a folder, by its flags. Raises ValueError where they have changed."""
+def recorded(folder: Path, memory: str = "", here: bool = True) -> Setup:
+    """Network, data and task of the sweep in a folder, by its flags. Raises ValueError where they have changed.
+
+    memory: as --memory of layer_noise.py. here: whether the work is done on this machine, and not on a cluster.
+    """
     flags = recorded_flags(folder, LayerNoise)
     if "search_images" not in (folder / "config.yaml").read_text():  # of an earlier version, whose search had all
         flags = replace(flags, search_images="all")
-    flags = replace(flags, memory="")  # another machine's
-    if flags.device.startswith("cuda") and not torch.cuda.is_available():  # a cluster's, seen from its head
+    flags = replace(flags, memory=memory)
+    if here and flags.device.startswith("cuda") and not torch.cuda.is_available():  # a cluster's, seen from its head
         flags = replace(flags, device="auto")
     setup = set_up_search(flags)
     if sweep_folder(flags, setup.task).name != name_of(folder):

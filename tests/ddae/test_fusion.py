@@ -45,7 +45,7 @@ def test_every_fusion_finds_what_neither_block_has_alone(name):
         fit_probe("linear", (split(train[0], CHANNELS)[i], train[1]), (split(val[0], CHANNELS)[i], val[1]), 3, seed=0)
         for i in (0, 1)
     ]
-    assert fused > max(each.correct.mean() for each in alone) + 0.05
+    assert fused > max(each.correct.mean() for each in alone) + 0.04
     shuffled = train[1][torch.randperm(600, generator=torch.Generator().manual_seed(0))]
     assert fit_probe(name, (train[0], shuffled), val, 3, seed=0, channels=CHANNELS).correct.mean() < 0.45
 
@@ -88,6 +88,14 @@ def test_every_setting_survives_as_tensors(name):
         tensors = {key: value.clone().contiguous() for key, value in fitted.only(setting).state_dict().items()}
         again = restore(name, tuple(maps.shape), 3, tensors, setting, CHANNELS)
         torch.testing.assert_close(again(asked)[0], scores)
+
+
+def test_the_average_leaves_out_a_block_that_says_nothing():
+    maps, labels = halves(300)
+    noise = torch.randn(300, 40, 2, 2, generator=torch.Generator().manual_seed(5))
+    head, sizes = find_head("average", (4, 6, 40))
+    first, second, last = head.fit(torch.cat([maps, noise], 1), labels, 3, 0, *sizes).weights
+    assert min(first, second) > 0.2 and last == 0
 
 
 def test_a_fusion_needs_blocks():
@@ -158,6 +166,23 @@ def test_selection_takes_what_adds_and_leaves_a_copy_and_noise():
     assert steps[1].correct.mean() == pytest.approx(right.float().mean().item(), abs=0.05)
     alone = select(grams, labels, 3, most=4, may_join=lambda joined, name: not joined)
     assert len(alone) == 1
+
+
+def test_selection_counts_images_by_their_weights():
+    rng = torch.Generator().manual_seed(0)
+    labels = (torch.arange(400) % 10 == 0).long() * 2 + (torch.arange(400) % 2)
+    often, seldom = ((labels % 2).float(), (labels > 1).float())  # what tells the halves apart, what the rare ones
+    grams = {
+        name: gram((8 * truth + torch.randn(400, generator=rng))[:, None, None, None] + torch.zeros(1, 3, 1, 1))
+        for name, truth in {"often": often, "seldom": seldom}.items()
+    }
+    weights = (1 / torch.bincount(labels).float())[labels].numpy()
+    weights /= weights.mean()
+    plain, balanced = select(grams, labels, 4, most=1), select(grams, labels, 4, most=1, weights=weights)
+    assert plain[0].name == "often"
+    assert balanced[0].correct.mean() == pytest.approx(balanced[0].gain)
+    expected = {name: select({name: each}, labels, 4, 1, weights=weights)[0].gain for name, each in grams.items()}
+    assert balanced[0].name == max(expected, key=lambda name: expected[name])
 
 
 def test_a_gram_counts_a_wide_feature_no_more_than_a_narrow_one():
