@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import pairwise
@@ -230,6 +231,9 @@ class NoTracker:
 
     def log_child(self, **child: object) -> None:
         pass
+
+    def hurried(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def trials(config: Trials) -> None:

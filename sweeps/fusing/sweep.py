@@ -204,13 +204,12 @@ class FuseSweep(ProbeSweep):
             if len(heads) < NUM_HEADS:
                 heads.setdefault(trial.cell.head, trial.cell)
         sets = [cell for _, heads in sorted(best.items()) for cell in heads.values()]
-        return [self._fit_on_all(self.setup.single), *map(self._fit_on_all, sets)]
+        searches = [self._on_all_images(self.setup.single), *map(self._on_all_images, sets)]
+        return [trial for [trial] in self.run_all(searches, self.tracker, "the best on all images")]
 
-    def _fit_on_all(self, cell: Cell | FusedCell) -> Trial:
+    def _on_all_images(self, cell: Cell | FusedCell) -> HalvingSearch:
         task = self.task if isinstance(cell, Cell) else self.setup.task([cell.members])
-        halving = HalvingSearch(task.on_all_images(cell), 1, "grid", cells=[cell])
-        [trial] = self.run(halving, self.tracker, f"{cell.name} on all images")
-        return trial
+        return HalvingSearch(task.on_all_images(cell), 1, "grid", cells=[cell])
 
     def conclude(self, paths: Sequence[Joined], trials: Sequence[Trial], fitted: Sequence[Trial]) -> Findings:
         setup = self.setup

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -101,14 +101,20 @@ class ProbeSweep:
 
     def run(self, halving: HalvingSearch, tracker: Tracker, title: str) -> tuple[Trial, ...]:
         """The trials of a search, each once its features stand in the store. title: what is shown."""
-        task = halving.task
+        [trials] = self.run_all([halving], tracker, title)
+        return trials
 
-        def prepare(fit: Fit, lost: bool):
-            return self.pool.run(self.filling.fill(task.needs(*fit), lost))
+    def run_all(self, searches: Sequence[HalvingSearch], tracker: Tracker, title: str) -> list[tuple[Trial, ...]]:
+        """As run(), of searches that go side by side."""
 
-        run = Run(halving, self.task.source.store, prepare)
-        [trials] = run_searches([run], tracker, self.progress, self.pool.busy, title)
-        return tuple(trials)
+        def run(search: HalvingSearch) -> Run:
+            def prepare(fit: Fit, lost: bool):
+                return self.pool.run(self.filling.fill(search.task.needs(*fit), lost))
+
+            return Run(search, self.task.source.store, prepare)
+
+        found = run_searches([run(each) for each in searches], tracker, self.progress, self.pool.busy, title)
+        return [tuple(trials) for trials in found]
 
     def _begin(self, title: str, needs: list[Need], num_steps: int) -> None:
         self.progress.stage(title, num_steps, sum(need.num_images for need in needs))
