@@ -26,8 +26,8 @@ RECORD, HEAD = "noisy_classifier.json", "noisy_head.safetensors"
 VERSION = 1
 """Raise it when a saved classifier would be read differently."""
 FREQUENCIES = 1 / 16, 4.0
-"""Of the sinusoids, in radians a unit of log sigma: the fastest turns once in 1.6, so that levels between those of a
-training look like their neighbours."""
+"""The slowest and the fastest sinusoid, in radians a unit of log sigma: the fastest turns once in 1.6, so that levels
+between those of a training look like their neighbours."""
 
 
 def log_sigma(schedule: Schedule, timestep: int) -> float:
