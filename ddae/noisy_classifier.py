@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from ddae.backbones import SHIPPED, Backbone, Settings, load_backbone
 from ddae.backbones.base import token_grid
-from ddae.noise import Schedule
+from ddae.noise_levels import log_sigma
 from ddae.pooling import pool
 from ddae.winner import FILES, copy_file, sha256
+
+__all__ = ["NoisyClassifier", "NoisyHead", "log_sigma"]
 
 RECORD, HEAD = "noisy_classifier.json", "noisy_head.safetensors"
 VERSION = 1
@@ -28,12 +30,6 @@ VERSION = 1
 FREQUENCIES = 1 / 16, 4.0
 """The slowest and the fastest sinusoid, in radians a unit of log sigma: the fastest turns once in 1.6, so that levels
 between those of a training look like their neighbours."""
-
-
-def log_sigma(schedule: Schedule, timestep: int) -> float:
-    """ln(sigma / alpha) at a native timestep; minus or plus infinity where there is no noise, or nothing else."""
-    sigma = schedule.sigma(timestep)
-    return math.log(sigma) if sigma else -math.inf
 
 
 class NoisyHead(nn.Module):
