@@ -20,6 +20,7 @@ def room_of(folder: Path) -> ModuleType:
     task = read_results(folder)["task"]
     if task not in CLASSIFIERS:
         raise ValueError(
-            f"{folder} is a sweep of {task!r}, which ends in no classifier; those of {', '.join(CLASSIFIERS)} do"
+            f"{folder} is a sweep of {task!r}, which ends in no classifier of clean images; those of "
+            f"{', '.join(CLASSIFIERS)} do"
         )
     return CLASSIFIERS[task]
