@@ -3,7 +3,7 @@
 from pathlib import Path
 from types import ModuleType
 
-from sweeps.findings.folder import read_results
+from sweeps.findings.folder import newest_sweep, read_results
 from sweeps.finetuning import refit as finetuning
 from sweeps.fusing import refit as fusing
 from sweeps.probing import refit as probing
@@ -13,6 +13,11 @@ CLASSIFIERS = {"layer-noise": probing, "finetune": finetuning, "fuse": fusing}
 reopen(folder, splits), its classifier, fitted again. splits: those that are wanted beside train and val."""
 Classifier = probing.Refit | finetuning.Tuned
 """The answer of a finished sweep, ready to classify. Both have the same properties and methods."""
+
+
+def newest(out: Path) -> Path:
+    """The folder of the sweep that was finished last and ends in a classifier."""
+    return newest_sweep(out, *CLASSIFIERS)
 
 
 def room_of(folder: Path) -> ModuleType:

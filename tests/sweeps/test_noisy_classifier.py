@@ -180,6 +180,8 @@ def test_what_cannot_be_trained_is_one_line(fork, tiny_model, place, folder, tmp
     assert "dataset='fashion-mnist' is not that of --sweep" in refused(fork, "--dataset", "fashion-mnist", cwd=place)
 
 
-def test_final_test_says_that_it_ends_in_no_such_classifier(fork, folder, place):
+def test_final_test_takes_the_sweep_before_it_and_refuses_this_one(fork, folder, place):
+    assert "up.1.0" in (said := run(fork, "final_test", cwd=place)) or "mid" in said
+    assert not (folder / "final_test.json").exists()
     _, err = (process := fork("final_test", "--sweep", str(folder), cwd=place)).communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 2 and "which ends in no classifier" in err
