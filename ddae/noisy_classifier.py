@@ -99,6 +99,12 @@ class NoisyHead(nn.Module):
         return torch.lerp(values[above - 1], values[above], share)
 
 
+def head_size(num_features: int, num_classes: int, width: int, embedding: bool) -> int:
+    """How many weights a NoisyHead has."""
+    hidden, told = width * num_features, 2 * num_features if embedding else 0
+    return (num_features + 1) * (hidden + told) + (hidden + 1) * num_classes
+
+
 def sinusoids(log_sigma: Tensor, width: int) -> Tensor:
     """[N] -> [N, width]: sines and cosines; a last odd number is 0."""
     low, high = map(math.log, FREQUENCIES)

@@ -1,5 +1,6 @@
 """What a sweep of noise-conditional classifiers is to do, from its flags, and what it costs."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,17 +8,20 @@ import torch
 
 from ddae.backbones import Backbone
 from ddae.datasets import Dataset
+from ddae.memory import for_fits
 from ddae.noise import Clean
 from ddae.noise_levels import all_levels, between, choose_grid
+from ddae.noisy_classifier import head_size
 from ddae.noisy_training import num_steps, step_seconds
 from ddae.noisy_wide_resnet import sizes_of
 from ddae.units import duration, parse_size, rounded, size
 from storage.ledger import content_key
 from sweeps.cluster.pool import FOR_FITS
+from sweeps.cluster.session import address
 from sweeps.findings.folder import named, newest_sweep, read_results
 from sweeps.flags import SEEDS, check_numbers
 from sweeps.noisy.baseline import BaselineTask
-from sweeps.noisy.task import NoisyTask
+from sweeps.noisy.task import READING, NoisyTask
 from sweeps.noisy_classifier import NoiseConditional
 from sweeps.probing.cost import time_passes
 from sweeps.probing.refit import answer_cell, with_flags_of
@@ -26,6 +30,8 @@ from sweeps.probing.space import Space, check_choices, stored_pooling
 from sweeps.probing.task import ProbeTask
 from sweeps.search.halving import plan_round_size
 from sweeps.search.task import REDUCTION
+
+log = logging.getLogger("sweeps")
 
 OWN_HEADS = ("ridge", "linear")
 """What is fitted at one level alone; the better of them on val is the line that a shared head could reach."""
@@ -108,7 +114,26 @@ def set_up(config: NoiseConditional) -> Setup:
     task = NoisyTask(
         probing, levels, grid, inside, poolings, widths, rungs, config.num_draws, num_val, config.seed
     )  # fmt: skip
+    check_memory(task)
     return Setup(config, task, backbone, dataset)
+
+
+def check_memory(task: NoisyTask) -> None:
+    """Raises ValueError where the widest head would not fit beside what it reads."""
+    probing = task.probing
+    if address() and not probing.memory_bytes:  # other machines'
+        return
+    may_have = probing.memory_bytes or for_fits(probing.device, probing.part(num_cpus=1))
+    for cell in task.cells:
+        num_features = probing.space.block(cell.block).channels * cell.pooling**2
+        weights = head_size(num_features, probing.num_classes, cell.width, cell.embedding == "tau")
+        takes = 16 * weights + int(READING * may_have)  # weights, gradients, and two moments of each
+        if takes > may_have:
+            raise ValueError(
+                f"a head of {weights / 1e6:,.0f}M weights ({cell.width}x the {num_features:,} numbers of {cell.block}, "
+                f"{cell.pooling} x {cell.pooling}) takes {size(takes)} and may have {size(may_have)}: give smaller "
+                "--poolings or --widths, or raise --memory"
+            )
 
 
 def with_sweep(config: NoiseConditional) -> NoiseConditional:
@@ -123,7 +148,10 @@ def with_sweep(config: NoiseConditional) -> NoiseConditional:
     cell = answer_cell(folder)
     best = dict.fromkeys([cell.block, *(block for block, _ in results.get("left", ()))])
     instead = "give --blocks and --poolings instead of the sweep"
-    config, _ = with_flags_of(folder, config, instead, take_store=config.sweep is not None)
+    config, theirs = with_flags_of(folder, config, instead, take_store=config.sweep is not None)
+    if theirs.metric != "accuracy":
+        metric = theirs.metric.replace("_", " ")
+        log.warning(f"{folder} has chosen its cell by {metric}; the head is chosen by accuracy")
     return replace(
         config,
         sweep=folder.absolute(),

@@ -12,7 +12,7 @@ from ddae.backbones import Settings, load_backbone
 from ddae.heads import Kept, kept
 from ddae.noise import VE, VP, Flow
 from ddae.noise_levels import DISTRIBUTIONS, all_levels, between, choose_grid, log_sigma
-from ddae.noisy_classifier import HEAD, RECORD, NoisyClassifier, NoisyHead
+from ddae.noisy_classifier import HEAD, RECORD, NoisyClassifier, NoisyHead, head_size
 from ddae.noisy_training import Columns, counts_of, fit, lay_out, score
 from ddae.noisy_wide_resnet import NoisyWideResNet, sizes_of
 
@@ -96,6 +96,14 @@ def test_features_are_standardised_by_their_own_level_and_in_between(embedding):
     x, mean = torch.randn(5, 8), (head.mean[1] + 3 * head.mean[2]) / 4
     expected = (x - mean) * (head.scale[1] + 3 * head.scale[2]) / 4
     torch.testing.assert_close(head(x, middle.expand(5)), expected + tau(middle.expand(5)))
+
+
+@pytest.mark.parametrize("embedding", [False, True])
+@pytest.mark.parametrize("num_features", [1, 8, 9])
+def test_the_size_of_a_head_is_known_before_it_is_made(num_features, embedding):
+    head = head_of(num_features, embedding)
+    assert head_size(num_features, CLASSES, 2, embedding) == sum(each.numel() for each in head.parameters())
+    assert head(torch.randn(2, num_features), torch.zeros(2)).shape == (2, CLASSES)
 
 
 def sinusoid(head, level):
