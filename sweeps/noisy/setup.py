@@ -21,7 +21,7 @@ from sweeps.cluster.session import address
 from sweeps.findings.folder import named, newest_sweep, read_results
 from sweeps.flags import SEEDS, check_numbers
 from sweeps.noisy.baseline import BaselineTask
-from sweeps.noisy.task import READING, NoisyTask
+from sweeps.noisy.task import READING, READING_BYTES, NoisyTask
 from sweeps.noisy_classifier import NoiseConditional
 from sweeps.probing.cost import time_passes
 from sweeps.probing.refit import answer_cell, with_flags_of
@@ -127,7 +127,9 @@ def check_memory(task: NoisyTask) -> None:
     for cell in task.cells:
         num_features = probing.space.block(cell.block).channels * cell.pooling**2
         weights = head_size(num_features, probing.num_classes, cell.width, cell.embedding == "tau")
-        takes = 16 * weights + int(READING * may_have)  # weights, gradients, and two moments of each
+        takes = 16 * weights + min(
+            READING_BYTES, int(READING * may_have)
+        )  # weights, gradients, and two moments of each
         if takes > may_have:
             raise ValueError(
                 f"a head of {weights / 1e6:,.0f}M weights ({cell.width}x the {num_features:,} numbers of {cell.block}, "
