@@ -127,9 +127,8 @@ def check_memory(task: NoisyTask) -> None:
     for cell in task.cells:
         num_features = probing.space.block(cell.block).channels * cell.pooling**2
         weights = head_size(num_features, probing.num_classes, cell.width, cell.embedding == "tau")
-        takes = 16 * weights + min(
-            READING_BYTES, int(READING * may_have)
-        )  # weights, gradients, and two moments of each
+        trained = 16 * weights  # they, their gradients, and two moments of each
+        takes = trained + min(READING_BYTES, int(READING * may_have))
         if takes > may_have:
             raise ValueError(
                 f"a head of {weights / 1e6:,.0f}M weights ({cell.width}x the {num_features:,} numbers of {cell.block}, "
