@@ -131,7 +131,7 @@ def check_memory(task: NoisyTask) -> None:
         takes = trained + min(READING_BYTES, int(READING * may_have))
         if takes > may_have:
             raise ValueError(
-                f"a head of {weights / 1e6:,.0f}M weights ({cell.width}x the {num_features:,} numbers of {cell.block}, "
+                f"a head of {weights:,} weights ({cell.width}x the {num_features:,} numbers of {cell.block}, "
                 f"{cell.pooling} x {cell.pooling}) takes {size(takes)} and may have {size(may_have)}: give smaller "
                 "--poolings or --widths, or raise --memory"
             )

@@ -169,7 +169,7 @@ def test_what_cannot_be_trained_is_one_line(fork, tiny_model, place, folder, tmp
     assert "pooling=8 is larger than every" in refused(fork, *mine, "--poolings", "8", cwd=tmp_path)
     assert "widths=[0] must be" in refused(fork, *mine, "--widths", "0", cwd=tmp_path)
     wide = ["--memory", "1MB", "--widths", "400"]
-    assert "may have 1.0 MB: give smaller --poolings" in refused(fork, *mine, *wide, cwd=tmp_path)
+    assert "may have 1 MB: give smaller --poolings" in refused(fork, *mine, *wide, cwd=tmp_path)
     assert "block='middle' is not known" in refused(fork, *mine[:-1], "middle", cwd=tmp_path)
     clean = ["--backbone", "wrn:10-1", "--dataset", "digits", "--blocks", "last"]
     assert "was trained without noise, and has no noise levels" in refused(fork, *clean, cwd=tmp_path)
