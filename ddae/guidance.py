@@ -2,8 +2,10 @@
 walks back from that block alone (Denoising Diffusion Autoencoders, Xiang et al. 2023, section 4.1.3).
 
     classifier = NoisyClassifier.load("out/noisy-classifier")
-    guide = Guide(backbone, classifier.block, log_prob(classifier.logits, [classes.index("bag")]), scale=5)
+    backbone = classifier.open()
+    guide = Guide.towards(classifier, backbone, ["bag", "coat"], scale=5)
     images = backbone.encoder.decode(sample(backbone, range(64), denoise=guide))
+    pipeline.unet = GuidedNetwork(guide, pipeline.scheduler)  # the same in a pipeline of diffusers
 
 A guided step costs 1 + kappa forward passes, where kappa is the share of the pass up to the block: the gradient is that
 of the input alone, and takes as many operations as the forward pass of that part; of the products in attention, both of
@@ -23,7 +25,9 @@ from torch import Tensor, nn
 from ddae.backbones import Backbone
 from ddae.backbones.hooks import hooked
 from ddae.backbones.predictions import PREDICTIONS
+from ddae.nearest import did_you_mean
 from ddae.noise import VP, Flow
+from ddae.noisy_classifier import NoisyClassifier
 
 Scalar = Callable[[Tensor, Tensor, np.ndarray], Tensor]
 """(map of the block [N, C, S, S], ln(sigma / alpha) [N], numbers of the images [N]) -> what is to grow, [N]. Image i's
@@ -67,6 +71,19 @@ class Guide:
             raise ValueError("precision='float16' loses small gradients; guide in bfloat16 or float32")
         if not math.isfinite(self.scale):
             raise ValueError(f"scale={self.scale} is no finite number; give one such as 5")
+
+    @classmethod
+    def towards(cls, classifier: NoisyClassifier, backbone: Backbone, classes: Sequence[str], scale: float) -> "Guide":
+        """Image number i is to be of classes[i % len(classes)]. Raises ValueError for a class that is not there, and
+        for another network than the classifier's."""
+        classifier.check(backbone)
+        known = classifier.class_names
+        for name in classes:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise ValueError(f"class {name!r} is not there; the classifier knows {', '.join(known)}{hint}")
+        labels = [known.index(name) for name in classes]
+        return cls(backbone, classifier.block, log_prob(classifier.logits, labels), scale)
 
     @property
     def cost(self) -> float:
