@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from ddae.backbones import SHIPPED, Backbone, Settings, load_backbone
 from ddae.backbones.base import token_grid
-from ddae.noise import Schedule
+from ddae.noise_levels import log_sigma
 from ddae.pooling import pool
 from ddae.winner import FILES, copy_file, sha256
+
+__all__ = ["NoisyClassifier", "NoisyHead", "log_sigma"]
 
 RECORD, HEAD = "noisy_classifier.json", "noisy_head.safetensors"
 VERSION = 1
@@ -28,12 +30,6 @@ VERSION = 1
 FREQUENCIES = 1 / 16, 4.0
 """The slowest and the fastest sinusoid, in radians a unit of log sigma: the fastest turns once in 1.6, so that levels
 between those of a training look like their neighbours."""
-
-
-def log_sigma(schedule: Schedule, timestep: int) -> float:
-    """ln(sigma / alpha) at a native timestep; minus or plus infinity where there is no noise, or nothing else."""
-    sigma = schedule.sigma(timestep)
-    return math.log(sigma) if sigma else -math.inf
 
 
 class NoisyHead(nn.Module):
@@ -101,6 +97,12 @@ class NoisyHead(nn.Module):
         low, high = self.levels[above - 1], self.levels[above]
         share = ((log_sigma - low) / (high - low)).unsqueeze(1)
         return torch.lerp(values[above - 1], values[above], share)
+
+
+def head_size(num_features: int, num_classes: int, width: int, embedding: bool) -> int:
+    """How many weights a NoisyHead has."""
+    hidden, told = width * num_features, 2 * num_features if embedding else 0
+    return (num_features + 1) * (hidden + told) + (hidden + 1) * num_classes
 
 
 def sinusoids(log_sigma: Tensor, width: int) -> Tensor:

@@ -26,7 +26,7 @@ class FinalTest:
 def main(config: FinalTest) -> None:
     from sweeps import testing
 
-    folder = testing.named(config.sweep) if config.sweep else testing.newest_sweep(config.out)
+    folder = testing.named(config.sweep) if config.sweep else testing.newest(config.out)
     tested, chosen = testing.read_test(folder), testing.room_of(folder).answer_name(folder)
     testing.log_again(folder)
     tested = tested or testing.measure(folder, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))

@@ -33,7 +33,7 @@ class HandOver:
 def main(config: HandOver) -> None:
     from sweeps import handing_over
 
-    folder = handing_over.named(config.sweep) if config.sweep else handing_over.newest_sweep(config.out)
+    folder = handing_over.named(config.sweep) if config.sweep else handing_over.newest(config.out)
     text, not_logged = handing_over.hand_over(folder, config.include_backbone, config.features, config.register)
     print(text)
     if not_logged:

@@ -19,12 +19,12 @@ from storage.feature_store import write_parquet
 from storage.ledger import content_key
 from storage.tracking import NotLogged, Tracker
 from sweeps import served
-from sweeps.classifiers import Classifier, room_of
+from sweeps.classifiers import Classifier, newest, room_of
 from sweeps.cli import check_writable
 from sweeps.findings import logged
-from sweeps.findings.folder import named, newest_sweep, read_test
+from sweeps.findings.folder import named, read_test
 
-__all__ = ["hand_over", "named", "newest_sweep"]
+__all__ = ["hand_over", "named", "newest"]
 
 PORT = 5001
 TEST_METRICS = "test_accuracy", "test_stderr", "test_balanced_accuracy", "test_balanced_stderr"

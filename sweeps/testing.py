@@ -9,11 +9,11 @@ from ddae.datasets import is_uneven
 from ddae.probe import measured
 from ddae.report.page import with_test
 from storage.files import published
-from sweeps.classifiers import Classifier, room_of
+from sweeps.classifiers import Classifier, newest, room_of
 from sweeps.cli import check_writable
 from sweeps.findings import logged
 from sweeps.findings.answer import without_text
-from sweeps.findings.folder import RECORD, Tested, named, newest_sweep, read_test, test_text, write_test
+from sweeps.findings.folder import RECORD, Tested, named, read_test, test_text, write_test
 from sweeps.findings.logged import NOT_LOGGED, incomplete, log_again
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "log_again",
     "measure",
     "named",
-    "newest_sweep",
+    "newest",
     "read_test",
     "room_of",
 ]

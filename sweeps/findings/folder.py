@@ -95,9 +95,10 @@ def started_in(folder: Path) -> Path:
     return Path(*above.parts[: len(above.parts) - depth]) if is_there else Path.cwd()
 
 
-def newest_sweep(out: Path, task: str = "*") -> Path:
-    """The folder of the sweep that was finished last, of one kind or of any."""
-    finished = sorted(out.glob(f"{task}-*/{RESULTS}"), key=lambda path: path.stat().st_mtime)
+def newest_sweep(out: Path, *tasks: str) -> Path:
+    """The folder of the sweep that was finished last, of these kinds."""
+    results = [path for task in tasks for path in out.glob(f"{task}-*/{RESULTS}")]
+    finished = sorted(results, key=lambda path: path.stat().st_mtime)
     if not finished:
         raise ValueError(f"no finished sweep in --out {out}; run `python sweeps/layer_noise.py` first")
     return finished[-1].parent

@@ -28,16 +28,14 @@ from sweeps.finetuning.findings import Findings, outcome_of
 from sweeps.finetuning.publish import publish, report
 from sweeps.finetuning.task import FinetuneTask
 from sweeps.flags import SEEDS, as_flags, check_no_offload, check_numbers
-from sweeps.layer_noise import LayerNoise
 from sweeps.probing.extractor import num_shards
 from sweeps.probing.filling import Filling
-from sweeps.probing.refit import answer_cell
+from sweeps.probing.refit import answer_cell, with_flags_of
 from sweeps.probing.source import (
     FeatureSource,
     choose_blocks,
     load_model,
     open_source,
-    recorded_flags,
     with_whole_paths,
 )
 from sweeps.progress import Progress
@@ -177,26 +175,13 @@ def with_sweep(config: Finetune) -> Finetune:
     if task != "layer-noise":
         raise ValueError(f"--sweep {folder} is a sweep of {task}; give one of layer_noise.py")
     cell = answer_cell(folder)
-    theirs, whole = recorded_flags(folder, LayerNoise), with_whole_paths(config)
+    instead = "give --block, --timestep, --pooling and --head instead of the sweep"
+    config, theirs = with_flags_of(folder, config, instead, take_store=config.sweep is not None)
     if theirs.metric != "accuracy":
         log.warning(
             f"{folder} has chosen its cell by {theirs.metric.replace('_', ' ')}; the training is chosen by accuracy"
         )
-    default = with_whole_paths(Finetune())
-    decides = (
-        "backbone", "dataset", "data_seed", "data_root", "label_column", "group_by", "white", "skip_unreadable",
-        "image_size", "num_steps", "text_embedding", "weights",
-    )  # fmt: skip
-    given = {name: getattr(theirs, name) for name in decides}
-    for name, value in given.items():
-        if getattr(whole, name) not in (value, getattr(default, name)):
-            raise ValueError(
-                f"{name}={getattr(config, name)!r} is not that of --sweep {folder}, which has {value!r}; leave it out, "
-                "or give --block, --timestep, --pooling and --head instead of the sweep"
-            )
-    if config.store == Finetune.store and config.sweep:
-        given["store"] = theirs.store
-    return replace(config, **given, sweep=folder, **asdict(cell))
+    return replace(config, sweep=folder, **asdict(cell))
 
 
 def check_cuts(config: Finetune, backbone: Backbone) -> tuple[str, ...]:

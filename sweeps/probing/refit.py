@@ -21,7 +21,7 @@ from sweeps.findings.logged import name_of
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing.extractor import Extractor
 from sweeps.probing.plan import Setup, set_up_search, sweep_folder
-from sweeps.probing.source import Need, recorded_flags
+from sweeps.probing.source import Flags, Need, recorded_flags, with_whole_paths
 from sweeps.probing.space import Cell
 from sweeps.probing.task import ProbeTask, Read
 from sweeps.search.task import Result
@@ -125,6 +125,33 @@ def recorded(folder: Path) -> Setup:
     if sweep_folder(flags, setup.task).name != name_of(folder):
         raise ValueError(f"{flags.backbone} or {flags.dataset} has changed since {folder} was made; sweep again")
     return setup
+
+
+DECIDING = (
+    "backbone", "dataset", "data_seed", "data_root", "label_column", "group_by", "white", "skip_unreadable",
+    "image_size", "num_steps", "text_embedding", "weights",
+)  # fmt: skip
+"""Flags that say which network and which images a sweep has looked into."""
+
+
+def with_flags_of(folder: Path, config: Flags, instead: str, take_store: bool) -> tuple[Flags, LayerNoise]:
+    """The flags with the network and the data of the sweep in a folder, and that sweep's own flags. Raises ValueError
+    where they name others.
+
+    instead: what else can be done then. take_store: whether its store is taken too, where no other is named.
+    """
+    theirs, whole = recorded_flags(folder, LayerNoise), with_whole_paths(config)
+    default = with_whole_paths(type(config)())
+    given = {name: getattr(theirs, name) for name in DECIDING}
+    for name, value in given.items():
+        if getattr(whole, name) not in (value, getattr(default, name)):
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} is not that of --sweep {folder}, which has {value!r}; leave it out, "
+                f"or {instead}"
+            )
+    if take_store and config.store == type(config).store:
+        given["store"] = theirs.store
+    return replace(config, **given), theirs
 
 
 def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:

@@ -58,12 +58,13 @@ COLUMNS = "block", "timestep", "sigma", "pooling", "head", "num_images"
 class ProbeSweep:
     """What a sweep does with a task on a pool of workers.
 
-    least_passes: full forward passes that it takes at least.
+    least_passes: full forward passes that it takes at least. grid_passes: those of all that could be extracted; by
+    default of the exhaustive grid.
     """
 
-    def __init__(self, task: ProbeTask, pool: Pool, least_passes: float):
+    def __init__(self, task: ProbeTask, pool: Pool, least_passes: float, grid_passes: float = 0):
         self.task, self.pool = task, pool
-        self.progress = Progress(least_passes, task.grid_passes)
+        self.progress = Progress(least_passes, grid_passes or task.grid_passes)
         self.filling = Filling(task.source, pool, self._extracted, self.progress.step)
         self.new_passes = 0.0
         """Full forward passes that were run, not found in the store."""

@@ -132,7 +132,26 @@ def finetune(tiny_model, store) -> Task:
     )  # fmt: skip
 
 
-TASKS = {"descent": descent, "layer-noise": layer_noise, "finetune": finetune}
+def noisy_classifier(tiny_model, store) -> Task:
+    from sweeps.noisy.setup import set_up
+    from sweeps.noisy_classifier import NoiseConditional
+    from sweeps.probing.extractor import Extractor
+
+    small = {"num_levels": 3, "num_between": 1, "num_images": 200, "num_val": 60, "num_draws": 2}
+    names = {"backbone": tiny_model, "dataset": "digits", "blocks": ("mid", "up.1.0"), "store": str(store)}
+    task = set_up(NoiseConditional(**names, **small, widths=(1,))).task
+    extractor = Extractor(task.source)
+    for need in task.needs(task.cells[0], task.rungs[-1]):
+        extractor.ensure(need)
+    return task
+
+
+TASKS = {
+    "descent": descent,
+    "layer-noise": layer_noise,
+    "finetune": finetune,
+    "noisy-classifier": noisy_classifier,
+}
 
 
 @pytest.fixture(scope="module", params=TASKS)
@@ -226,7 +245,7 @@ def test_minimising_works_as_maximising_does(task, bench):
 def test_cells_that_share_a_read_may_be_run_together(task, bench):
     rung, first = task.rungs[-1], task.cells[0]
     alike = [cell for cell in task.cells if task.reads(cell, rung) == task.reads(first, rung)][:4]
-    assert len(alike) > 1 or task.name == "finetune"
+    assert len(alike) > 1 or task.name in ("finetune", "noisy-classifier")
     together = list(task.run(alike, rung, [bench.checkpoint(cell) for cell in alike]))
     alone = [bench.result(Fit(cell, rung)) for cell in alike]
     assert [numbers(result) for result in together] == [numbers(result) for result in alone]
