@@ -17,11 +17,13 @@ Curve = Sequence[tuple[float, float, float]]
 """(sigma / alpha, accuracy, standard error), sigma growing."""
 
 
+OWN = "a head at each level"
+
+
 @dataclass(frozen=True)
 class Own:
     """Heads that are fitted at one level each, on one draw of the same images."""
 
-    pooling: int
     heads: tuple[str, ...]
     """At each level that is looked at, the head that is best on val."""
     correct: np.ndarray
@@ -38,11 +40,11 @@ class Findings:
     """Those that are statistically tied with the answer, best first."""
     recipes: Mapping[str, Trial]
     """DDAE's recipe, and what is changed of it, on all images that the sweep has."""
-    own: tuple[Own, ...]
-    """At the answer's pooling, and at that of DDAE's recipe."""
+    own: Mapping[int, Own]
+    """By pooling: that of the answer, and 1, that of DDAE's recipe."""
     baselines: Mapping[str, tuple[BaselineTask, Trial]]
     num_parameters: Mapping[str, int]
-    """Of the answer's head, of the frozen network, of the baselines."""
+    """Who classifies -> numbers that are trained for it; and those of the frozen network."""
     folder: Path
     tracked: str
     """How a person sees the trials in MLflow."""
@@ -63,7 +65,7 @@ class Findings:
     def correct(self) -> Mapping[str, np.ndarray]:
         """Who classifies -> bool [levels that are looked at, num_val]."""
         shared = {"shared head": self.task.correct_at(self.answer.last)}
-        own = {own_name(each): each.correct for each in self.own if each.pooling == self.cell.pooling}
+        own = {OWN: self.own[self.cell.pooling].correct}
         scratch = {name: self.task.correct_at(trial.last) for name, (_, trial) in self.baselines.items()}
         return shared | own | scratch
 
@@ -71,7 +73,7 @@ class Findings:
     def of_recipes(self) -> Mapping[str, np.ndarray]:
         """The same of DDAE's recipe, what is changed of it, and heads of one level at its pooling."""
         found = {name: self.task.correct_at(trial.last) for name, trial in self.recipes.items()}
-        return found | {own_name(each): each.correct for each in self.own if each.pooling == 1}
+        return found | {OWN: self.own[1].correct}
 
     def curve(self, correct: np.ndarray, between: bool = False) -> Curve:
         """Accuracy against sigma, at the levels of the grid or at those between."""
@@ -90,10 +92,6 @@ class Findings:
         return mean_over_levels(correct[:count]), mean_over_levels(correct[count:]) if len(correct) > count else None
 
 
-def own_name(own: Own) -> str:
-    return "a head at each level"
-
-
 def choose(task: NoisyTask, trials: Sequence[Trial]) -> tuple[Trial, ...]:
     """The trials that are statistically tied with the best on val, the best first. Raises ValueError where none
     reached the last rung."""
@@ -105,11 +103,11 @@ def choose(task: NoisyTask, trials: Sequence[Trial]) -> tuple[Trial, ...]:
     return tuple(sorted(tied, key=lambda trial: -trial.last.metrics["val_accuracy"]))
 
 
-def own_of(pooling: int, results: Mapping[int, Mapping[str, Result]], num_val: int) -> Own:
+def own_of(results: Mapping[int, Mapping[str, Result]], num_val: int) -> Own:
     """results: timestep -> head -> what it came to, in the order in which levels are looked at."""
     heads, correct = [], []
     for by_head in results.values():
         head = max(by_head, key=lambda name: by_head[name].correct[:num_val].mean())
         heads.append(head)
         correct.append(by_head[head].correct[:num_val])
-    return Own(pooling, tuple(heads), np.stack(correct))
+    return Own(tuple(heads), np.stack(correct))

@@ -76,7 +76,7 @@ class NoisySweep(ProbeSweep):
         trials = self.run(HalvingSearch(last, len(cells), "grid", cells=cells), self.tracker, "DDAE's recipe")
         return dict(zip(named, trials, strict=True))
 
-    def own_heads(self, cell: NoisyCell) -> tuple[Own, ...]:
+    def own_heads(self, cell: NoisyCell) -> dict[int, Own]:
         """Heads of one level each, at the pooling of a cell and at that of DDAE's recipe."""
         task = self.setup.task
         probing = replace(task.probing, sites=dict.fromkeys(task.looked_at, (cell.block,)))
@@ -91,7 +91,7 @@ class NoisySweep(ProbeSweep):
         for trial in trials:
             at_pooling = found.setdefault(trial.cell.pooling, {})
             at_pooling.setdefault(trial.cell.timestep, {})[trial.cell.head] = trial.last
-        return tuple(own_of(pooling, results, task.num_val) for pooling, results in found.items())
+        return {pooling: own_of(results, task.num_val) for pooling, results in found.items()}
 
     def from_scratch(self, cell: NoisyCell) -> dict[str, tuple[BaselineTask, Trial]]:
         """The baselines, under the noise of the cell."""

@@ -314,7 +314,7 @@ class Memory:
             raise Interrupted
 
 
-@pytest.mark.parametrize("patience", [1, 45, 599])
+@pytest.mark.parametrize("patience", [1, 45, 299])
 def test_a_training_that_goes_on_ends_as_one_that_does_not(monkeypatch, patience):
     monkeypatch.setattr(kept, "SECONDS", 0)
     columns, labels = planted(LEVELS)

@@ -138,8 +138,8 @@ def noisy_classifier(tiny_model, store) -> Task:
     from sweeps.probing.extractor import Extractor
 
     small = {"num_levels": 3, "num_between": 1, "num_images": 200, "num_val": 60, "num_draws": 2}
-    names = {"backbone": tiny_model, "dataset": "digits", "blocks": ("mid", "up.1.0"), "store": str(store)}
-    task = set_up(NoiseConditional(**names, **small, widths=(1,))).task
+    names = {"backbone": tiny_model, "dataset": "digits", "blocks": ("mid",), "store": str(store)}
+    task = set_up(NoiseConditional(**names, **small, poolings=(1,), widths=(1,))).task
     extractor = Extractor(task.source)
     for need in task.needs(task.cells[0], task.rungs[-1]):
         extractor.ensure(need)
