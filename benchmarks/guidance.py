@@ -11,6 +11,7 @@ a guided step; of the same head in a second pass (1 + 2 kappa); of an external n
 is not trained, as its cost does not depend on its weights. Its training comes on top.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -26,14 +27,14 @@ import tyro
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddae.generation.measures import Measured
+from ddae.generation.measures import measure
 from ddae.generation.sampling import steps_of
 from ddae.guidance import Guide
 from ddae.noisy_wide_resnet import NoisyWideResNet, sizes_of
 from ddae.report.figures import make_axes, open_frame, save
 from sweeps import guide, guiding
 from sweeps.guiding import Guided, Verdict
-from sweeps.sampling import JUDGE, compare, keep, sampled
+from sweeps.sampling import JUDGE, keep, sampled, write_json
 
 GOAL_ACCURACY, GOAL_SECONDS = 0.85, 1.1
 
@@ -42,14 +43,16 @@ GOAL_ACCURACY, GOAL_SECONDS = 0.85, 1.1
 class Guidance:
     classifier: str
     scales: tuple[float, ...] = (0, 0.5, 1, 2, 5, 10, 20)
-    goal: float = 10
+    goal: float = 5
     """The scale of which the goals are."""
     num_few: int = 200
     num_samples: int = 1000
     """At scale 0 and at the goal."""
     steps: int = 25
-    extractors: tuple[str, ...] = (str(JUDGE), "efficientnet-lite0")
-    """The second sees the many samples alone."""
+    second: str = "efficientnet-lite0"
+    """An extractor beside the judge, of scale 0 and the goal."""
+    num_second: int = 1000
+    """Samples that it sees."""
     external: tuple[str, ...] = ("wrn:10-1", "wrn:28-10")
     """Networks for noised images, by depth and width."""
     batch_size: int = 64
@@ -59,17 +62,19 @@ class Guidance:
 
 def main(config: Guidance) -> None:
     torch.set_num_threads(1)
-    few = set_up(config, config.num_few, config.extractors[:1])
-    table = {scale: quality(few.at(scale)) for scale in config.scales}
-    many = set_up(config, config.num_samples, config.extractors)
+    few, many = (set_up(config, number, str(JUDGE)) for number in (config.num_few, config.num_samples))
     goal = {scale: quality(many.at(scale)) for scale in (0.0, config.goal)}
+    table = {scale: quality(few.at(scale)) for scale in config.scales}
     cost = costs(config, many.at(config.goal))
     real = guiding.judged_real(many)
+    second = set_up(config, config.num_second, config.second)
+    for scale in goal:
+        goal[scale] |= {config.second: quality(second.at(scale))[config.second]}
     results = {
         "classifier": few.classifier.measured, "head": few.head, "block": few.classifier.block,
         "pooling": few.classifier.pooling, "sampler": few.sampler, "steps": config.steps,
         "num_few": config.num_few, "num_samples": config.num_samples, "judge_on_real": real and asdict(real),
-        "few": table, "many": goal, "cost": cost, "goals": goals(config, goal, cost),
+        "num_second": config.num_second, "few": table, "many": goal, "cost": cost, "goals": goals(config, goal, cost),
         "load_average": os.getloadavg(),
     }  # fmt: skip
     record.write("guidance", results)
@@ -78,28 +83,45 @@ def main(config: Guidance) -> None:
         print(name, met)
 
 
-def set_up(config: Guidance, num_samples: int, extractors: tuple[str, ...]) -> Guided:
+def set_up(config: Guidance, num_samples: int, extractor: str) -> Guided:
     scales = config.scales if num_samples == config.num_few else (0.0, config.goal)
     flags = guide.Guide(
         classifier=config.classifier, scale=scales, num_samples=num_samples, steps=config.steps, judge=str(JUDGE),
-        extractor=extractors, force=True, batch_size=config.batch_size, out=config.out, sampler="ddim",
+        extractor=(extractor,), force=True, batch_size=config.batch_size, out=config.out, sampler="ddim",
     )  # fmt: skip
     return guiding.set_up(flags)
 
 
 def quality(setup: Guided) -> dict[str, Any]:
-    """What the judge and the extractors say of the samples of a scale."""
+    """What the judge and the extractor say of the samples of a scale; kept beside these."""
+    [extractor] = setup.extractors
+    name = Path(extractor.name).name
+    kept = setup.folder / f"quality-{setup.config.num_samples}-{name}.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
     everything = sampled(setup)
     keep(setup, everything)
     images = everything[: setup.config.num_samples]
     assert setup.judge
     verdict: Verdict = guiding.judged(setup.judge, images, setup.classes, guiding.labels_of(setup))
     print(f"scale {setup.scale:g}: {len(images)} samples, {100 * verdict.accuracy:.1f} % of their class", flush=True)
-    measured: dict[str, list[Measured]] = {}
-    for extractor in setup.extractors:
-        measured[Path(extractor.name).name] = compare(setup, extractor, images, with_damage=False)[0]
-        print(*(f"{each.name} {each.value:.4g} {each.interval}" for each in measured[Path(extractor.name).name]))
-    return asdict(verdict) | {name: [asdict(each) for each in found] for name, found in measured.items()}
+    real = reference(extractor.name, setup.config.num_samples, setup)
+    measured = measure(extractor(images), *real, extractor.distance, setup.config.num_resamples)
+    print(*(f"{each.name} {each.value:.4g} {each.interval}" for each in measured), flush=True)
+    found = asdict(verdict) | {name: [asdict(each) for each in measured]}
+    write_json(kept, found)
+    return found
+
+
+REAL: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+
+
+def reference(name: str, number: int, setup: Guided) -> tuple[Tensor, Tensor]:
+    """Features of real images of the classes, and of as many others."""
+    if (name, number) not in REAL:
+        one, other = (setup.extractors[0](setup.real(setup.rows[start : start + number])) for start in (0, number))
+        REAL[name, number] = one, other
+    return REAL[name, number]
 
 
 def costs(config: Guidance, setup: Guided) -> dict[str, Any]:
@@ -175,8 +197,7 @@ def goals(config: Guidance, goal: dict[float, dict[str, Any]], cost: dict[str, A
     found: dict[str, Any] = {
         "class accuracy": [guided["accuracy"], GOAL_ACCURACY, guided["accuracy"] >= GOAL_ACCURACY],
     }
-    for extractor in config.extractors:
-        name = Path(extractor).name
+    for name in (JUDGE.name, config.second):
         ours, theirs = (next(m["value"] for m in each[name] if m["name"] == "KD") for each in (guided, unguided))
         found[f"KD under {name}"] = [ours, theirs, ours <= theirs]
     for kind in ("wall time", "CPU time", "operations"):

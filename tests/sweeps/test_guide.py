@@ -232,7 +232,7 @@ def test_a_judge_on_the_same_network_is_named(classifier, tiny_model, tmp_path, 
 
 
 def test_edm_takes_as_many_steps_as_are_asked_for(tmp_path):
-    classifier = classifier_of(edm_folder(tmp_path, ""), tmp_path / "classifier")
+    classifier = classifier_of(edm_folder(tmp_path / "network", ""), tmp_path / "classifier")
     setup = set_up(Guide(classifier=classifier, classes=("3",), steps=7, num_samples=2, out=tmp_path / "out"))
     assert (setup.sampler, setup.num_steps) == ("heun", 7)
     run(setup)
@@ -279,7 +279,7 @@ def test_a_batch_that_does_not_fit_is_named(classifier, tmp_path, monkeypatch):
         ({"scale": (1.0, float("nan"))}, "no finite numbers"),
         ({"num_samples": 1}, "num_samples=1"),
         ({"classes": (), "num_samples": 9}, "num_samples=9 are fewer than the 10 classes"),
-        ({"steps": 2000}, "knows 1000 noisy timesteps; give --steps 1000 or fewer"),
+        ({"steps": 2000}, "knows 1,000 noisy timesteps; give --steps 1000 or fewer"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"dataset": "fashion-mnist-8k"}, "the classifier was trained on digits, whose classes are 0, 1"),
         ({"backbone": "ddpm-fashion-mnist"}, "the classifier was trained on"),
