@@ -73,7 +73,8 @@ class Guided(Setup):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        return {**super().recipe, "scale": self.scale, "classes": list(self.classes), "head": self.head}
+        head = {"block": self.classifier.block, "pooling": self.classifier.pooling, "head": self.head}
+        return {**super().recipe, **head, "scale": self.scale, "classes": list(self.classes)}
 
     @property
     def numbers(self) -> np.ndarray:
@@ -207,10 +208,12 @@ def judged(judge: Winner, images: Tensor, classes: Sequence[str], labels: np.nda
 def judged_real(setup: Guided) -> Verdict | None:
     """What the judge says of real images of the classes, from test, which it has not been trained on."""
     assert setup.judge
-    rows = setup.rows[setup.rows >= setup.images.num_train][:JUDGED]
+    num_train, labels = setup.images.num_train, setup.images.labels
+    rows = num_train + np.flatnonzero(np.isin(labels[num_train:], setup.numbers))
+    rows = np.random.default_rng(0).permutation(rows)[:JUDGED]
     if not len(rows):
         return None
-    labels = (setup.images.labels[rows][:, None] == setup.numbers).argmax(1)
+    labels = (labels[rows][:, None] == setup.numbers).argmax(1)
     return judged(setup.judge, setup.real(rows), setup.classes, labels)
 
 
