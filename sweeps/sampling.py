@@ -21,7 +21,8 @@ from ddae.backbones import Backbone, Settings, load_backbone
 from ddae.datasets import Images, load_images
 from ddae.generation.extractors import Extractor, load_extractor, resized
 from ddae.generation.measures import LADDER, Measured, Rung, check_enough, ladder, measure
-from ddae.generation.sampling import num_passes, sample, steps_of, usual_sampler
+from ddae.generation.sampling import Denoise, num_passes, sample, steps_of, usual_sampler
+from ddae.memory import is_out_of_memory
 from ddae.noise import VE
 from ddae.report.figures import image_grid
 from ddae.units import counted, duration, rounded
@@ -33,6 +34,7 @@ from sweeps.probing.source import absolute, choose_device, reading_of
 from sweeps.progress import bars
 
 if TYPE_CHECKING:
+    from sweeps.guide import Guide
     from sweeps.sample import Sample
 
 JUDGE = Path(__file__).parents[1] / "benchmarks" / "networks" / "judge"
@@ -48,15 +50,26 @@ log = logging.getLogger("sweeps")
 class Setup:
     """A network, the real images, and the extractors that compare."""
 
-    config: "Sample"
+    config: "Sample | Guide"
     backbone: Backbone
     sampler: str
     images: Images
     extractors: tuple[Extractor, ...]
+    script = "sample"
 
     @property
     def num_steps(self) -> int:
         return len(steps_of(self.backbone.schedule, self.config.steps))
+
+    @property
+    def name(self) -> str:
+        """The network, as the user gave it."""
+        return self.config.backbone
+
+    @property
+    def denoise(self) -> Denoise | None:
+        """What takes the network's place in the sampler, if anything does."""
+        return None
 
     @property
     def folder(self) -> Path:
@@ -71,12 +84,17 @@ class Setup:
         return {
             "fingerprint": self.backbone.fingerprint, "sampler": self.sampler,
             "steps": self.num_steps, "seed": config.seed, "start": config.start, "real_images": real,
-            "image_size": self.backbone.image_size, "precision": config.precision,
+            "image_size": self.backbone.image_size, "precision": self.backbone.settings.precision,
         }  # fmt: skip
 
     @cached_property
     def rows(self) -> np.ndarray:
         """The order in which real images are taken: those of train, then those of test."""
+        return self.order
+
+    @property
+    def order(self) -> np.ndarray:
+        """All real images: those of train, then those of test."""
         num_train, rng = self.images.num_train, np.random.default_rng(0)
         return np.concatenate([rng.permutation(num_train), np.arange(num_train, len(self.images.labels))])
 
@@ -118,7 +136,7 @@ def set_up(config: "Sample") -> Setup:
 
 def check_images(setup: Setup) -> None:
     """Raises ValueError where there are too few images, of either kind, before any is sampled."""
-    config, has = setup.config, len(setup.images.labels)
+    config, has = setup.config, len(setup.rows)
     if setup.extractors and config.num_samples < LEAST:
         raise ValueError(f"num_samples={config.num_samples} are too few to measure; give {LEAST} or more")
     sets = 2 * bool(setup.extractors) + (config.start == "real")
@@ -137,27 +155,48 @@ def check_images(setup: Setup) -> None:
         log.warning("no --extractor is given, so that nothing is measured")
     first = setup.real(setup.rows[:GRID])
     if setup.extractors and setup.backbone.encoder.shape[0] == 1 and not (first == first[:, :1]).all():
-        log.warning(f"{config.backbone} samples grey images, and {config.dataset} has colours, which count against it")
+        log.warning(f"{setup.name} samples grey images, and {config.dataset} has colours, which count against it")
 
 
 def estimate(setup: Setup) -> str:
     """Passes of the network, and their time as one batch takes it."""
     config, backbone = setup.config, setup.backbone
     passes = num_passes(setup.sampler, setup.num_steps)
-    size = min(config.batch_size, config.num_samples)
-    x = torch.randn(size, *backbone.encoder.shape, device=backbone.settings.device)
-    seconds = 0.0
-    for _ in range(2):  # the first is slower
-        started = time.perf_counter()
-        with torch.no_grad():
-            backbone.denoise(x, backbone.schedule.timesteps[-1]).sum().item()
-        seconds = time.perf_counter() - started
-    total = seconds * passes * config.num_samples / size
+    total = seconds_per_pass(setup) * passes * config.num_samples
     return (
         f"{counted(config.num_samples, 'image', 'images')} by {setup.sampler}, {counted(passes, 'pass', 'passes')} "
         f"each: {config.num_samples * passes:,} passes of {backbone.flops / 1e9:.2g} GFLOP, about {duration(total)} on "
         f"{backbone.settings.device}; measures come on top"
     )
+
+
+def seconds_per_pass(setup: Setup) -> float:
+    """For one image, in a batch, as it is sampled."""
+    backbone, size = setup.backbone, min(setup.config.batch_size, setup.config.num_samples)
+    x = torch.randn(size, *backbone.encoder.shape, device=backbone.settings.device)
+    denoise = setup.denoise or (lambda x, timestep, numbers: backbone.denoise(x, timestep))
+    timestep = steps_of(backbone.schedule, 3)[-1].timestep
+    seconds = 0.0
+    for _ in range(2):  # the first is slower
+        started = time.perf_counter()
+        with torch.no_grad(), enough_memory(setup):
+            denoise(x, timestep, np.arange(size)).sum().item()
+        seconds = time.perf_counter() - started
+    return seconds / size
+
+
+@contextmanager
+def enough_memory(setup: Setup) -> Iterator[None]:
+    """Raises ValueError where a batch does not fit."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"batch_size={setup.config.batch_size} images at once do not fit on the {setup.backbone.settings.device}; "
+            "lower --batch-size"
+        ) from error
 
 
 def run(setup: Setup) -> str:
@@ -202,9 +241,10 @@ def sampled(setup: Setup) -> Tensor:
         for first in range(done, config.num_samples, config.batch_size):
             indices = np.arange(first, min(first + config.batch_size, config.num_samples))
             x0 = backbone.encode(setup.real(setup.rows[-1 - indices])) if config.start == "real" else None
-            latents = sample(backbone, indices, config.seed, config.steps, setup.sampler, x0=x0)
+            with enough_memory(setup):
+                latents = sample(backbone, indices, config.seed, config.steps, setup.sampler, setup.denoise, x0)
             if not latents.isfinite().all():
-                raise ValueError(f"{config.backbone} samples what is no number; give more --steps, or other weights")
+                raise ValueError(f"{setup.name} samples what is no number; give more --steps, or other weights")
             batch = backbone.encoder.decode(latents).cpu().contiguous()  # type: ignore[attr-defined]
             with published(parts / f"{first:08}.npy") as part, part.open("wb") as file:
                 np.save(file, batch.numpy())
@@ -241,8 +281,8 @@ def keep(setup: Setup, images: Tensor) -> None:
         np.savez(file, images=images.permute(0, 2, 3, 1).numpy())
     shutil.rmtree(folder / "parts", ignore_errors=True)
     packages = {name: version(name) for name in ("torch", "diffusers", "numpy")}
-    command = command_of(config, "sample")
-    made = {"backbone": config.backbone, "num_samples": len(images), "command": command, "packages": packages}
+    command = command_of(config, setup.script)
+    made = {"backbone": setup.name, "num_samples": len(images), "command": command, "packages": packages}
     write_json(folder / "manifest.json", {"recipe": setup.recipe, **made})
     image_grid(images[:GRID].float() / 255, folder / "grid.png")
     if config.keep == "png":
@@ -256,7 +296,9 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
         part.write_text(json.dumps(values, indent=1) + "\n")
 
 
-def compare(setup: Setup, extractor: Extractor, images: Tensor) -> tuple[list[Measured], list[Rung], int]:
+def compare(
+    setup: Setup, extractor: Extractor, images: Tensor, with_damage: bool = True
+) -> tuple[list[Measured], list[Rung], int]:
     """The measures under an extractor, whether it sees known damage, and how many features it has."""
     config, number = setup.config, len(images)
     real, others = (setup.rows[start : start + number] for start in (0, number))
@@ -266,6 +308,8 @@ def compare(setup: Setup, extractor: Extractor, images: Tensor) -> tuple[list[Me
         generated, reference, floor = (read(each) for each in (images, setup.real(real), other_images))
         resamples, moved = config.num_resamples, partial(step, 1)
         measured = measure(generated, reference, floor, extractor.distance, resamples, on_step=moved)
+    if not with_damage:
+        return measured, [], generated.shape[1]
     with counting("known damage", len(LADDER) * number) as step:
         read = partial(extractor, on_batch=step)
         labels, first = setup.images.labels[others], measured[0]

@@ -308,7 +308,7 @@ class Backbone:
         captured: dict[str, Tensor] = {}
 
         def keep(name: str, output: object) -> None:
-            captured[name] = reduce(self._map(output))
+            captured[name] = reduce(self.map_of(output))
             if name == wanted[-1]:
                 raise _DeepestReached
 
@@ -325,7 +325,7 @@ class Backbone:
 
         def run(wanted: tuple[str, ...], inputs: dict[str, Any], reduce: Reduce) -> dict[str, Tensor]:
             self.network(**inputs)
-            return {name: reduce(self._map(aside[name])) for name in wanted}
+            return {name: reduce(self.map_of(aside[name])) for name in wanted}
 
         compiled = torch.compile(run)
 
@@ -337,7 +337,7 @@ class Backbone:
 
         return call
 
-    def _map(self, output: Any) -> Tensor:
+    def map_of(self, output: Any) -> Tensor:
         """The map [N, C, S, S] in what a module returns. Raises ValueError if there is none."""
         map = self.to_map(output)
         if map.ndim == 3 and math.isqrt(map.shape[1]) ** 2 == map.shape[1]:
@@ -364,7 +364,7 @@ class Backbone:
                     seen.pop(name, None)
                     return
                 try:
-                    seen.setdefault(name, (self._map(output), counter.get_total_flops()))
+                    seen.setdefault(name, (self.map_of(output), counter.get_total_flops()))
                 except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
                     if name in self.strict:
                         raise

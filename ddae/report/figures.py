@@ -100,6 +100,25 @@ def image_grid(images: Tensor, path: Path) -> None:
     save_image(images, path, nrow=8, padding=1)
 
 
+def class_grid(images: Tensor, rows: Sequence[str], columns: Sequence[str], path: Path) -> "Figure":
+    """images: uint8 [columns, rows, n, 3, H, W]; n beside each other in every cell."""
+    height, width = images.shape[-2], images.shape[2] * images.shape[-1]
+    figure, axes = make_axes(0.9 + 0.011 * (width + 10) * len(columns), 0.4 + 0.011 * (height + 2) * len(rows))
+    gap, margin = max(4, height // 4), max(1, height // 16)
+    sheet = np.full((len(rows) * (height + margin), len(columns) * (width + gap), 3), 255, dtype=np.uint8)
+    for column, cells in enumerate(images):
+        for row, cell in enumerate(cells):
+            y, x = row * (height + margin), column * (width + gap)
+            sheet[y : y + height, x : x + width] = cell.permute(2, 0, 3, 1).flatten(1, 2).numpy()
+    axes.imshow(sheet, interpolation="none")
+    axes.set_yticks([row * (height + margin) + height / 2 for row in range(len(rows))], rows, size=8)
+    axes.set_xticks([column * (width + gap) + width / 2 for column in range(len(columns))], columns, size=8)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return save(figure, path)
+
+
 def alignment_uniformity(
     alignment: np.ndarray,
     uniformity: np.ndarray,
