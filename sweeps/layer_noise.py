@@ -114,9 +114,7 @@ def main(config: LayerNoise) -> None:
     if config.dry_run:
         print(probing.estimate(config, setup))
         if config.fuse:
-            print(
-                f"fuse            up to {Fuse.max_passes} timesteps; ask fuse.py --dry-run once the sweep is done"
-            )
+            print(f"fuse            up to {Fuse.max_passes} timesteps; ask fuse.py --dry-run once the sweep is done")
     else:
         folder = probing.sweep_folder(config, setup.task)
         finished = probing.finished_report(folder, num_trials=config.num_trials, prefer=config.prefer)
