@@ -21,7 +21,7 @@ from sweeps.cluster.session import address
 from sweeps.findings.folder import named, newest_sweep, read_results
 from sweeps.flags import SEEDS, check_numbers
 from sweeps.noisy.baseline import BaselineTask
-from sweeps.noisy.task import READING, NoisyTask
+from sweeps.noisy.task import READING, READING_BYTES, NoisyTask
 from sweeps.noisy_classifier import NoiseConditional
 from sweeps.probing.cost import time_passes
 from sweeps.probing.refit import answer_cell, with_flags_of
@@ -127,10 +127,11 @@ def check_memory(task: NoisyTask) -> None:
     for cell in task.cells:
         num_features = probing.space.block(cell.block).channels * cell.pooling**2
         weights = head_size(num_features, probing.num_classes, cell.width, cell.embedding == "tau")
-        takes = 16 * weights + int(READING * may_have)  # weights, gradients, and two moments of each
+        trained = 16 * weights  # they, their gradients, and two moments of each
+        takes = trained + min(READING_BYTES, int(READING * may_have))
         if takes > may_have:
             raise ValueError(
-                f"a head of {weights / 1e6:,.0f}M weights ({cell.width}x the {num_features:,} numbers of {cell.block}, "
+                f"a head of {weights:,} weights ({cell.width}x the {num_features:,} numbers of {cell.block}, "
                 f"{cell.pooling} x {cell.pooling}) takes {size(takes)} and may have {size(may_have)}: give smaller "
                 "--poolings or --widths, or raise --memory"
             )

@@ -22,8 +22,9 @@ from sweeps.probing.source import FeatureSource, Need
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import Axis, Checkpoint, Objective, Resources, Result, Value, pack
 
-READING = 0.25
-"""The part of a fit's memory that reading features may take."""
+READING, READING_BYTES = 0.25, 2**28
+"""The part of a fit's memory that reading features may take, and the most that it takes: the order of the rows follows
+from it, so that machines of 1 GB a fit and more train the same head."""
 
 
 @dataclass(frozen=True, order=True)
@@ -205,7 +206,7 @@ class NoisyTask:
             return store.read(self.source.column(need, cell.block), num_images)
 
         parts = [[read(timestep, draw) for draw in draws] for timestep in timesteps]
-        channels, memory = probing.space.block(cell.block).channels, int(READING * probing.memory)
+        channels, memory = probing.space.block(cell.block).channels, min(READING_BYTES, int(READING * probing.memory))
         return Columns(parts, channels, cell.pooling, probing.device, memory)
 
     def label(self, cell: NoisyCell) -> str:

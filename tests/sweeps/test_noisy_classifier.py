@@ -168,7 +168,8 @@ def test_what_cannot_be_trained_is_one_line(fork, tiny_model, place, folder, tmp
     assert "pooling=3 does not follow" in refused(fork, *mine, "--poolings", "3", cwd=tmp_path)
     assert "pooling=8 is larger than every" in refused(fork, *mine, "--poolings", "8", cwd=tmp_path)
     assert "widths=[0] must be" in refused(fork, *mine, "--widths", "0", cwd=tmp_path)
-    assert "may have 1.0 MB: give smaller --poolings" in refused(fork, *mine, "--memory", "1MB", cwd=tmp_path)
+    wide = ["--memory", "1MB", "--widths", "400"]
+    assert "may have 1 MB: give smaller --poolings" in refused(fork, *mine, *wide, cwd=tmp_path)
     assert "block='middle' is not known" in refused(fork, *mine[:-1], "middle", cwd=tmp_path)
     clean = ["--backbone", "wrn:10-1", "--dataset", "digits", "--blocks", "last"]
     assert "was trained without noise, and has no noise levels" in refused(fork, *clean, cwd=tmp_path)
@@ -186,3 +187,24 @@ def test_final_test_takes_the_sweep_before_it_and_refuses_this_one(fork, folder,
     assert not (folder / "final_test.json").exists()
     _, err = (process := fork("final_test", "--sweep", str(folder), cwd=place)).communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 2 and "which ends in no classifier" in err
+
+
+def test_latents_are_read_by_the_head_and_seen_by_the_baseline(tiny_stable_diffusion, tmp_path):
+    from storage.checkpoints import StoredCheckpoint
+    from sweeps.noisy.setup import set_up
+    from sweeps.noisy_classifier import NoiseConditional
+    from sweeps.probing.extractor import Extractor
+
+    names = {"backbone": tiny_stable_diffusion, "dataset": "digits", "blocks": ("mid",), "store": str(tmp_path)}
+    few = {"num_levels": 3, "num_between": 0, "num_images": 50, "num_val": 50, "num_draws": 1}
+    setup = set_up(NoiseConditional(**names, **few, poolings=(1,), baseline=("wide-resnet",), baseline_epochs=2))
+    extractor = Extractor(setup.task.source)
+    for need in setup.task.needs(setup.task.cells[0], 50):
+        extractor.ensure(need)
+    for task in (setup.task, *setup.baselines("uniform-t")):
+        cell, rung = task.cells[0], task.rungs[-1]
+        checkpoint = StoredCheckpoint(tmp_path, task.key(cell, rung))
+        [result] = task.run([cell], rung, [checkpoint])
+        assert setup.task.correct_at(result).shape == (3, 50) and 0 <= result.metrics["val_accuracy"] <= 1
+        [again] = task.run([cell], rung, [checkpoint])
+        assert again.right == result.right
