@@ -37,6 +37,10 @@ from sweeps.guiding import Guided, Verdict
 from sweeps.sampling import JUDGE, keep, sampled, write_json
 
 GOAL_ACCURACY, GOAL_SECONDS = 0.85, 1.1
+FEW_RESAMPLES = 5
+"""Of features so many that a Fréchet distance takes seconds."""
+Found = dict[float, dict[str, Any]]
+"""By scale, what the judge and the extractors say."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,17 @@ def main(config: Guidance) -> None:
     table = {scale: quality(few.at(scale)) for scale in config.scales}
     cost = costs(config, many.at(config.goal))
     real = guiding.judged_real(many)
+    report(config, few, table, goal, cost, real)
     second = set_up(config, config.num_second, config.second)
     for scale in goal:
         goal[scale] |= {config.second: quality(second.at(scale))[config.second]}
+    report(config, few, table, goal, cost, real)
+
+
+def report(
+    config: Guidance, few: Guided, table: Found, goal: Found, cost: dict[str, Any], real: Verdict | None
+) -> None:
+    """What is known so far, as a file, a figure and lines."""
     results = {
         "classifier": few.classifier.measured, "head": few.head, "block": few.classifier.block,
         "pooling": few.classifier.pooling, "sampler": few.sampler, "steps": config.steps,
@@ -85,9 +97,11 @@ def main(config: Guidance) -> None:
 
 def set_up(config: Guidance, num_samples: int, extractor: str) -> Guided:
     scales = config.scales if num_samples == config.num_few else (0.0, config.goal)
+    resamples = 50 if extractor == str(JUDGE) else FEW_RESAMPLES
     flags = guide.Guide(
         classifier=config.classifier, scale=scales, num_samples=num_samples, steps=config.steps, judge=str(JUDGE),
-        extractor=(extractor,), force=True, batch_size=config.batch_size, out=config.out, sampler="ddim",
+        extractor=(extractor,), force=True, num_resamples=resamples, batch_size=config.batch_size, out=config.out,
+        sampler="ddim",
     )  # fmt: skip
     return guiding.set_up(flags)
 
@@ -197,7 +211,7 @@ def goals(config: Guidance, goal: dict[float, dict[str, Any]], cost: dict[str, A
     found: dict[str, Any] = {
         "class accuracy": [guided["accuracy"], GOAL_ACCURACY, guided["accuracy"] >= GOAL_ACCURACY],
     }
-    for name in (JUDGE.name, config.second):
+    for name in (name for name in (JUDGE.name, config.second) if name in guided):
         ours, theirs = (next(m["value"] for m in each[name] if m["name"] == "KD") for each in (guided, unguided))
         found[f"KD under {name}"] = [ours, theirs, ours <= theirs]
     for kind in ("wall time", "CPU time", "operations"):
