@@ -1,5 +1,6 @@
 """Accuracy against the noise level."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,5 +27,8 @@ def noise_curves(curves: Curves, between: Curves, path: Path) -> "Figure":
             x, y, error = np.array(between[name], dtype=float).T
             axes.errorbar(x, 100 * y, 100 * error, color=color, fmt=marker, ms=6, mfc="white", capsize=2)
     axes.set(xscale="log", xlabel="sigma, noise against image", ylabel="val accuracy (%)")
+    sigmas = [sigma for points in curves.values() for sigma, *_ in points]
+    powers = range(math.ceil(math.log10(min(sigmas)) - 0.01), math.floor(math.log10(max(sigmas)) + 0.01) + 1)
+    axes.set_xticks([10.0**power for power in powers], [f"{10.0**power:g}" for power in powers])
     axes.legend(frameon=False, fontsize=8)
     return save(open_frame(figure), path)

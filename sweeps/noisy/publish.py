@@ -20,7 +20,7 @@ from sweeps.findings.folder import ANY_LETTER, answered, attempt, write_page, wr
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import as_flags, command_of
-from sweeps.noisy.findings import Findings
+from sweeps.noisy.findings import OWN, Findings
 from sweeps.noisy.task import official
 from sweeps.noisy_classifier import NoiseConditional
 from sweeps.probing.source import with_whole_paths
@@ -31,7 +31,7 @@ SHOWN = 10
 """So many levels of the grid are in the text; levels.csv and results.json have all."""
 WORDS = {word: page.WORDS[word] for word in ("block", "timestep, t", "sigma", "pooling", "head", "cell, trial")} | {
     "shared head": "One head for all noise levels, with one hidden layer.",
-    "a head at each level": "A linear head, by ridge or logistic regression, that is fitted at this level alone, on "
+    OWN: "A linear head, by ridge or logistic regression, that is fitted at this level alone, on "
     "one noise draw of the same images; the better of both on val.",
     "tau": "An embedding of the noise level that is added to the feature before the head.",
     "uniform-t, log-sigma": "How often a level is trained on: as often as it is nearest to a timestep drawn uniformly, "
@@ -142,16 +142,20 @@ def collapse_text(found: Findings) -> str:
 
 
 def between_text(found: Findings) -> str:
-    """Whether levels that no training saw are classified as well as their neighbours."""
-    grid = [accuracy for _, accuracy, _ in found.curve(found.correct["shared head"])]
-    inside = found.curve(found.correct["shared head"], between=True)
-    known = np.log([sigma for sigma, *_ in found.curve(found.correct["shared head"])])
-    expected = np.interp(np.log([sigma for sigma, *_ in inside]), known, grid)
-    apart = [100 * (accuracy - wanted) for (_, accuracy, _), wanted in zip(inside, expected, strict=True)]
+    """Whether levels that no training saw are classified as well as those that it saw: each against heads that are
+    fitted at the level itself."""
+    gained = found.correct["shared head"].astype(float) - found.correct[OWN]
+    count = len(found.task.grid)
+    seen, unseen = (points(each.mean(0)) for each in (gained[:count], gained[count:]))
     return (
-        f"at {len(apart)} levels that no training saw the shared head is {np.mean(apart):+.1f} points from what lies "
-        f"between its neighbours, {min(apart):+.1f} at worst"
+        f"at {len(found.task.between)} levels that no training of it saw the shared head is {unseen} points from heads "
+        f"that are fitted there; at the {count} that it saw, {seen}"
     )
+
+
+def points(gained: np.ndarray) -> str:
+    """The mean of what is gained on each image, in percent, and its paired standard error."""
+    return f"{100 * gained.mean():+.1f} +- {100 * gained.std() / len(gained) ** 0.5:.1f}"
 
 
 def page_of(found: Findings, config: NoiseConditional, drawn: list[Section]) -> Page:

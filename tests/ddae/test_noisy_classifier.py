@@ -345,3 +345,13 @@ def test_a_baseline_that_there_is_not_is_one_line(name):
     with pytest.raises(ValueError, match=r"baseline='.*' (is not known|must have a depth)") as error:
         sizes_of(name)
     assert "\n" not in str(error.value)
+
+
+def test_a_picture_has_a_line_for_each_and_ticks_that_can_be_read(tmp_path):
+    from ddae.report.noise_curves import noise_curves
+
+    line = [(0.01, 0.9, 0.01), (1.0, 0.5, 0.02), (157.0, 0.1, 0.01)]
+    figure = noise_curves({"one": line, "two": line}, {"one": line[1:2]}, tmp_path / "levels.png")
+    [axes] = figure.axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.01", "0.1", "1", "10", "100"]
+    assert axes.get_legend_handles_labels()[1] == ["one", "two"] and (tmp_path / "levels.png").exists()
