@@ -1,7 +1,7 @@
 """Guidance of the network that ships by a head on its own features: how good, and what it costs.
 
     python sweeps/noisy_classifier.py                          # trains the head, in minutes
-    python benchmarks/guidance.py --classifier out/<its folder>  # an hour on a busy core; goes on when stopped
+    python benchmarks/guidance.py --classifier out/<its folder>  # half an hour; goes on when stopped
 
 Samples of all classes from the same noise at every scale: `num_few` of them, `num_samples` at scale 0 and at `goal`,
 of which the goals are: 85 % class accuracy by an independent judge, a KD that is no worse than without guidance (under
