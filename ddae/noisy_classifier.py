@@ -212,6 +212,8 @@ class NoisyClassifier:
             head = restored(tensors, len(names), record["width"], record["embedding"]).to(device)
             fields = "block", "pooling", "backbone", "fingerprint", "dataset", "measured"
             rest = {name: record[name] for name in fields}
+            if not (isinstance(rest["pooling"], int) and all(isinstance(rest[name], str) for name in fields[2:5])):
+                raise ValueError(f"{RECORD} has values of other types")
             return cls(head=head, class_names=names, settings=Settings(device=device, **kept), **rest)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__

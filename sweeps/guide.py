@@ -11,10 +11,10 @@ where kappa is the share of the network up to the head's block. DDPM, DDIM, EDM 
 Image i has class i modulo their number, and its noise depends on the seed and i alone: neither the batch nor the scale
 changes it. Scale 0 is the unguided network. Stop it at any time: the same command goes on.
 
-Writes scale-<s>/ with samples.npz and manifest.json (what makes the same images again), grid.png (classes by scales),
-and guided.json. With a judge, a classifier that has never seen these features, it prints how many samples it takes for
-their class, beside how many real images; with an extractor FD, KD, precision and recall against real images of the
-classes.
+Writes scale-<s>/ with samples.npz and manifest.json (what makes the same images again), grid.png (classes by the scales
+of this command), and guided.json (all that was measured of as many images). With a judge, a classifier that has never
+seen these features, it prints how many samples it takes for their class, beside how many real images; with an extractor
+FD, KD, precision and recall against real images of the classes.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,8 @@ class Guidance:
     classes: tuple[str, ...] = ()
     """Names of the classes that the images are to be of, in turn; all of the classifier's if not given."""
     scale: tuple[float, ...] = (0, 1, 5)
-    """How strongly images are guided: factors of the gradient of ln p(class | image). 0 does not guide."""
+    """How strongly images are guided: factors of the gradient of ln p(class | image). 0 does not guide, and what
+    is negative guides away from the class."""
     backbone: str = ""
     """The network, to check that it is the one that the classifier was trained on; that one if not given."""
     dataset: str = ""
@@ -49,6 +50,8 @@ class Guidance:
 class Guide(ImagesAndLabels, Drawing, Guidance):
     """The flags of this command."""
 
+    steps: int = 50
+    """Steps of the sampler, evenly over the timesteps that the network knows; no more than there are."""
     start: ClassVar[Literal["noise"]] = "noise"
     num_samples: int = 64
     """Images of each scale, with the classes in turn, and real images in each of the two sets that an extractor

@@ -1,7 +1,7 @@
 """Samples images of chosen classes at several scales of guidance, keeps them, and has them judged."""
 
+import json
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -36,6 +36,8 @@ SHOWN = 8
 """Images of a class and a scale in grid.png, at most; fewer where there are many scales."""
 DRAWN = 64
 """Their side in pixels, at most."""
+LARGEST = 1000
+"""The largest scale; far below it an image is nothing but black and white."""
 JUDGED = 2000
 """Real images at most that the judge is asked about."""
 
@@ -98,8 +100,12 @@ def set_up(config: "guide.Guide") -> Guided:
     check_numbers(config, num_samples=(2, 10**9), steps=many, batch_size=many, seed=SEEDS, num_resamples=(2, 10**6))
     if not config.classifier:
         raise ValueError("--classifier is missing; give the folder that sweeps/noisy_classifier.py has made")
-    if not config.scale or not all(map(math.isfinite, config.scale)):
-        raise ValueError(f"scale={' '.join(map(str, config.scale))} are no finite numbers; give some such as 0 1 5")
+    if not config.scale:
+        raise ValueError("--scale is empty; give some numbers, such as 0 1 5")
+    if wrong := [scale for scale in config.scale if not abs(scale) <= LARGEST]:
+        raise ValueError(f"scale={wrong[0]:g} must lie between -{LARGEST:,} and {LARGEST:,}; give some such as 0 1 5")
+    if len({f"{scale:g}" for scale in config.scale}) < len(set(config.scale)):
+        raise ValueError(f"scale={' '.join(map(str, config.scale))} are too near each other; six digits count")
     device = choose_device(config.device)
     classifier, backbone = opened(config, device)
     sampler = usual_sampler(backbone.schedule) if config.sampler == "auto" else config.sampler
@@ -219,7 +225,7 @@ def judged_real(setup: Guided) -> Verdict | None:
 
 def run(setup: Guided) -> str:
     """Sample at every scale, keep, draw and measure; returns what the command prints."""
-    config, found = setup.config, dict[str, Any]()
+    config, found = setup.config, known(setup)
     with only_process(setup.out):
         images: dict[float, Tensor] = {}
         for scale in dict.fromkeys(config.scale):
@@ -235,8 +241,8 @@ def run(setup: Guided) -> str:
             }
             real = judged_real(setup)
             lines += ["", *judge_table(setup, verdicts, real)]
-            found["judge"] = {f"{scale:g}": asdict(verdict) for scale, verdict in verdicts.items()}
-            found["judge"]["real"] = real and asdict(real)
+            said = {f"{scale:g}": asdict(verdict) for scale, verdict in verdicts.items()}
+            found.setdefault("judge", {}).update(said, real=real and asdict(real), folder=config.judge)
         for extractor in setup.extractors:
             measured: dict[float, list[Measured]] = {}
             rungs: list[Rung] = []
@@ -245,9 +251,22 @@ def run(setup: Guided) -> str:
                 rungs = seen or rungs
             lines += ["", f"under {extractor.name}, {width:,} features; {config.num_samples:,} images of each kind"]
             lines += [*measure_table(measured), "on damaged real images it " + sight(rungs)]
-            found[extractor.name] = {f"{s:g}": [asdict(each) for each in measured[s]] for s in measured}
+            seen_by = {f"{s:g}": [asdict(each) for each in measured[s]] for s in measured}
+            found.setdefault(extractor.name, {}).update(seen_by)
         write_json(setup.out / "guided.json", found)
     return "\n".join([*lines, "", f"grid.png, guided.json and the samples are in {setup.out}"])
+
+
+def known(setup: Guided) -> dict[str, Any]:
+    """What guided.json says of other scales, where it is of as many images, and of the same judge if one is given."""
+    of: dict[str, Any] = {"num_samples": setup.config.num_samples}
+    try:
+        found: dict[str, Any] = json.loads((setup.out / "guided.json").read_text())
+        found = found if found["num_samples"] == of["num_samples"] else of
+        other = setup.judge and found.get("judge", {}).get("folder") != setup.config.judge
+        return {name: value for name, value in found.items() if name != "judge"} if other else found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return of
 
 
 def labels_of(setup: Guided) -> np.ndarray:

@@ -111,6 +111,8 @@ def main(config: LayerNoise) -> None:
         print(probing.list_blocks(config, config.all))
         return
     setup = probing.set_up_search(config)
+    if config.fuse and len(setup.task.space.blocks) == len(setup.task.space.timesteps) == 1:
+        raise ValueError("fuse=True wants several blocks or timesteps; give more, or leave it out")
     if config.dry_run:
         print(probing.estimate(config, setup))
         if config.fuse:

@@ -37,9 +37,10 @@ class NoiseConditional(ModelAndData):
     num_blocks: int = 2
     """So many of the sweep's best blocks are tried."""
     poolings: tuple[int, ...] = ()
-    """Average-pool each map to p x p numbers a channel; that of the sweep's answer if not given, and 1, as DDAE."""
+    """Average-pool each map to p x p numbers a channel; that of the sweep's answer if not given. 1, as DDAE has, is
+    always tried."""
     widths: tuple[int, ...] = (1, 2)
-    """Hidden units of the head, as multiples of the numbers that it reads; 2 is DDAE's."""
+    """Hidden units of the head, as multiples of the numbers that it reads; 2, DDAE's, is always tried."""
     num_levels: int = 32
     """Noise levels that are trained on, evenly spaced in log sigma; each costs a forward pass an image."""
     num_between: int = 8

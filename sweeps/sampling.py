@@ -266,11 +266,11 @@ def kept_images(setup: Setup) -> Tensor:
         while (part := folder / "parts" / f"{done:08}.npy").exists():
             kept.append(torch.from_numpy(np.load(part)))
             done += len(kept[-1])
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        changed = [name for name, value in setup.recipe.items() if made.get(name) != value]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         raise ValueError(f"the samples in {folder} are damaged ({error}); delete it, or give another --out") from error
-    changed = [name for name, value in setup.recipe.items() if made.get(name) != value]
     if changed:
-        raise ValueError(f"{folder} holds samples of another {' and '.join(changed)}; give another --out, or delete it")
+        raise ValueError(f"{folder} holds samples of other {' and '.join(changed)}; give another --out, or delete it")
     return torch.cat(kept)
 
 

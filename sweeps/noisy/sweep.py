@@ -17,7 +17,7 @@ from sweeps.noisy.findings import Findings, Own, choose, own_of
 from sweeps.noisy.publish import publish, report
 from sweeps.noisy.setup import OWN_HEADS, Setup, estimate, set_up
 from sweeps.noisy.task import NoisyCell, fitted_head, official
-from sweeps.probing.source import with_whole_paths
+from sweeps.probing.source import absolute, with_whole_paths
 from sweeps.probing.space import Cell
 from sweeps.probing.sweep import ProbeSweep
 from sweeps.search.halving import HalvingSearch
@@ -30,7 +30,11 @@ COLUMNS = "block", "pooling", "width", "embedding", "noise", "standardise", "num
 
 
 def finished(setup: Setup) -> str | None:
-    """The report of a sweep that has ended with these flags."""
+    """The report of a sweep that has ended with these flags, and whose head can be read."""
+    try:
+        NoisyClassifier.load(setup.folder)
+    except ValueError:
+        return None
     config = setup.config
     flags = {"num_trials": config.num_trials, "baseline": list(config.baseline)}
     return finished_report(setup.folder, **flags, baseline_epochs=config.baseline_epochs)
@@ -126,7 +130,8 @@ class NoisySweep(ProbeSweep):
         source = task.source
         classifier = NoisyClassifier(
             head, cell.block, cell.pooling, tuple(map(str, setup.dataset.images.classes)), source.backbone,
-            replace(source.settings, compile=False), source.key.backbone, source.name, dict(tied[0].last.metrics),
+            replace(source.settings, compile=False), source.key.backbone, absolute(setup.config.dataset),
+            dict(tied[0].last.metrics),
         )  # fmt: skip
         classifier.save(setup.folder)
         publish(found, setup.config, self.tracker)

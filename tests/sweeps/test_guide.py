@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,16 +191,26 @@ def test_another_scale_is_added_without_sampling_the_others_again(whole, classif
     assert indices == list(range(6)) and (tmp_path / "scale--0.5").is_dir()
 
 
+def test_what_was_measured_of_other_scales_stays(classifier, judge, tmp_path):
+    guided(classifier, tmp_path, judge=judge, scale=(0,))
+    guided(classifier, tmp_path, judge=judge, scale=(5,))
+    guided(classifier, tmp_path, scale=(0, 5))
+    found = json.loads((tmp_path / "guided.json").read_text())
+    assert found["judge"].keys() == {"0", "5", "real", "folder"} and found["num_samples"] == 6
+    guided(classifier, tmp_path, judge=judge, scale=(5,), num_samples=4)
+    assert json.loads((tmp_path / "guided.json").read_text())["judge"].keys() == {"5", "real", "folder"}
+
+
 @pytest.mark.parametrize(
     ("changed", "named"), [({"seed": 1}, "seed"), ({"steps": 4}, "steps"), ({"classes": ("8", "3")}, "classes")]
 )
 def test_images_of_another_recipe_are_not_mixed(whole, classifier, changed, named):
-    with pytest.raises(ValueError, match=f"holds samples of another {named}"):
+    with pytest.raises(ValueError, match=f"holds samples of other {named}"):
         guided(classifier, whole, **changed)
 
 
 def test_images_of_another_head_are_not_mixed(whole, tiny_model, tmp_path):
-    with pytest.raises(ValueError, match="holds samples of another head"):
+    with pytest.raises(ValueError, match="holds samples of other head"):
         guided(classifier_of(tiny_model, tmp_path, seed=1), whole)
 
 
@@ -255,8 +266,10 @@ def test_a_dry_run_says_what_each_scale_costs(classifier, tmp_path):
 
 
 def test_a_scale_that_makes_no_number_is_named_and_the_others_stay(classifier, tmp_path):
+    setup = set_up(Guide(classifier=classifier, out=tmp_path, num_samples=6, steps=3, classes=("3", "8")))
+    (tmp_path / "scale-1e+60").mkdir()  # set_up() makes it, of scales that it lets through
     with pytest.raises(ValueError, match=r"scale=1e\+60 makes what is no number"):
-        guided(classifier, tmp_path, scale=(0, 1e60))
+        run(replace(setup, config=replace(setup.config, scale=(0, 1e60))))
     assert len(images_in(tmp_path, 0)) == 6
 
 
@@ -275,8 +288,10 @@ def test_a_batch_that_does_not_fit_is_named(classifier, tmp_path, monkeypatch):
         ({"classifier": ""}, "--classifier is missing"),
         ({"classifier": "nowhere"}, "holds no noisy_classifier.json"),
         ({"classes": ("3", "coat")}, "class 'coat' is not there; the classifier knows 0, 1, 2"),
-        ({"scale": ()}, "no finite numbers"),
-        ({"scale": (1.0, float("nan"))}, "no finite numbers"),
+        ({"scale": ()}, "--scale is empty"),
+        ({"scale": (1.0, float("nan"))}, "scale=nan must lie between -1,000 and 1,000"),
+        ({"scale": (0, 1e30)}, "scale=1e+30 must lie between"),
+        ({"scale": (1, 1.00000001)}, "too near each other"),
         ({"num_samples": 1}, "num_samples=1"),
         ({"classes": (), "num_samples": 9}, "num_samples=9 are fewer than the 10 classes"),
         ({"steps": 2000}, "knows 1,000 noisy timesteps; give --steps 1000 or fewer"),

@@ -133,6 +133,9 @@ def test_a_killed_run_goes_on_and_finds_the_same(fork, place, found, tmp_path):
     heads = [NoisyClassifier.load(each).head.state_dict() for each in (results.parent, there)]
     for name, tensor in heads[0].items():
         torch.testing.assert_close(tensor, heads[1][name], rtol=1e-3, atol=1e-3)
+    (results.parent / "noisy_head.safetensors").unlink()
+    run(fork, "noisy_classifier", *args, cwd=tmp_path)
+    assert NoisyClassifier.load(results.parent).dataset == "digits"
 
 
 def test_a_block_may_be_named_instead_of_a_sweep(fork, tiny_model, tmp_path):

@@ -134,7 +134,7 @@ def test_what_is_kept_is_not_sampled_again(whole, tiny_model, tmp_path, monkeypa
 )
 def test_images_of_another_recipe_are_not_mixed(whole, tiny_model, changed, named):
     before = images_in(whole)
-    with pytest.raises(ValueError, match=f"holds samples of another {named}"):
+    with pytest.raises(ValueError, match=f"holds samples of other {named}"):
         samples(tiny_model, whole, **changed)
     assert np.array_equal(images_in(whole), before)
 
