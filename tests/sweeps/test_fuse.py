@@ -127,6 +127,9 @@ def test_what_cannot_be_fused_is_one_line(fork, tiny_model, place, folder, tmp_p
     one = ["--timesteps", "0", "--blocks", "mid", "--poolings", "2", "--heads", "linear", "--num-trials", "1"]
     run(fork, "layer_noise", "--backbone", tiny_model, "--dataset", "digits", *one, cwd=tmp_path)
     assert "there is nothing to fuse" in refused(fork, cwd=tmp_path)
+    asked = ["--backbone", tiny_model, "--dataset", "digits", *one, "--fuse", "--out", "other"]
+    _, err = fork("layer_noise", *asked, cwd=tmp_path).communicate(timeout=PATIENCE_SECONDS)
+    assert "fuse=True wants several blocks or timesteps" in err and not (tmp_path / "other").exists()
 
 
 def test_more_passes_have_to_pay_for_themselves(place, monkeypatch):
