@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddae.backbones import SHIPPED, Backbone, Settings, load_backbone
 from ddae.backbones.base import token_grid
 from ddae.noise_levels import log_sigma
 from ddae.pooling import pool
-from ddae.winner import FILES, copy_file, sha256
+from ddae.winner import FILES, copy_file, read_head, sha256, with_files
 
 __all__ = ["NoisyClassifier", "NoisyHead", "log_sigma"]
 
@@ -199,15 +199,8 @@ class NoisyClassifier:
         if not (folder / RECORD).exists():
             raise ValueError(f"{folder} holds no {RECORD}; give a folder that sweeps/noisy_classifier.py has made")
         try:
-            record = json.loads((folder / RECORD).read_text())
-            if record["version"] != VERSION:
-                raise ValueError(f"it is of version {record['version']}, and this code reads {VERSION}")
-            if sha256(folder / HEAD) != record["head_sha256"]:
-                raise ValueError(f"{HEAD} is not the one it was written with")
-            tensors, kept = load_file(folder / HEAD), record["settings"]
-            for name, file in FILES.items():
-                if kept.get(name) == file:
-                    kept[name] = str(folder / file)
+            record, tensors = read_head(folder / RECORD, folder / HEAD, VERSION)
+            kept = with_files(record["settings"], folder)
             names = tuple(record["class_names"])
             head = restored(tensors, len(names), record["width"], record["embedding"]).to(device)
             fields = "block", "pooling", "backbone", "fingerprint", "dataset", "measured"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
@@ -234,22 +234,32 @@ class Winner(ClassifierMixin, TransformerMixin, BaseEstimator):
         return tags
 
 
+def read_head(record_file: Path, head_file: Path, known: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What is recorded of a head, and its tensors. Raises ValueError where they do not belong together, or are of
+    another version than the known one, and whatever a damaged file raises."""
+    record = json.loads(record_file.read_text())
+    if record["version"] != known:
+        raise ValueError(f"it is of version {record['version']}, and this code reads {known}")
+    if sha256(head_file) != record["head_sha256"]:
+        raise ValueError(f"{head_file.name} is not the one it was written with")
+    return record, load_file(head_file)
+
+
+def with_files(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Recorded Settings, with those of FILES that lie in the folder by their whole paths."""
+    copies = {name: str(folder / file) for name, file in FILES.items() if settings.get(name) == file}
+    return {**settings, **copies}
+
+
 def load(folder: Path, device: str) -> Winner:
     """As ddae.load."""
     folder = (folder / "model" if (folder / "model" / RECORD).exists() else folder).absolute()
     if not (folder / RECORD).exists():
         raise ValueError(f"{folder} holds no {RECORD}; give a folder that sweeps/hand_over.py has made")
     try:
-        record = json.loads((folder / RECORD).read_text())
-        if record["version"] != VERSION:
-            raise ValueError(f"it is of version {record['version']}, and this code reads {VERSION}")
-        if sha256(folder / HEAD) != record["head_sha256"]:
-            raise ValueError(f"{HEAD} is not the one it was written with")
-        tensors, parameters = load_file(folder / HEAD), record["parameters"]
-        kept = parameters.pop("settings")
-        for name, file in FILES.items():
-            if kept.get(name) == file:
-                kept[name] = str(folder / file)
+        record, tensors = read_head(folder / RECORD, folder / HEAD, VERSION)
+        parameters = record["parameters"]
+        kept = with_files(parameters.pop("settings"), folder)
         if parameters["backbone"].startswith(BACKBONE):
             parameters["backbone"] = str(folder / parameters["backbone"])
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

@@ -18,7 +18,6 @@ from ddae.generation.extractors import load_extractor, resized
 from ddae.generation.measures import Measured, Rung, wilson
 from ddae.generation.sampling import Denoise, num_passes, steps_of, usual_sampler
 from ddae.guidance import Guide
-from ddae.noise import VE
 from ddae.noisy_classifier import HEAD, NoisyClassifier
 from ddae.report.figures import class_grid
 from ddae.units import counted, duration, rounded
@@ -27,7 +26,7 @@ from sweeps.cli import aligned, check_writable
 from sweeps.findings.folder import only_process
 from sweeps.flags import SEEDS, check_numbers
 from sweeps.probing.source import choose_device, reading_of
-from sweeps.sampling import Setup, check_images, compare, keep, sampled, seconds_per_pass, write_json
+from sweeps.sampling import Setup, check_images, compare, in_steps, keep, sampled, seconds_per_pass, write_json
 
 if TYPE_CHECKING:
     from sweeps import guide
@@ -37,7 +36,7 @@ SHOWN = 8
 DRAWN = 64
 """Their side in pixels, at most."""
 LARGEST = 1000
-"""The largest scale; far below it an image is nothing but black and white."""
+"""The largest scale that is taken."""
 JUDGED = 2000
 """Real images at most that the judge is asked about."""
 
@@ -139,12 +138,8 @@ def opened(config: "guide.Guide", device: str) -> tuple[NoisyClassifier, Backbon
     classifier = NoisyClassifier.load(config.classifier, device)
     if config.backbone:
         classifier.check(load_backbone(config.backbone, classifier.settings))
-    backbone = classifier.open()
-    if isinstance(backbone.schedule, VE) and config.steps != classifier.settings.num_steps:
-        if config.steps < 2:
-            raise ValueError("steps=1 is no schedule of EDM's noise; give 2 or more, as 18")
-        backbone = load_backbone(classifier.backbone, replace(classifier.settings, num_steps=config.steps))
-        classifier = replace(classifier, fingerprint=backbone.fingerprint)  # of the same files, as is checked
+    backbone = in_steps(classifier.open(), classifier.backbone, classifier.settings, config.steps)
+    classifier = replace(classifier, fingerprint=backbone.fingerprint)  # of the same files, as open() has checked
     has = len(steps_of(backbone.schedule, config.steps))
     if has < config.steps:
         raise ValueError(

@@ -103,6 +103,15 @@ class Setup:
         return resized(self.images.read(rows).contiguous(), self.backbone.image_size)
 
 
+def in_steps(backbone: Backbone, name: str, settings: Settings, steps: int) -> Backbone:
+    """The network in an EDM schedule of so many steps; any other as it is. name, settings: by which it was loaded."""
+    if not isinstance(backbone.schedule, VE) or steps == settings.num_steps:
+        return backbone
+    if steps < 2:
+        raise ValueError("steps=1 is no schedule of EDM's noise; give 2 or more, as 18")
+    return load_backbone(name, replace(settings, num_steps=steps))
+
+
 def set_up(config: "Sample") -> Setup:
     """Check the flags, and load what is needed. Raises ValueError, or OSError where --out cannot be written."""
     many = 1, 10**9
@@ -113,10 +122,7 @@ def set_up(config: "Sample") -> Setup:
     weights = absolute(config.weights) if config.weights else ""
     settings = Settings(choose_device(config.device), config.precision, image_size=config.image_size, weights=weights)
     backbone = load_backbone(config.backbone, settings)
-    if isinstance(backbone.schedule, VE) and config.steps != settings.num_steps:
-        if config.steps < 2:
-            raise ValueError("steps=1 is no schedule of EDM's noise; give 2 or more, as 18")
-        backbone = load_backbone(config.backbone, replace(settings, num_steps=config.steps))
+    backbone = in_steps(backbone, config.backbone, settings, config.steps)
     if backbone.denoised is not None and (taken := len(steps_of(backbone.schedule, config.steps))) < config.steps:
         log.warning(f"{config.backbone} knows {taken} noisy timesteps, fewer than steps={config.steps}; all are taken")
     sampler = usual_sampler(backbone.schedule) if config.sampler == "auto" else config.sampler

@@ -21,16 +21,6 @@ OWN = "a head at each level"
 
 
 @dataclass(frozen=True)
-class Own:
-    """Heads that are fitted at one level each, on one draw of the same images."""
-
-    heads: tuple[str, ...]
-    """At each level that is looked at, the head that is best on val."""
-    correct: np.ndarray
-    """bool [levels that are looked at, num_val]."""
-
-
-@dataclass(frozen=True)
 class Findings:
     task: NoisyTask
     tried: tuple[Trial, ...]
@@ -40,8 +30,9 @@ class Findings:
     """Those that are statistically tied with the answer, best first."""
     recipes: Mapping[str, Trial]
     """DDAE's recipe, and what is changed of it, on all images that the sweep has."""
-    own: Mapping[int, Own]
-    """By pooling: that of the answer, and 1, that of DDAE's recipe."""
+    own: Mapping[int, np.ndarray]
+    """What heads get right that are fitted at one level each, bool [levels that are looked at, num_val]; by pooling,
+    that of the answer, and 1, that of DDAE's recipe."""
     baselines: Mapping[str, tuple[BaselineTask, Trial]]
     num_parameters: Mapping[str, int]
     """Who classifies -> numbers that are trained for it; and those of the frozen network."""
@@ -65,7 +56,7 @@ class Findings:
     def correct(self) -> Mapping[str, np.ndarray]:
         """Who classifies -> bool [levels that are looked at, num_val]."""
         shared = {"shared head": self.task.correct_at(self.answer.last)}
-        own = {OWN: self.own[self.cell.pooling].correct}
+        own = {OWN: self.own[self.cell.pooling]}
         scratch = {name: self.task.correct_at(trial.last) for name, (_, trial) in self.baselines.items()}
         return shared | own | scratch
 
@@ -73,7 +64,7 @@ class Findings:
     def of_recipes(self) -> Mapping[str, np.ndarray]:
         """The same of DDAE's recipe, what is changed of it, and heads of one level at its pooling."""
         found = {name: self.task.correct_at(trial.last) for name, trial in self.recipes.items()}
-        return found | {OWN: self.own[1].correct}
+        return found | {OWN: self.own[1]}
 
     def curve(self, correct: np.ndarray, between: bool = False) -> Curve:
         """Accuracy against sigma, at the levels of the grid or at those between."""
@@ -103,11 +94,7 @@ def choose(task: NoisyTask, trials: Sequence[Trial]) -> tuple[Trial, ...]:
     return tuple(sorted(tied, key=lambda trial: -trial.last.metrics["val_accuracy"]))
 
 
-def own_of(results: Mapping[int, Mapping[str, Result]], num_val: int) -> Own:
-    """results: timestep -> head -> what it came to, in the order in which levels are looked at."""
-    heads, correct = [], []
-    for by_head in results.values():
-        head = max(by_head, key=lambda name: by_head[name].correct[:num_val].mean())
-        heads.append(head)
-        correct.append(by_head[head].correct[:num_val])
-    return Own(tuple(heads), np.stack(correct))
+def own_of(results: Mapping[int, Sequence[Result]], num_val: int) -> np.ndarray:
+    """At each level what the better head gets right, bool [levels, num_val]. results: timestep -> those of its heads,
+    in the order in which levels are looked at."""
+    return np.stack([max((each.correct[:num_val] for each in found), key=np.mean) for found in results.values()])

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
+
 from ddae.noisy_classifier import NoisyClassifier
 from storage.tracking import Tracker
 from sweeps.cluster.pool import FOR_FITS, Pool
@@ -13,7 +15,7 @@ from sweeps.driver import no_needs, open_run, run_searches
 from sweeps.findings.logged import finished_report, incomplete
 from sweeps.flags import as_flags
 from sweeps.noisy.baseline import BaselineTask
-from sweeps.noisy.findings import Findings, Own, choose, own_of
+from sweeps.noisy.findings import Findings, choose, own_of
 from sweeps.noisy.publish import publish, report
 from sweeps.noisy.setup import OWN_HEADS, Setup, estimate, set_up
 from sweeps.noisy.task import NoisyCell, fitted_head, official
@@ -80,7 +82,7 @@ class NoisySweep(ProbeSweep):
         trials = self.run(HalvingSearch(last, len(cells), "grid", cells=cells), self.tracker, "DDAE's recipe")
         return dict(zip(named, trials, strict=True))
 
-    def own_heads(self, cell: NoisyCell) -> dict[int, Own]:
+    def own_heads(self, cell: NoisyCell) -> dict[int, np.ndarray]:
         """Heads of one level each, at the pooling of a cell and at that of DDAE's recipe."""
         task = self.setup.task
         probing = replace(task.probing, sites=dict.fromkeys(task.looked_at, (cell.block,)))
@@ -91,10 +93,9 @@ class NoisySweep(ProbeSweep):
             for head in OWN_HEADS
         ]
         trials = self.run(HalvingSearch(probing, len(cells), "grid", cells=cells), self.tracker, "a head at each level")
-        found: dict[int, dict[int, dict[str, Result]]] = {}
+        found: dict[int, dict[int, list[Result]]] = {}
         for trial in trials:
-            at_pooling = found.setdefault(trial.cell.pooling, {})
-            at_pooling.setdefault(trial.cell.timestep, {})[trial.cell.head] = trial.last
+            found.setdefault(trial.cell.pooling, {}).setdefault(trial.cell.timestep, []).append(trial.last)
         return {pooling: own_of(results, task.num_val) for pooling, results in found.items()}
 
     def from_scratch(self, cell: NoisyCell) -> dict[str, tuple[BaselineTask, Trial]]:

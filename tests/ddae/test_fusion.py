@@ -179,7 +179,8 @@ def test_selection_counts_images_by_their_weights():
     weights = (1 / torch.bincount(labels).float())[labels].numpy()
     weights /= weights.mean()
     plain, balanced = select(grams, labels, 4, most=1), select(grams, labels, 4, most=1, weights=weights)
-    assert plain[0].name == "often"
+    assert plain[0].name == "often" and plain[0].gain == pytest.approx(0.9, abs=0.02)
+    assert balanced[0].gain == pytest.approx(2 / 3, abs=0.05)
     assert balanced[0].correct.mean() == pytest.approx(balanced[0].gain)
     expected = {name: select({name: each}, labels, 4, 1, weights=weights)[0].gain for name, each in grams.items()}
     assert balanced[0].name == max(expected, key=lambda name: expected[name])
