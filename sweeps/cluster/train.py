@@ -39,6 +39,10 @@ class FileCheckpoint:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        """An actor of a cluster that runs already reads and writes it, and begins relative paths elsewhere."""
+        object.__setattr__(self, "path", self.path.absolute())
+
     def load(self) -> bytes | None:
         with suppress(FileNotFoundError):
             return self.path.read_bytes()

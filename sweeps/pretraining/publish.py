@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,14 @@ from sweeps.progress import bars
 
 if TYPE_CHECKING:
     from sweeps.pretrain import Pretrain
+
+
+def without_out(args: Sequence[str]) -> list[str]:
+    """A card goes where its readers have no such folder."""
+    kept = [arg for arg in args if not arg.startswith("--out=")]
+    if "--out" in kept:
+        del kept[(place := kept.index("--out")) : place + 2]
+    return kept
 
 
 def train(config: "Pretrain", training: Pretraining, tracked: TrackedTraining | None = None) -> Trained:
@@ -100,7 +109,7 @@ def publish(config: "Pretrain", training: Pretraining, trained: Trained, tracked
                 what=what_it_is(training),
                 labels="with" if training.shape.num_classes else "without",
                 noise=noise_of(training),
-                command=hidden(shlex.join(["python", "sweeps/pretrain.py", *sys.argv[1:]])),
+                command=hidden(shlex.join(["python", "sweeps/pretrain.py", *without_out(sys.argv[1:])])),
                 dataset=config.dataset,
                 num_images=training.images.num_train,
                 params=millions,

@@ -135,6 +135,8 @@ def test_a_picture_takes_no_model_from_a_training(fork, tmp_path):
     printed, error = incomplete(fork("pretrain", *args, cwd=tmp_path))
     assert "loss" in printed and "samples.png could not be made" in error
     assert (tmp_path / "model" / "model" / "README.md").exists() and (tmp_path / "model" / "loss.png").exists()
+    assert (tmp_path / "model" / "checkpoint.pt").exists()
+    assert not Path("model", "checkpoint.pt").exists()  # here Ray was started, and its actors begin relative paths
     (tmp_path / "model" / "samples.png").rmdir()
     assert finish(fork("pretrain", *args, cwd=tmp_path)).splitlines()[-2:] == printed.splitlines()[-2:]
 

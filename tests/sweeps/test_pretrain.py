@@ -63,7 +63,8 @@ def test_the_result_is_a_model_with_a_card_and_pictures(tmp_path):
     assert backbone.image_size == 8 and len(backbone.blocks) == 7
     weights = load_file(tmp_path / WEIGHTS)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
-    assert "| seed | 0 |" in (tmp_path / "model" / "README.md").read_text()
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| seed | 0 |" in card and "`python sweeps/pretrain.py" in card and str(tmp_path) not in card
     assert json.loads((tmp_path / "model/scheduler/scheduler_config.json").read_text())["num_train_timesteps"] == 1000
     assert (tmp_path / "loss.png").exists() and (tmp_path / "samples.png").exists()
 
