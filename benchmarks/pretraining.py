@@ -23,7 +23,7 @@ import tyro
 from torch import nn
 
 from ddae.pretrain import Pretraining
-from sweeps.cluster.loop import run_loop
+from sweeps.cluster.loop import computes_in, run_loop
 from sweeps.cluster.train import FileCheckpoint, train
 from sweeps.pretrain import Pretrain
 from sweeps.pretraining import set_up
@@ -89,7 +89,7 @@ class BareStep:
     def run(self, num_steps: int) -> None:
         training, network = self.training, self.network
         for _ in range(num_steps):
-            with torch.autocast("cpu", training.autocast):
+            with torch.autocast("cpu", training.autocast, enabled=computes_in(training.autocast, torch.device("cpu"))):
                 predicted = network(self.noised, self.levels).sample
             loss = (predicted.float() - self.noise).square().mean()
             training.optimizer.zero_grad(set_to_none=True)

@@ -87,7 +87,8 @@ class Training:
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
     autocast: bool = True
-    """bfloat16 where it is safe; weights and their moving average stay float32."""
+    """bfloat16 where it is safe, on GPUs and on CPUs with instructions for it; weights and their moving average stay
+    float32."""
     compile: bool = False
     """torch.compile: faster steps after minutes of compiling."""
     checkpoint_every: int = 250

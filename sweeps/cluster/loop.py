@@ -43,7 +43,8 @@ class Training(Protocol):
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """The precision of loss(), bfloat16 or None for float32; weights and gradients stay as they are."""
+        """The precision of loss() on devices that compute in it, bfloat16 or None for float32; weights and gradients
+        stay as they are."""
         ...
 
     @property
@@ -181,7 +182,7 @@ def update(training: Training, network: nn.Module, step: int) -> float:
     for part in range(training.accumulate):
         last = part == training.accumulate - 1
         with nullcontext() if last or not isinstance(network, DistributedDataParallel) else network.no_sync():
-            with torch.autocast(device.type, training.autocast, enabled=training.autocast is not None):
+            with torch.autocast(device.type, training.autocast, enabled=computes_in(training.autocast, device)):
                 loss = training.loss(network, step) / training.accumulate
             loss.backward()
         mean += loss.detach()
@@ -192,6 +193,14 @@ def update(training: Training, network: nn.Module, step: int) -> float:
         distributed.all_reduce(mean)
         mean /= distributed.get_world_size()
     return float(mean)
+
+
+def computes_in(dtype: torch.dtype | None, device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16: some CPUs emulate it, twenty times slower than float32."""
+    if dtype is None or device.type != "cpu":
+        return dtype is not None
+    cpu: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.10 does not say
+    return any(cpu.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def is_one_of_several() -> bool:

@@ -80,6 +80,16 @@ def two_cpus():
             yield
 
 
+def test_bfloat16_is_for_devices_that_compute_in_it(tmp_path, monkeypatch):
+    losses = {}
+    for has, dtype in [(True, None), (False, torch.bfloat16), (True, torch.bfloat16)]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"avx512_bf16": has})
+        training = Regression()
+        training.autocast = dtype
+        losses[has, dtype] = in_process(training, tmp_path / f"{has}-{dtype}.pt").losses
+    assert losses[False, torch.bfloat16] == losses[True, None] != losses[True, torch.bfloat16]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(two_cpus, tmp_path_factory):
     """(what two workers made of it, the training as it ended)."""
