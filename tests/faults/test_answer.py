@@ -36,6 +36,7 @@ def runs(uri: str) -> list[tuple[str, str]]:
     return sorted((run.info.run_name, run.info.status) for run in client.search_runs([experiment.experiment_id]))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_logged_is_logged_by_the_same_command_or_elsewhere(begin, fork, tmp_path):
     database = tmp_path / "tracked.db"
     uri = f"sqlite:///{database}"

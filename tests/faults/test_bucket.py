@@ -1,9 +1,12 @@
 """A sweep whose store is a bucket of a real S3 server, which goes away in the middle."""
 
+import pytest
+
 from tests.commands import PATIENCE_SECONDS, ray_of_one_cpu, wait_for
 from tests.faults.sweeps import SMALL, finish, table
 
 
+@pytest.mark.slow
 def test_a_sweep_from_a_bucket(bucket, begin, tiny_model, tmp_path):
     flags = "--backbone", tiny_model, *SMALL, "--store", bucket.address
     folder, one, two = (tmp_path / name for name in ("folder", "one", "two"))

@@ -4,11 +4,13 @@ import os
 import signal
 import time
 
+import pytest
+
 from tests.commands import PATIENCE_SECONDS, start, wait_for
 from tests.faults.sweeps import ARGS, children, finish, kill, kill_one, listens_at, progress, table
 
 NUM_START_UP = 2
-NUM_LATER = int(os.environ.get("NUM_KILLS", 6)) - NUM_START_UP
+NUM_LATER = int(os.environ.get("NUM_KILLS", 4)) - NUM_START_UP
 """NUM_KILLS=20 for twenty moments in all."""
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
 
@@ -42,14 +44,15 @@ def test_driver(undisturbed, fork, tiny_model, tmp_path):
     assert children(tmp_path) == children(undisturbed)
 
 
-def test_sigterm_is_an_interrupt(tiny_model, tmp_path):
-    process = start("layer_noise", "--backbone", tiny_model, *ARGS, cwd=tmp_path)
+def test_sigterm_is_an_interrupt(fork, tiny_model, tmp_path):
+    process = fork("layer_noise", "--backbone", tiny_model, *ARGS, cwd=tmp_path)
     assert wait_for(lambda: any(tmp_path.rglob("*.arrow")), process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130 and "SIGTERM" not in err and "stopped; what was finished is kept" in err
 
 
+@pytest.mark.slow
 def test_slurms_warning_stops_nothing(undisturbed, fork, tiny_model, tmp_path):
     """At any stage; Tune takes it for a wish to stop."""
     process = fork("layer_noise", "--backbone", tiny_model, *ARGS, cwd=tmp_path)

@@ -146,11 +146,11 @@ def test_the_same_command_computes_and_logs_nothing_twice(report, tiny_model, pl
     assert (files(place), len(runs(place)[1])) == before
 
 
-def test_the_test_set_is_measured_once(folder, place):
-    first = run("final_test", "--sweep", str(folder), cwd=place)
+def test_the_test_set_is_measured_once(fork, folder, place):
+    first = run("final_test", "--sweep", str(folder), cwd=place, start=fork)
     assert "test accuracy" in first and "359 images, measured once" in first
     before = files(place)
-    assert run("final_test", cwd=place) == first
+    assert run("final_test", cwd=place, start=fork) == first
     assert files(place) == before
     accuracy = json.loads((folder / "final_test.json").read_text())["test_accuracy"]
     assert runs(place)[0][0].data.metrics["test_accuracy"] == pytest.approx(accuracy)
@@ -179,6 +179,7 @@ def test_more_trials_go_on_and_grid_shares_the_store(folder, fork, tiny_model, p
     assert len(runs(place)[1]) == NUM_TRIALS + 5 + 16
 
 
+@pytest.mark.slow
 def test_heads_of_several_sizes_on_several_views(fork, tiny_model, tmp_path):
     heads = ["attention-1", "attention-2", "cnn-8-8", "knn"]
     args = [*SMALL[:-3], "--timesteps", "100", "--poolings", "4", "--blocks", "up.1.0", "--heads", *heads]
@@ -214,6 +215,7 @@ def test_label_free_ranking_needs_no_search(report, fork, tiny_model, place):
     assert "256 of the training images in two noise draws; logme, h_score, ridge saw the first 100 labels" in out
 
 
+@pytest.mark.slow
 def test_the_ranking_can_start_the_search(folder, fork, tiny_model, place):
     args = search_args(tiny_model, "--start", "label-free")
     out = run("layer_noise", *args, cwd=place, start=fork)

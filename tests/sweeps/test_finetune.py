@@ -49,6 +49,7 @@ def test_every_start_and_number_of_labels_has_its_outcome(folder):
     assert np.asarray(Image.open(folder / "figures" / "labels.png").convert("L")).std() > 5
 
 
+@pytest.mark.slow
 def test_cuts_and_timesteps_are_compared_at_the_same_length(fork, tiny_model, tmp_path):
     several = ["--cut", "mid", "up.0.0", "--tell", "10", "300", "--init", "finetune", "--num-labels", "20"]
     run(fork, "finetune", "--backbone", tiny_model, *CELL, *SHORT, *several, cwd=tmp_path)

@@ -80,6 +80,7 @@ def test_the_same_command_says_the_same(fork, folder, place):
     assert run(fork, "fuse", *FEW, cwd=place).strip() == (folder / "report.txt").read_text().strip()
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_to_fuse(fork, tiny_model, tmp_path):
     """With what the sweep was given; both may be asked for again."""
     asked = ["--backbone", tiny_model, "--dataset", "digits", *SMALL, "--num-trials", "3", "--memory", "1GB", "--fuse"]

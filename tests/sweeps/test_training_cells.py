@@ -68,6 +68,7 @@ def test_a_rate_that_diverges_counts_as_nothing_right(tiny_model, tmp_path, capl
     assert "the loss is not a number at step" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_network(tiny_model, tmp_path):
     """And go on from a checkpoint to the same numbers."""
     task = make_task(tiny_model, tmp_path, num_workers=2, head_start=("fresh",))
