@@ -65,3 +65,17 @@ def accuracy_curves(
     axes.set(xlabel=label, ylabel=measured)
     axes.legend(frameon=False, fontsize=8)
     return save(open_frame(figure), path)
+
+
+def along_training(lines: Mapping[str, Sequence[tuple[float, float, float]]], path: Path) -> "Figure":
+    """Accuracy against the distance of samples from real images (DDAE paper, Figure 4): a line for each name, a point a
+    snapshot, the last one filled. lines: name -> (distance, accuracy in [0, 1], standard error) along training."""
+    figure, axes = make_axes(7.5, 4.5)
+    for number, (name, points) in enumerate(lines.items()):
+        color, marker = f"C{number % 10}", MARKERS[number % len(MARKERS)]
+        x, y, error = np.array(points, dtype=float).T
+        axes.errorbar(x, 100 * y, 100 * error, color=color, marker=marker, mfc="white", ms=5, linewidth=1, capsize=2)
+        axes.plot(x[-1], 100 * y[-1], marker, color=color, ms=8, label=name)
+    axes.set(xscale="log", xlabel="FD of samples (lower is better)", ylabel="val accuracy (%)")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return save(open_frame(figure), path)

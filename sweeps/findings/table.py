@@ -12,8 +12,8 @@ def formatted(row: Mapping[str, Any], floats: str) -> dict[str, str]:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], floats: str = ".4f") -> None:
-    """One line a row, under a header of the first row's names."""
+    """One line a row, under a header of all their names; what a row has not is empty."""
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
         writer.writeheader()
         writer.writerows(formatted(row, floats) for row in rows)

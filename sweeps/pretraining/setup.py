@@ -47,8 +47,9 @@ EARLY = (
 """Flags of version 0.2; a checkpoint holds of the others those that are given."""
 
 
-def set_up(config: "Pretrain") -> Pretraining:
-    """Check the flags and the images. Raises ValueError, or OSError where --out cannot be written."""
+def set_up(config: "Pretrain", says: bool = True) -> Pretraining:
+    """Check the flags and the images. says: whether what is to be known of the images is logged. Raises ValueError, or
+    OSError where --out cannot be written."""
     check(config)
     data = absolute(config.dataset), config.image_size, str(Path(config.data_root).absolute())
     images = load_images_once(*data, reading_of(config))
@@ -67,7 +68,8 @@ def set_up(config: "Pretrain") -> Pretraining:
     shape = shape_of(config, size, in_channels, len(images.classes))
     with torch.device("meta"):
         NETWORKS[network_of(config)].make(shape)
-    say(config, images, 1 if in_channels == 1 else 3)
+    if says:
+        say(config, images, 1 if in_channels == 1 else 3)
     recipe = recipe_of(config) | ({"latents": latents.file.stem} if latents else {})
     check_snapshots(folder_of(config), recipe)
     if not config.dry_run:
