@@ -332,6 +332,16 @@ def log_axis(axes: "Axes", ticks: Sequence[float]) -> None:
     axes.minorticks_off()
 
 
+def plain_log_axis(axes: "Axes") -> None:
+    """Ticks at 1, 2 and 5 times the powers of ten of whatever is drawn, as 0.05, in a log scale of x."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
 def open_frame(figure: "Figure") -> "Figure":
     """Without the frame's upper and right side."""
     for axes in figure.axes:

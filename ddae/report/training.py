@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddae.report.figures import MARKERS, log_axis, make_axes, open_frame, room_for, save, shortened_path
+from ddae.report.figures import MARKERS, log_axis, make_axes, open_frame, plain_log_axis, room_for, save, shortened_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +75,8 @@ def along_training(lines: Mapping[str, Sequence[tuple[float, float, float]]], pa
         color, marker = f"C{number % 10}", MARKERS[number % len(MARKERS)]
         x, y, error = np.array(points, dtype=float).T
         axes.errorbar(x, 100 * y, 100 * error, color=color, marker=marker, mfc="white", ms=5, linewidth=1, capsize=2)
-        axes.plot(x[-1], 100 * y[-1], marker, color=color, ms=8, label=name)
-    axes.set(xscale="log", xlabel="FD of samples (lower is better)", ylabel="val accuracy (%)")
+        axes.plot(x[-1], 100 * y[-1], marker, color=color, ms=8, label=name, zorder=3)
+    plain_log_axis(axes)
+    axes.set(xlabel="FD of samples (lower is better)", ylabel="val accuracy (%)")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return save(open_frame(figure), path)

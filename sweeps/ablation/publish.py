@@ -163,7 +163,9 @@ def _sections(found: Findings) -> list[Section]:
             "At which noise level are the features best?",
             "The same sigma is another t in each schedule.",
             "Leave-one-out accuracy of ridge regression on training images at the best block, of the last snapshot.",
-            noise_curves({name: found.sigma_curve(name) for name in found.last}, {}, figures / "sigma.png"),
+            noise_curves(
+                {name: found.sigma_curve(name) for name in found.last}, {}, figures / "sigma.png", "accuracy (%)"
+            ),
             "accuracy against sigma, a line for each configuration",
             Table(tuple(header), schedules),
         ),
