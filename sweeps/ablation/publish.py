@@ -174,9 +174,11 @@ def _sections(found: Findings) -> list[Section]:
 
 def results(found: Findings, config: NoiseAblation) -> dict[str, Any]:
     """All numbers, as JSON knows them."""
+    best = max(found.tried, key=lambda trial: trial.last.metrics["val_accuracy"])
     return {
         "task": found.task.name,
         "flags": flags_of(config),
+        "answer": {"cell": asdict(best.cell), **best.last.metrics},
         "cells": [{**asdict(t.cell), **t.last.metrics, **t.last.params} for t in found.tried],
         "statements": [list(each) for each in statements(found)],
         "wall_seconds": found.wall_seconds,
