@@ -38,7 +38,8 @@ class NoiseAblation(ImagesAndLabels):
     dataset: str = "fashion-mnist-8k"
     """Name or image folder. Networks are trained on its official train split, without labels."""
     steps: int = 4000
-    """Steps of each training, at a learning rate that does not fall, so that fewer steps are the same training."""
+    """Steps of each training. The learning rate does not fall, so that a snapshot is as good as a training that ends
+    there."""
     num_snapshots: int = 5
     """How often a network is looked at, evenly along its training."""
     batch_size: int = 64

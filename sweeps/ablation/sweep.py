@@ -62,6 +62,7 @@ class Setup:
 def set_up(config: NoiseAblation) -> Setup:
     """Check the flags, and load what is needed. Raises ValueError, or OSError where --out cannot be written."""
     many = 1, 10**9
+    check_numbers(config, steps=many)
     check_numbers(config, num_snapshots=(1, config.steps), num_images=(8, 10**9), num_val=many, pooling=(1, 64))
     check_numbers(config, num_seeds=(1, 1000), num_samples=(2, 10**9), sampling_steps=(2, 10**6), seed=SEEDS)
     for name in config.configurations:
@@ -108,7 +109,7 @@ def training_of(config: NoiseAblation, name: str, says: bool) -> Pretraining:
         dataset=config.dataset, steps=config.steps, batch_size=config.batch_size, seed=config.seed, decay="none",
         learning_rate=config.learning_rate, channels=config.channels, device=config.device, sample_every=0,
         data_root=config.data_root, label_column=config.label_column, group_by=config.group_by, white=config.white,
-        check_data=False, skip_unreadable=config.skip_unreadable,
+        check_data=config.check_data, skip_unreadable=config.skip_unreadable,
         snapshot_every=config.steps // config.num_snapshots, **CONFIGURATIONS[name],
     )  # fmt: skip
     key = content_key(recipe=recipe_of(flags), snapshots=config.num_snapshots)

@@ -96,6 +96,7 @@ def test_a_network_that_diverges_is_a_result(tmp_path, monkeypatch, caplog):
         ({"configurations": ()}, "give one or more, and each once"),
         ({"configurations": ("full", "full")}, "give one or more, and each once"),
         ({"sigmas": (0.0,)}, "give one or more above 0"),
+        ({"steps": 0}, "steps=0 must be 1 or more"),
         ({"num_snapshots": 3}, "cannot be shared evenly by num_snapshots=3"),
         ({"num_snapshots": 5}, "num_snapshots=5 must be 1 or more, and 4 at most"),
         ({"extractor": ""}, "--extractor is needed for dataset='digits'"),
