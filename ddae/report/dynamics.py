@@ -24,6 +24,13 @@ def _grid(width: float, height: float, rows: int, columns: int):
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def _plain_ticks(*logarithmic) -> None:
+    """Axes whose ticks say 0.01, where $ is a letter and powers would not be typeset."""
+    for axis in logarithmic:
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(lambda value, _: "")
+
+
 def training_courses(courses: Mapping[str, Mapping[str, Sequence[Course]]], path: Path) -> "Figure":
     """Both inner products against step: a row of panels an objective, a column an n SNR^2, a line a seed. courses:
     objective -> name of the column -> one a seed."""
@@ -36,6 +43,7 @@ def training_courses(courses: Mapping[str, Mapping[str, Sequence[Course]]], path
                     label = kind if number == 0 else None
                     axes.plot(course["steps"], course[kind], style, color=color, linewidth=1, label=label)
             axes.set(yscale="log", ylim=(3e-3, 30))
+            _plain_ticks(axes.yaxis)
             axes.set_title(f"{objective}, {name}", size=9)
         row[0].set_ylabel("largest inner product")
     for axes in panels[-1]:
@@ -66,7 +74,7 @@ Points = Mapping[str, Sequence[tuple[float, float, int]]]
 def against_snr(early: Points, final: Points, least: float, path: Path) -> "Figure":
     """Signal over noise against n SNR^2, in early growth and at the end of training: a colour and a line an objective,
     a mark an n. What is below `least` is drawn there."""
-    figure, panels = _grid(9.5, 4, 1, 2)
+    figure, panels = _grid(10.5, 4, 1, 2)
     counts = sorted({n for points in final.values() for *_, n in points})
     titles = {"growth of signal over that of noise, early": early, "signal over noise, at the end": final}
     for axes, (title, lines) in zip(panels[0], titles.items(), strict=True):
@@ -82,13 +90,13 @@ def against_snr(early: Points, final: Points, least: float, path: Path) -> "Figu
         axes.axhline(1, color=FAINT, linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlabel="n SNR^2", title=title)
         axes.title.set_size(10)
+        _plain_ticks(axes.xaxis, axes.yaxis)
     known = np.array(sorted({snr for points in early.values() for snr, *_ in points}))
     panels[0, 0].plot(known, known / 2, color="black", linewidth=3, alpha=0.2, label="n SNR^2 / 2, by theory")
     for n in counts:
         marker = MARKERS[counts.index(n) % len(MARKERS)]
-        panels[0, 1].plot([], [], marker, color="0.4", ms=4, label=f"n = {n}")
-    for axes in panels[0]:
-        axes.legend(frameon=False, fontsize=8)
+        panels[0, 0].plot([], [], marker, color="0.4", ms=4, label=f"n = {n}")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return save(open_frame(figure), path)
 
 

@@ -90,13 +90,25 @@ def _at_the_end(found: Findings) -> Section:
 
 
 def _losses(found: Findings) -> Section:
+    along = courses(found, *found.patches.trained)
+    halves = [
+        f"{name} {' and '.join(f'{100 * half_way(seeds[0]):.0f} %' for seeds in by_snr.values() if seeds)}"
+        for name, by_snr in along.items()
+        if any(by_snr.values())
+    ]
     return Section(
         "How does the loss fall?",
-        "A denoiser stands still for long before its loss falls.",
-        "The first seed. The denoiser's loss is that above saying that there is no noise.",
-        losses(courses(found, *found.patches.trained), found.folder / "figures" / "loss.png"),
+        f"Half of the fall is behind a network after this share of its steps: {', '.join(halves)}.",
+        "The first seed that did not diverge. The denoiser's loss is that above saying that there is no noise.",
+        losses(along, found.folder / "figures" / "loss.png"),
         "loss against step",
     )
+
+
+def half_way(course: Any) -> float:
+    """The share of its steps after which half of the loss's fall is behind a training."""
+    loss, steps = course["loss"], course["steps"]
+    return float(steps[int((loss <= (loss[0] + loss[-1]) / 2).argmax())] / max(1, steps[-1]))
 
 
 def _images(found: Findings) -> Section:

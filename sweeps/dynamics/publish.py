@@ -60,14 +60,16 @@ def publish(found: Findings, config: FeatureLearning, tracker: Tracker) -> None:
 def report(found: Findings) -> str:
     """What a person reads at the end."""
     lines = {"answer": answer_text(found)} | facts(found) | {"report": str(found.folder / "report.html")}
-    images = ["images beside noise, %", "", *aligned([image_header(found), *image_lines(found)]), ""]
+    images = []
+    if found.image_trials:
+        images = ["images beside noise, %", "", *aligned([image_header(found), *image_lines(found)]), ""]
     return "\n".join(
         [
             "what theory says, and what was found; +- is the standard error over seeds",
             "",
             *aligned([header(found), *rows(found)]),
             "",
-            *(images if found.image_trials else []),
+            *images,
             *(f"{name:<15}{fact}" for name, fact in lines.items()),
         ]
     )

@@ -17,7 +17,7 @@ from sweeps.cluster.tune import Run
 from sweeps.driver import no_needs, open_run, run_searches
 from sweeps.dynamics.findings import Findings
 from sweeps.dynamics.publish import publish, report
-from sweeps.dynamics.task import NUM_PROBE, NUM_VAL, ImageTask, Network, PatchTask
+from sweeps.dynamics.task import ImageTask, Network, PatchTask
 from sweeps.feature_learning import FeatureLearning
 from sweeps.findings.logged import finished_report, incomplete
 from sweeps.flags import SEEDS, as_flags, check_numbers
@@ -34,6 +34,8 @@ SIDE = 32
 """Pixels to which image files are resized."""
 MOST_IMAGES = 1000
 """Of each class, from which trainings draw theirs."""
+FEWEST, MOST_LOOKED_AT = 10, 100
+"""Images of each class that a probe is fitted on, and that it and the network are looked at on, val images."""
 STEP_SECONDS = {"diffusion": 2.5e-4, "classifier": 2e-4, "noised-classifier": 6e-4, "autoencoder": 2e-4}
 """What a step of the default flags takes on one core, about."""
 
@@ -104,17 +106,20 @@ def image_task(config: FeatureLearning, shared: dict) -> ImageTask:
     dataset = load_dataset(config.dataset, SIDE, config.data_root, 0, 0.2, reading_of(config), 1)
     names = class_numbers(dataset, config.classes)
     pixels = {split: two_classes(dataset, split, names) for split in ("train", "val")}
-    for split, least in (("train", config.num_images // 2 + NUM_PROBE), ("val", NUM_VAL)):
-        has = min(int((pixels[split][1] == label).sum()) for label in (1, -1))
-        if has < least:
-            raise ValueError(
-                f"--classes {' '.join(config.classes)}: {has} {split} images of a class are too few; {least} are "
-                f"needed for --num-images {config.num_images}; give other classes, fewer images, or --no-images"
-            )
+    has = {split: min(int((labels == label).sum()) for label in (1, -1)) for split, (_, labels) in pixels.items()}
+    left = has["train"] - config.num_images // 2
+    if min(left, has["val"]) < FEWEST:
+        raise ValueError(
+            f"--classes {' '.join(config.classes)} have {has['train']} train and {has['val']} val images each; "
+            f"--num-images {config.num_images} takes half of its own from each, and {FEWEST} more of train and of val "
+            "are looked at; give other classes, fewer images, or --no-images"
+        )
     return ImageTask(
         **shared,
         relative_snrs=tuple(sorted(set(map(float, config.image_snrs)))),
         num_images=config.num_images,
+        num_probe=min(MOST_LOOKED_AT, left),
+        num_val=min(MOST_LOOKED_AT, has["val"]),
         fingerprint=content_key(images=dataset.images.fingerprint, classes=names),
         pixels=pixels,
     )

@@ -29,9 +29,6 @@ from sweeps.search.task import Axis, Checkpoint, Objective, Resources, Result, V
 
 log = logging.getLogger("sweeps")
 
-NUM_PROBE, NUM_VAL = 100, 100
-"""Images of each class on which a probe is fitted, and on which it and the network are looked at."""
-
 
 @dataclass(frozen=True)
 class Network:
@@ -185,6 +182,10 @@ class ImageTask(DynamicsTask):
 
     relative_snrs: tuple[float, ...] = ()
     num_images: int = 0
+    num_probe: int = 0
+    """Images of each class on which a probe is fitted."""
+    num_val: int = 0
+    """Images of each class on which it and the network are looked at."""
     fingerprint: str = ""
     """Of the images and the names of the classes."""
     pixels: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None
@@ -208,7 +209,7 @@ class ImageTask(DynamicsTask):
             task=self.name,
             cell=asdict(cell),
             network=asdict(self.network),
-            data=(self.fingerprint, self.num_images),
+            data=(self.fingerprint, self.num_images, self.num_probe, self.num_val),
             num_steps=rung,
             version=(feature_learning.VERSION, noisy_images.VERSION),
         )
@@ -219,7 +220,7 @@ class ImageTask(DynamicsTask):
     def images(self, cell: ImageCell) -> TwoClasses:
         assert self.pixels is not None
         half, (train, val) = self.num_images // 2, (self.pixels[split] for split in ("train", "val"))
-        known, others = pick(*train, half + NUM_PROBE, cell.seed), pick(*val, NUM_VAL, cell.seed)
+        known, others = pick(*train, half + self.num_probe, cell.seed), pick(*val, self.num_val, cell.seed)
         own, probe = np.split(known, [2 * half])
         factor = factor_of(own, cell.relative_snr)
         return TwoClasses(factor * own, factor * probe, factor * others)

@@ -146,11 +146,20 @@ def noisy_classifier(tiny_model, store) -> Task:
     return task
 
 
+def feature_learning(tiny_model, store) -> Task:
+    from sweeps.dynamics.sweep import set_up
+    from sweeps.feature_learning import FeatureLearning
+
+    data = {"num_samples": (4, 8), "signal_norms": (2, 6), "dimension": 40}
+    return set_up(FeatureLearning(**data, num_filters=3, init_std=0.01, steps=300, seeds=2, images=False)).patches
+
+
 TASKS = {
     "descent": descent,
     "layer-noise": layer_noise,
     "finetune": finetune,
     "noisy-classifier": noisy_classifier,
+    "feature-learning": feature_learning,
 }
 
 
