@@ -80,7 +80,7 @@ def hidden(weights: np.ndarray, samples: Samples) -> np.ndarray:
 
 
 def probe_accuracy(weights: np.ndarray, fitted: Samples, looked_at: Samples) -> float:
-    """Of a linear classifier of the hidden units, by ridge regression whose penalty leave-one-out chooses."""
+    """How well a linear classifier of the hidden units does: ridge regression whose penalty leave-one-out chooses."""
     probe = make_pipeline(StandardScaler(), RidgeClassifierCV(np.logspace(-4, 4, 9)))
     probe.fit(hidden(weights, fitted), fitted.labels)
     return float(probe.score(hidden(weights, looked_at), looked_at.labels))

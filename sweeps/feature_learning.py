@@ -64,7 +64,7 @@ class FeatureLearning(ImagesAndLabels):
     images: bool = True
     """Train on images of two classes as well."""
     dataset: str = "fashion-mnist-8k"
-    """Of the images: a name or a folder, as in layer_noise.py."""
+    """Where the images come from: a name or a folder, as in layer_noise.py."""
     classes: tuple[str, ...] = ("trouser", "sneaker")
     """Two of its classes."""
     num_images: int = 100

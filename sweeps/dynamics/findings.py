@@ -43,7 +43,7 @@ class Summary:
     largest: float
     """Signal over noise at the end, the geometric mean over seeds of a cell, in the least and the largest cell."""
     final_exponent: Measured | None
-    """Of n SNR^2 in that ratio."""
+    """The exponent of n SNR^2 in that ratio."""
     crossing: Measured | None
     """The n SNR^2 at which the ratio passes 1, for an objective that is unbalanced on both sides."""
     balance: Measured
@@ -145,7 +145,7 @@ def log_ratio(ratios: np.ndarray) -> np.ndarray:
 def over_seeds(
     trials: Sequence[Trial], of_one: Callable[[Sequence[Trial]], Sequence[float] | None]
 ) -> list[Measured] | None:
-    """Of numbers that the trials of one seed give, their means and standard errors; 0 of one seed."""
+    """Means and standard errors of numbers that the trials of one seed give; an error is 0 where there is one."""
     seeds = sorted({trial.cell.seed for trial in trials})
     found = [of_one([trial for trial in trials if trial.cell.seed == seed]) for seed in seeds]
     numbers = np.array([each for each in found if each is not None], dtype=float)

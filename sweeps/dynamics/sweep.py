@@ -33,7 +33,7 @@ COLUMNS = "objective", "num_samples", "signal_norm", "relative_snr", "seed", "en
 SIDE = 32
 """Pixels to which image files are resized."""
 MOST_IMAGES = 1000
-"""Of each class, from which trainings draw theirs."""
+"""So many images of each class are read, from which trainings draw theirs."""
 FEWEST, MOST_LOOKED_AT = 10, 100
 """Images of each class that a probe is fitted on, and that it and the network are looked at on, val images."""
 STEP_SECONDS = {"diffusion": 2.5e-4, "classifier": 2e-4, "noised-classifier": 6e-4, "autoencoder": 2e-4}

@@ -187,7 +187,7 @@ class ImageTask(DynamicsTask):
     num_val: int = 0
     """Images of each class on which it and the network are looked at."""
     fingerprint: str = ""
-    """Of the images and the names of the classes."""
+    """A hash of the images and the names of the classes."""
     pixels: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None
     """train and val -> flat images [N, d] in 0 to 1, and their labels, 1 or -1."""
     name: str = "feature-learning-images"
