@@ -31,7 +31,7 @@ from ddae.generation.measures import measure
 from ddae.generation.sampling import steps_of
 from ddae.guidance import Guide
 from ddae.noisy_wide_resnet import NoisyWideResNet, sizes_of
-from ddae.report.figures import make_axes, open_frame, save
+from ddae.report.style import make_axes, open_frame, save
 from sweeps import guide, guiding
 from sweeps.guiding import Guided, Verdict
 from sweeps.sampling import JUDGE, keep, sampled, write_json

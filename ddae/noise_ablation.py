@@ -92,42 +92,48 @@ def recognise(
     return Recognition(curve, name, timestep, backbone.sigma(timestep), accuracy, standard_error(accuracy, len(val)))
 
 
-def distances(
-    backbone: Backbone,
-    images: Images,
-    extractor: Extractor,
-    num_samples: int,
-    num_steps: int,
-    seed: int = 0,
-    start: str = "noise",
-) -> list[Measured]:
-    """How far samples are from real images, and other real images beside them.
+@dataclass(frozen=True)
+class RealImages:
+    """What samples are compared with, read once for all networks of one size."""
 
-    start: noise, or real for samples that begin at noised real images: a schedule whose last timestep still holds some
-    of the image cannot begin at noise alone, and that separates a bad network from a start that it never saw.
-    Raises ValueError where there are fewer than twice so many real images, or samples are no numbers.
-    """
-    rows = np.random.default_rng(0).permutation(len(images.labels))
+    pixels: Tensor
+    """uint8 [2 N, 3, S, S]"""
+    features: tuple[Tensor, Tensor]
+    """Under the extractor, of the first N and of the other N, whose distance from the first is the floor."""
+    extractor: Extractor
+
+
+def read_real(images: Images, extractor: Extractor, num_samples: int, image_size: int) -> RealImages:
+    """Raises ValueError where there are fewer than twice so many."""
+    rows = np.random.default_rng(0).permutation(len(images.labels))[: 2 * num_samples]
     if len(rows) < 2 * num_samples:
         raise ValueError(
             f"num_samples={num_samples:,} needs twice as many real images and there are {len(rows):,}; give "
-            f"{len(rows) // 2:,} or fewer"
+            f"--num-samples {len(rows) // 2} or fewer"
         )
+    pixels = resized(images.read(rows).contiguous(), image_size)
+    first, others = (extractor(part) for part in pixels.split(num_samples))
+    return RealImages(pixels, (first, others), extractor)
 
-    def real(some: np.ndarray) -> Tensor:
-        return resized(images.read(some).contiguous(), backbone.image_size)
 
-    parts = []
+def distances(
+    backbone: Backbone, real: RealImages, num_steps: int, seed: int = 0, start: str = "noise"
+) -> list[Measured]:
+    """How far N samples are from N real images, and other real images beside them.
+
+    start: noise, or real for samples that begin at noised real images, the other N: a schedule whose last timestep
+    still holds some of the image cannot begin at noise alone, and that separates a bad network from a start that it
+    never saw. Raises ValueError where samples are no numbers.
+    """
+    num_samples, parts = len(real.pixels) // 2, []
     for first in range(0, num_samples, BATCH):
         indices = np.arange(first, min(first + BATCH, num_samples))
-        x0 = backbone.encode(real(rows[-1 - indices])) if start == "real" else None
+        x0 = backbone.encode(real.pixels[num_samples + indices]) if start == "real" else None
         found = sample(backbone, indices, seed, num_steps, usual_sampler(backbone.schedule), x0=x0)
         if not found.isfinite().all():
             raise ValueError("the network samples what is no number")
         parts.append(backbone.encoder.decode(found).cpu())  # type: ignore[attr-defined]
-    sets = torch.cat(parts), real(rows[:num_samples]), real(rows[num_samples : 2 * num_samples])
-    generated, reference, others = map(extractor, sets)
-    return measure(generated, reference, others, extractor.distance)
+    return measure(real.extractor(torch.cat(parts)), *real.features, real.extractor.distance)
 
 
 def schedule_facts(schedule: Schedule) -> dict[str, float]:

@@ -64,7 +64,7 @@ class NoiseAblation(ImagesAndLabels):
     """Network under which samples are compared, as sample.py takes it; by default the judge, for Fashion-MNIST where it
     is at hand."""
     seed: int = 0
-    """Of the trainings."""
+    """Decides first weights, images and noise of every training."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
     store: str = "out/store"

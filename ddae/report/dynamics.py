@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddae.report.figures import FAINT, MARKERS, make_axes, open_frame, save
+from ddae.report.style import FAINT, MARKERS, make_axes, open_frame, plain_log_axis, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,13 +24,6 @@ def _grid(width: float, height: float, rows: int, columns: int):
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _plain_ticks(*logarithmic) -> None:
-    """Axes whose ticks say 0.01, where $ is a letter and powers would not be typeset."""
-    for axis in logarithmic:
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set_minor_formatter(lambda value, _: "")
-
-
 def training_courses(courses: Mapping[str, Mapping[str, Sequence[Course]]], path: Path) -> "Figure":
     """Both inner products against step: a row of panels an objective, a column an n SNR^2, a line a seed. courses:
     objective -> name of the column -> one a seed."""
@@ -42,8 +35,8 @@ def training_courses(courses: Mapping[str, Mapping[str, Sequence[Course]]], path
                 for kind, (color, style) in STYLES.items():
                     label = kind if number == 0 else None
                     axes.plot(course["steps"], course[kind], style, color=color, linewidth=1, label=label)
-            axes.set(yscale="log", ylim=(3e-3, 30))
-            _plain_ticks(axes.yaxis)
+            axes.set(ylim=(3e-3, 30))
+            plain_log_axis(axes, "y")
             axes.set_title(f"{objective}, {name}", size=9)
         row[0].set_ylabel("largest inner product")
     for axes in panels[-1]:
@@ -88,11 +81,12 @@ def against_snr(early: Points, final: Points, least: float, path: Path) -> "Figu
             means = [np.exp(np.mean([np.log(max(r, least)) for s, r, _ in points if s == snr])) for snr in snrs]
             axes.plot(snrs, means, DASHES[number % 4], color=f"C{number}", linewidth=1, label=name)
         axes.axhline(1, color=FAINT, linewidth=0.8)
-        axes.set(xscale="log", yscale="log", xlabel="n SNR^2", title=title)
+        axes.set(xlabel="n SNR^2", title=title)
         axes.title.set_size(10)
-        _plain_ticks(axes.xaxis, axes.yaxis)
     known = np.array(sorted({snr for points in early.values() for snr, *_ in points}))
     panels[0, 0].plot(known, known / 2, color="black", linewidth=3, alpha=0.2, label="n SNR^2 / 2, by theory")
+    for axes in panels[0]:
+        plain_log_axis(axes, "xy")
     for n in counts:
         marker = MARKERS[counts.index(n) % len(MARKERS)]
         panels[0, 0].plot([], [], marker, color="0.4", ms=4, label=f"n = {n}")

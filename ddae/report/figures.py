@@ -1,7 +1,6 @@
 """Figures: each is written as a PNG and returned. Axes name their units; shapes, line styles and lightness tell what
 colours tell, so that all of it reads in grey."""
 
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,16 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from ddae.report.style import FAINT, MARKERS, log_axis, make_axes, open_frame, room_for, save, shortened, shortened_path
 from ddae.units import rounded
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK = "#111111"
 """On bright cells; plain black becomes the page's own text colour."""
-FAINT = "0.6"
-MARKERS = "os^Dv<>pPX"
 MANY = 1000
 """Points or cells, beyond which they are drawn as pixels, and without their numbers."""
 
@@ -296,23 +293,6 @@ def pictures(
     return save(figure, path)
 
 
-def shortened(name: str, length: int = 14) -> str:
-    """One line of at most so many letters."""
-    name = " ".join(name.split())
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def shortened_path(name: str, length: int = 64) -> str:
-    """A module's path of at most so many letters, without its middle."""
-    half = length // 2
-    return name if len(name) <= length else f"{name[: half - 1]}…{name[-half:]}"
-
-
-def room_for(names: Sequence[str], size: float = 10) -> float:
-    """Inches that the longest of the labels, in letters of so many points, needs beyond ten letters."""
-    return 0.0085 * size * max(0, max(map(len, names)) - 10)
-
-
 def _stderr(points: np.ndarray) -> float:
     """The standard error of the mean; 0 for one point."""
     return float(points.std(ddof=1) / len(points) ** 0.5) if len(points) > 1 else 0.0
@@ -324,30 +304,6 @@ def _apart(heights: Sequence[float], least: float) -> list[float]:
     for height in heights:
         places.append(min(height, places[-1] - least) if places else height)
     return places
-
-
-def log_axis(axes: "Axes", ticks: Sequence[float]) -> None:
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
-    axes.minorticks_off()
-
-
-def plain_log_axis(axes: "Axes") -> None:
-    """Ticks at 1, 2 and 5 times the powers of ten of whatever is drawn, as 0.05, in a log scale of x."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def open_frame(figure: "Figure") -> "Figure":
-    """Without the frame's upper and right side."""
-    for axes in figure.axes:
-        if axes.get_label() != "<colorbar>":
-            axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 def similarity_map(
@@ -381,24 +337,3 @@ def similarity_map(
     figure.suptitle(title, size=9, wrap=True)
     figure.colorbar(image, label=label, shrink=0.6)
     return save(figure, path)
-
-
-def make_axes(width: float, height: float, rows: int = 1, **gridspec):
-    """A figure of width x height inches that needs no screen, in which $ is a letter."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams["text.parse_math"] = False
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    return figure, figure.subplots(rows, gridspec_kw=gridspec)
-
-
-def save(figure: "Figure", path: Path) -> "Figure":
-    """As a PNG; drawn once, where savefig would draw twice."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font lacks
-        FigureCanvasAgg(figure).print_png(path)
-    figure.set_layout_engine("none")
-    return figure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddae.report.figures import MARKERS, make_axes, open_frame, plain_log_axis, save
+from ddae.report.style import MARKERS, make_axes, open_frame, plain_log_axis, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

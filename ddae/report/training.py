@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddae.report.figures import MARKERS, log_axis, make_axes, open_frame, plain_log_axis, room_for, save, shortened_path
+from ddae.report.style import MARKERS, log_axis, make_axes, open_frame, plain_log_axis, room_for, save, shortened_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -81,8 +81,9 @@ def statements(found: Findings) -> list[tuple[str, str, str]]:
         lost = f"at most {100 * most:+.1f} points are lost against full"
         said.append(("Every schedule keeps its best accuracy within 3 points.", verdict(most < 0.03), lost))
     if short:
-        worst = max(last, key=lambda name: last[name].metrics["fd"])
-        said.append(("T = 64 generates nothing.", verdict(worst == "T64"), f"the largest FD is that of {worst}"))
+        if "T64" in last and len(last) > 1:
+            worst = max(last, key=lambda name: last[name].metrics["fd"])
+            said.append(("T = 64 generates worst.", verdict(worst == "T64"), f"the largest FD is that of {worst}"))
         starts = {name: (last[name].metrics["fd"], last[name].metrics["fd_from_real"]) for name in short}
         gains = "; ".join(f"{n} {noise:.3g} from noise, {real:.3g} from images" for n, (noise, real) in starts.items())
         helped = all(real < noise for noise, real in starts.values())

@@ -13,7 +13,7 @@ from storage.tracking import Tracker
 from sweeps.ablation.findings import Findings, statements
 from sweeps.cli import aligned
 from sweeps.findings import logged
-from sweeps.findings.folder import ANY_LETTER, answered, attempt, write_page, write_results
+from sweeps.findings.folder import ANY_LETTER, answered, attempt, try_to_draw, write_page, write_results
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import as_flags, command_of
@@ -37,9 +37,9 @@ def publish(found: Findings, config: NoiseAblation, tracker: Tracker) -> None:
     folder = found.folder
     with answered(report(found)):
         (folder / "report.txt").write_text(report(found), **ANY_LETTER)
-        drawn, undrawn = sections(found)
+        shown, undrawn = try_to_draw(folder / "figures", lambda: sections(found))
         failed = write_page(
-            folder / "report.html", lambda whole: render(page_of(found, config, drawn if whole else []))
+            folder / "report.html", lambda whole: render(page_of(found, config, shown if whole else []))
         )
         failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
         artifacts = [*sorted((folder / "figures").glob("*.png")), *(folder / name for name in FILES)]
@@ -135,15 +135,7 @@ def page_of(found: Findings, config: NoiseAblation, drawn: list[Section]) -> Pag
     )
 
 
-def sections(found: Findings) -> tuple[list[Section], list[str]]:
-    """The pictures, and what could not be drawn, and why."""
-    try:
-        return _sections(found), []
-    except Exception as error:  # the answer does not depend on a picture
-        return [], [f"the pictures in {found.folder / 'figures'} could not be drawn ({type(error).__name__}: {error})"]
-
-
-def _sections(found: Findings) -> list[Section]:
+def sections(found: Findings) -> list[Section]:
     figures = found.folder / "figures"
     lines = {
         name: [(r.metrics["fd"], r.metrics["val_accuracy"], r.metrics["val_stderr"]) for _, r in course]

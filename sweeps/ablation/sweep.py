@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ddae.datasets import Images
+from ddae.datasets import Images, split_rows
 from ddae.generation.extractors import load_extractor
 from ddae.generation.measures import check_enough
 from ddae.generation.sampling import num_passes
@@ -27,7 +27,7 @@ from sweeps.noise_ablation import NoiseAblation
 from sweeps.pretrain import Pretrain
 from sweeps.pretraining import recipe_of
 from sweeps.pretraining.estimate import timed
-from sweeps.probing.source import absolute, choose_device
+from sweeps.probing.source import VAL_FRACTION, absolute, choose_device
 from sweeps.progress import Progress
 from sweeps.sampling import JUDGE
 from sweeps.search.halving import HalvingSearch
@@ -92,7 +92,9 @@ def set_up(config: NoiseAblation) -> Setup:
         )
     check_enough(config.num_samples, extractor(images.read([0, 1])).shape[1])  # type: ignore[arg-type]
     every = config.steps // config.num_snapshots
-    probing = Probing(config.sigmas, config.num_images, config.num_val, config.pooling, config.num_seeds)
+    splits = split_rows(images, 0, VAL_FRACTION)
+    sizes = min(config.num_images, len(splits["train"])), min(config.num_val, len(splits["val"]))
+    probing = Probing(config.sigmas, *sizes, config.pooling, config.num_seeds)
     sampling = Sampling(extractor.name, extractor.fingerprint, config.num_samples, config.sampling_steps)
     task = AblationTask(
         trainings, tuple(range(every, config.steps + 1, every)), probing, sampling, absolute(config.dataset),

@@ -16,6 +16,7 @@ from ddae.backbones import load_backbone
 from ddae.backbones.base import Settings
 from ddae.datasets import Dataset, Reading, load_dataset
 from ddae.generation.extractors import load_extractor
+from ddae.noise_ablation import RealImages
 from ddae.pretrain import Pretraining
 from storage.files import locked
 from storage.ledger import content_key
@@ -31,7 +32,15 @@ STARTS = "noise", "real"
 AT_SIGMA = "accuracy_at_sigma_"
 """Begins the name of a metric: leave-one-out accuracy at one noise level."""
 
-load_dataset_once = lru_cache(maxsize=1)(load_dataset)
+
+@lru_cache(maxsize=1)
+def opened(
+    name: str, data_root: str, reading: Reading, image_size: int, num_channels: int, sampling: "Sampling", device: str
+) -> tuple[Dataset, RealImages]:
+    """The dataset as a network of this size sees it, and its images that samples are compared with."""
+    dataset = load_dataset(name, image_size, data_root, reading=reading, num_channels=num_channels)
+    extractor = load_extractor(sampling.extractor, device)
+    return dataset, noise_ablation.read_real(dataset.images, extractor, sampling.num_samples, image_size)
 
 
 @dataclass(frozen=True, order=True)
@@ -138,7 +147,8 @@ class AblationTask:
         """Metrics and params of a trained network."""
         probing, sampling = self.probing, self.sampling
         backbone = load_backbone(str(folder), Settings(self.device))
-        dataset = self.opened(backbone.image_size, backbone.encoder.shape[0])
+        size = backbone.image_size, backbone.encoder.shape[0]
+        dataset, real = opened(self.dataset, self.data_root, self.reading, *size, sampling, self.device)
         timesteps = noise_ablation.nearest_timesteps(backbone.schedule, probing.sigmas)
         sizes = probing.num_images, probing.num_val, probing.pooling
         found = [
@@ -154,11 +164,8 @@ class AblationTask:
         }
         for sigma, timestep in timesteps.items():
             metrics[f"{AT_SIGMA}{sigma:g}"] = float(np.mean([each.curve[timestep] for each in found]))
-        extractor = load_extractor(sampling.extractor, self.device)
         for start in STARTS:
-            measured = noise_ablation.distances(
-                backbone, dataset.images, extractor, sampling.num_samples, sampling.num_steps, start=start
-            )
+            measured = noise_ablation.distances(backbone, real, sampling.num_steps, start=start)
             suffix = "" if start == "noise" else "_from_real"
             for each in measured:
                 name = {"FID": "fd", "KID": "kd"}.get(each.name, each.name.lower())
@@ -169,11 +176,6 @@ class AblationTask:
         best = max(found, key=lambda each: each.accuracy)
         params: dict[str, Value] = {"block": best.block, "timestep": best.timestep, "sigma": round(best.sigma, 4)}
         return metrics, params | noise_ablation.schedule_facts(backbone.schedule)
-
-    def opened(self, image_size: int, num_channels: int) -> Dataset:
-        return load_dataset_once(
-            self.dataset, image_size, self.data_root, reading=self.reading, num_channels=num_channels
-        )
 
     def label(self, cell: Cell) -> str:
         return f"{cell.configuration}/{cell.steps}"

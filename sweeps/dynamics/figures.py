@@ -13,13 +13,10 @@ SHOWN = 0.75, 6.75
 """n SNR^2 of the paper's Figure 2."""
 
 
-def sections(found: Findings) -> tuple[list[Section], list[str]]:
-    """The pictures, and what could not be drawn, and why."""
-    try:
-        drawn = [_along(found), *_others(found), _at_the_end(found), _losses(found)]
-        return drawn + ([_images(found)] if found.image_trials else []), []
-    except Exception as error:  # the numbers do not depend on a picture
-        return [], [f"the pictures in {found.folder / 'figures'} could not be drawn ({type(error).__name__}: {error})"]
+def sections(found: Findings) -> list[Section]:
+    """The pictures, in the order in which they are read."""
+    drawn = [_along(found), *_others(found), _at_the_end(found), _losses(found)]
+    return drawn + ([_images(found)] if found.image_trials else [])
 
 
 def courses(found: Findings, *objectives: str) -> dict[str, dict[str, list[Any]]]:

@@ -66,11 +66,11 @@ class Findings:
     @property
     def rows(self) -> list[dict[str, Value]]:
         """One row a trial, the most balanced first; pandas.DataFrame takes it."""
-        return _filled(table(self.patches, self.trials))
+        return table(self.patches, self.trials)
 
     @property
     def image_rows(self) -> list[dict[str, Value]]:
-        return _filled(table(self.images, self.image_trials)) if self.images else []
+        return table(self.images, self.image_trials) if self.images else []
 
     @cached_property
     def summaries(self) -> Mapping[str, Summary]:
@@ -151,8 +151,13 @@ def over_seeds(
     numbers = np.array([each for each in found if each is not None], dtype=float)
     if not len(numbers):
         return None
-    stderr = numbers.std(0, ddof=1) / len(numbers) ** 0.5 if len(numbers) > 1 else np.zeros(numbers.shape[1])
-    return [Measured(float(mean), float(error)) for mean, error in zip(numbers.mean(0), stderr, strict=True)]
+    return [mean_of(each) for each in numbers.T]
+
+
+def mean_of(numbers: np.ndarray) -> Measured:
+    """numbers: one a seed."""
+    error = numbers.std(ddof=1) / len(numbers) ** 0.5 if len(numbers) > 1 else 0.0
+    return Measured(float(numbers.mean()), float(error))
 
 
 def power_law(task: PatchTask, trials: Sequence[Trial], metric: str) -> list[float] | None:
@@ -177,9 +182,3 @@ def _crossing(ratios: Sequence[tuple[float, float]]) -> list[float] | None:
 
 def _mean(trials: Sequence[Trial], metric: str) -> float:
     return float(np.mean([trial.last.metrics[metric] for trial in trials]))
-
-
-def _filled(rows: list[dict[str, Value]]) -> list[dict[str, Value]]:
-    """The rows, each with the columns of all, as a diverged training lacks most."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return [{name: row.get(name, "") for name in names} for row in rows]

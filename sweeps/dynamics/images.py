@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sweeps.dynamics.findings import Findings, Measured
+from sweeps.dynamics.findings import Findings, Measured, mean_of
 
 NAMES = {
     "other_noise_accuracy": "accuracy, noise patch redrawn",
@@ -25,12 +25,7 @@ def measured(found: Findings, objective: str, metric: str) -> list[tuple[float, 
     for trial in found.image_trials:
         if trial.cell.objective == objective and metric in trial.last.metrics:
             by_snr.setdefault(trial.cell.relative_snr, []).append(trial.last.metrics[metric])
-    return [(snr, _mean(values)) for snr, values in sorted(by_snr.items())]
-
-
-def _mean(values: list[float]) -> Measured:
-    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return Measured(float(np.mean(values)), float(error))
+    return [(snr, mean_of(np.array(values))) for snr, values in sorted(by_snr.items())]
 
 
 def image_header(found: Findings) -> tuple[str, ...]:

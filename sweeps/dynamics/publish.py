@@ -14,7 +14,7 @@ from sweeps.dynamics.findings import BALANCED, Findings, Measured, Summary, curv
 from sweeps.dynamics.images import image_header, image_lines
 from sweeps.feature_learning import FeatureLearning
 from sweeps.findings import logged
-from sweeps.findings.folder import ANY_LETTER, answered, attempt, write_page, write_results
+from sweeps.findings.folder import ANY_LETTER, answered, attempt, try_to_draw, write_page, write_results
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import as_flags, command_of
@@ -39,9 +39,9 @@ def publish(found: Findings, config: FeatureLearning, tracker: Tracker) -> None:
     folder = found.folder
     with answered(report(found)):
         (folder / "report.txt").write_text(report(found), **ANY_LETTER)
-        drawn, undrawn = sections(found)
+        shown, undrawn = try_to_draw(folder / "figures", lambda: sections(found))
         html = folder / "report.html"
-        failed = write_page(html, lambda whole: render(page_of(found, config, drawn if whole else [])))
+        failed = write_page(html, lambda whole: render(page_of(found, config, shown if whole else [])))
         tables = {"trials.csv": found.rows, "images.csv": found.image_rows}
         failed += [
             attempt(folder / name, lambda path, rows=rows: write_csv(path, rows, ".6g"))  # type: ignore[misc]

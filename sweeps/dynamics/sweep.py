@@ -4,20 +4,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ddae.datasets import Dataset, load_dataset
 from ddae.feature_learning import CLASSIFIERS, check_samples
 from ddae.nearest import did_you_mean
+from ddae.units import duration
 from storage.ledger import content_key
 from storage.remote import is_address
 from sweeps.cluster.tune import Run
 from sweeps.driver import no_needs, open_run, run_searches
 from sweeps.dynamics.findings import Findings
 from sweeps.dynamics.publish import publish, report
-from sweeps.dynamics.task import ImageTask, Network, PatchTask
+from sweeps.dynamics.task import DynamicsTask, ImageTask, Network, PatchTask
 from sweeps.feature_learning import FeatureLearning
 from sweeps.findings.logged import finished_report, incomplete
 from sweeps.flags import SEEDS, as_flags, check_numbers
@@ -36,8 +37,8 @@ MOST_IMAGES = 1000
 """So many images of each class are read, from which trainings draw theirs."""
 FEWEST, MOST_LOOKED_AT = 10, 100
 """Images of each class that a probe is fitted on, and that it and the network are looked at on, val images."""
-STEP_SECONDS = {"diffusion": 2.5e-4, "classifier": 2e-4, "noised-classifier": 6e-4, "autoencoder": 2e-4}
-"""What a step of the default flags takes on one core, about."""
+NUM_TIMED = 200
+"""Steps that a dry run times, of each objective."""
 
 
 @dataclass(frozen=True)
@@ -145,16 +146,20 @@ def two_classes(dataset: Dataset, split: str, classes: Sequence[int]) -> tuple[n
 
 
 def estimate(setup: Setup) -> str:
-    """What the sweep will cost at most."""
+    """What the sweep will cost at most, by some steps of the largest cells."""
     lines, seconds = [], 0.0
     for task in setup.tasks:
         cells = task.cells
-        seconds += sum(STEP_SECONDS[cell.objective] * task.rungs[-1] for cell in cells)
+        for objective in setup.patches.trained:
+            own = [cell for cell in cells if cell.objective == objective]
+            started = time.perf_counter()
+            cast(DynamicsTask, task).course(max(own), NUM_TIMED)
+            seconds += (time.perf_counter() - started) / NUM_TIMED * task.rungs[-1] * len(own)
         lines.append(f"{task.name:<26}{len(cells)} trainings of {task.rungs[-1]:,} steps at most")
     low, high = (f"{each:.2f}" for each in snr_range(setup.patches))
     lines += [
         f"{'n SNR^2':<26}{low} to {high}",
-        f"{'time':<26}about {seconds / 60:.0f} minutes of one core, where none ends early; most do, after a third",
+        f"{'time':<26}{duration(seconds)} of one core, where no training ends early",
     ]
     return "\n".join(lines)
 

@@ -14,7 +14,16 @@ from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.cli import aligned
 from sweeps.findings import logged
-from sweeps.findings.folder import ANY_LETTER, answered, attempt, read_test, test_text, write_page, write_results
+from sweeps.findings.folder import (
+    ANY_LETTER,
+    answered,
+    attempt,
+    read_test,
+    test_text,
+    try_to_draw,
+    write_page,
+    write_results,
+)
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.finetune import Finetune
@@ -45,9 +54,9 @@ def publish(found: Findings, config: Finetune, tracker: Tracker, trials: Sequenc
     folder = found.folder
     with answered(report(found)):
         (folder / "report.txt").write_text(report(found), **ANY_LETTER)
-        drawn, undrawn = sections(found)
+        shown, undrawn = try_to_draw(folder / "figures", lambda: sections(found))
         html = folder / "report.html"
-        failed = write_page(html, lambda whole: render(page_of(found, config, drawn if whole else [])))
+        failed = write_page(html, lambda whole: render(page_of(found, config, shown if whole else [])))
         failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
         logged.keep(
             folder,
@@ -153,16 +162,8 @@ def page_of(found: Findings, config: Finetune, drawn: list[Section]) -> Page:
     )
 
 
-def sections(found: Findings) -> tuple[list[Section], list[str]]:
-    """Accuracy against the number of labels, and against each of cut and timestep where several were tried; and what
-    could not be drawn, and why."""
-    try:
-        return _sections(found), []
-    except Exception as error:  # the answer does not depend on a picture
-        return [], [f"the pictures in {found.folder / 'figures'} could not be drawn ({type(error).__name__}: {error})"]
-
-
-def _sections(found: Findings) -> list[Section]:
+def sections(found: Findings) -> list[Section]:
+    """Accuracy against the number of labels, and against each of cut and timestep where several were tried."""
     figures = found.folder / "figures"
     counts = sorted({outcome.cell.num_labels for outcome in found.outcomes})
     figure = accuracy_curves(curves(found), "labelled images", figures / "labels.png", log=len(counts) > 1)

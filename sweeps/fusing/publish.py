@@ -11,7 +11,16 @@ from ddae.report.training import accuracy_curves
 from storage.tracking import Tracker
 from sweeps.cli import aligned
 from sweeps.findings import logged
-from sweeps.findings.folder import ANY_LETTER, answered, attempt, read_test, test_text, write_page, write_results
+from sweeps.findings.folder import (
+    ANY_LETTER,
+    answered,
+    attempt,
+    read_test,
+    test_text,
+    try_to_draw,
+    write_page,
+    write_results,
+)
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import as_flags, command_of
@@ -35,9 +44,9 @@ def publish(found: Findings, config: Fuse, tracker: Tracker) -> None:
     folder, answer = found.folder, found.answer
     with answered(report(found)):
         (folder / "report.txt").write_text(report(found), **ANY_LETTER)
-        drawn, undrawn = sections(found)
+        shown, undrawn = try_to_draw(folder / "figures", lambda: sections(found))
         failed = write_page(
-            folder / "report.html", lambda whole: render(page_of(found, config, drawn if whole else []))
+            folder / "report.html", lambda whole: render(page_of(found, config, shown if whole else []))
         )
         failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
         failed.append(attempt(folder / "optuna.log", lambda path: write_study(path, found.task, found.tried)))
@@ -155,15 +164,7 @@ def page_of(found: Findings, config: Fuse, drawn: list[Section]) -> Page:
     )
 
 
-def sections(found: Findings) -> tuple[list[Section], list[str]]:
-    """The pictures, and what could not be drawn, and why."""
-    try:
-        return _sections(found), []
-    except Exception as error:  # the answer does not depend on a picture
-        return [], [f"the pictures in {found.folder / 'figures'} could not be drawn ({type(error).__name__}: {error})"]
-
-
-def _sections(found: Findings) -> list[Section]:
+def sections(found: Findings) -> list[Section]:
     figures, task = found.folder / "figures", found.task
     error_of = task.metric.replace("accuracy", "stderr")
 

@@ -16,7 +16,7 @@ from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.cli import aligned
 from sweeps.findings import logged
-from sweeps.findings.folder import ANY_LETTER, answered, attempt, write_page, write_results
+from sweeps.findings.folder import ANY_LETTER, answered, attempt, try_to_draw, write_page, write_results
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import as_flags, command_of
@@ -47,9 +47,9 @@ def publish(found: Findings, config: NoiseConditional, tracker: Tracker) -> None
     folder = found.folder
     with answered(report(found)):
         (folder / "report.txt").write_text(report(found), **ANY_LETTER)
-        drawn, undrawn = sections(found)
+        shown, undrawn = try_to_draw(folder / "figures", lambda: sections(found))
         html = folder / "report.html"
-        failed = write_page(html, lambda whole: render(page_of(found, config, drawn if whole else [])))
+        failed = write_page(html, lambda whole: render(page_of(found, config, shown if whole else [])))
         failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
         failed.append(attempt(folder / "levels.csv", lambda path: write_levels(path, found)))
         failed.append(attempt(folder / "optuna.log", lambda path: write_study(path, found.task, found.tried)))
@@ -188,15 +188,7 @@ def tied_rows(found: Findings) -> list[tuple[str, ...]]:
     return rows
 
 
-def sections(found: Findings) -> tuple[list[Section], list[str]]:
-    """The pictures, and what could not be drawn, and why."""
-    try:
-        return _sections(found), []
-    except Exception as error:  # the answer does not depend on a picture
-        return [], [f"the pictures in {found.folder / 'figures'} could not be drawn ({type(error).__name__}: {error})"]
-
-
-def _sections(found: Findings) -> list[Section]:
+def sections(found: Findings) -> list[Section]:
     figures, drawn = found.folder / "figures", []
     asked = {
         "levels": ("How well does it classify at each noise level?", found.correct, answer_text(found)),

@@ -10,6 +10,7 @@ from sklearn.metrics import confusion_matrix
 from ddae.label_free import spearman
 from ddae.report import figures
 from ddae.report.page import Section, Table
+from ddae.report.style import shortened
 from ddae.units import counted, rounded
 from sweeps.probing.findings import Findings
 from sweeps.probing.screening import best_three
@@ -248,7 +249,7 @@ def samples(found: Findings, path: Path) -> Section:
     """Images as they are, and as the network was given them."""
     assert found.examples
     task, examples, t = found.task, found.examples, found.cell.timestep
-    names = [figures.shortened(examples.classes[label]) for label in task.labels["val"][: len(examples.clean)]]
+    names = [shortened(examples.classes[label]) for label in task.labels["val"][: len(examples.clean)]]
     latents = "; these are latents, of which three channels are shown as colours" if task.source.encoder else ""
     return Section(
         "What the network saw",
@@ -269,8 +270,8 @@ def neighbours(found: Findings, path: Path) -> Section:
     alike = near.labels == near.query_labels[:, None]
     captions = [
         [
-            figures.shortened(classes[query]),
-            *(f"{'✓' if label == query else '✗'} {figures.shortened(classes[label], 11)}" for label in labels),
+            shortened(classes[query]),
+            *(f"{'✓' if label == query else '✗'} {shortened(classes[label], 11)}" for label in labels),
         ]
         for query, labels in zip(near.query_labels, near.labels, strict=True)
     ]

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from ddae.report import figures as report
+from ddae.report import style
 from ddae.report.page import PLUS_MINUS, Section, Table, breakable, typeset
 
 
@@ -12,8 +13,8 @@ def test_the_pareto_front_is_what_nothing_beats():
 
 
 def test_long_names_are_shortened_to_one_line():
-    assert report.shortened("two\n lines") == "two lines"
-    assert report.shortened("a" * 20, 5) == "aaaa…"
+    assert style.shortened("two\n lines") == "two lines"
+    assert style.shortened("a" * 20, 5) == "aaaa…"
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 3)])
