@@ -130,6 +130,7 @@ def test_a_picture_takes_no_numbers_from_those_who_look(command, picture, fork, 
     assert printed == out and f"{picture} could not be made" in error and "the same command tries again" in error
 
 
+@pytest.mark.slow
 def test_a_picture_takes_no_model_from_a_training(fork, tmp_path):
     (tmp_path / "model" / "samples.png").mkdir(parents=True)
     args = ["--dataset", "digits", "--channels", "8", "16", "--batch-size", "8", "--steps", "3", "--out", "model"]
@@ -162,7 +163,7 @@ def as_an_earlier_version(folder: Path) -> None:
     (folder / "tracked.json").unlink()
 
 
-@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("earlier", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_sweep_is_used_from_any_working_folder(begin, fork, images, tmp_path, earlier):
     finish(begin("--dataset", "./pets", cwd=images))
     [folder] = images.glob("out/layer-noise-*")
@@ -178,6 +179,7 @@ def test_a_sweep_is_used_from_any_working_folder(begin, fork, images, tmp_path, 
     assert "test_accuracy" in tracker.client.get_run(tracker.parent_id).data.metrics
 
 
+@pytest.mark.slow
 def test_a_sweep_that_has_moved_with_its_store_is_used_where_it_is(begin, fork, images, tmp_path):
     finish(begin("--dataset", "./pets", cwd=images))
     (images / "out").rename(tmp_path / "moved")

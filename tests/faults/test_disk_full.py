@@ -124,6 +124,7 @@ def shards(store):
     return {path: path.stat().st_mtime_ns for path in store.rglob("*.arrow")}
 
 
+@pytest.mark.slow
 def test_with_room_again_the_same_command_goes_on(begin, refused, small_disk, tmp_path):
     store = small_disk(tmp_path / "out" / "store", "300k")
     message = refused(cwd=tmp_path)

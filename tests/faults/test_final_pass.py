@@ -63,6 +63,7 @@ def test_the_answer_has_all_images_and_its_cost_three_lines_that_add_up(place):
     assert f"{accuracy} +- " in next(line for line in report.splitlines() if "judged on all" in line)
 
 
+@pytest.mark.slow
 def test_another_answer_is_fitted_on_all_images_too(place, bounded):
     few, many = (json.loads((place / f"results-{number}").read_text()) for number in (0, 1))
     assert few["answer"]["num_images"] == many["answer"]["num_images"] == 1151
@@ -105,6 +106,7 @@ def test_the_test_and_the_hand_over_are_of_the_fit_on_all_images(place, fork):
     assert json.loads(winner.read_text())["num_images"] == 1151
 
 
+@pytest.mark.slow
 def test_a_bound_above_the_set_is_an_unbounded_search(bounded, tmp_path):
     report = finish(bounded(*FEW, "--search-images", "5000", cwd=tmp_path))
     assert "search passes" not in report and "final passes" not in report
@@ -113,6 +115,7 @@ def test_a_bound_above_the_set_is_an_unbounded_search(bounded, tmp_path):
     assert {row[4] for row in rows(tmp_path)} <= {"287", "1151"}
 
 
+@pytest.mark.slow
 def test_a_sweep_of_a_version_whose_search_had_all_images_is_tested(bounded, fork, tmp_path):
     """Its config.yaml names no bound, and it is not taken for the one of today."""
     finish(bounded(*FEW, "--search-images", "all", cwd=tmp_path))

@@ -65,6 +65,7 @@ def test_slurms_warning_stops_nothing(undisturbed, fork, tiny_model, tmp_path):
     assert children(tmp_path) == children(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_trials_worker(undisturbed, fork, tiny_model, tmp_path):
     process = fork("layer_noise", "--backbone", tiny_model, *ARGS, cwd=tmp_path)
     assert wait_for(lambda: kill_one("ray::TaskTrial"), process)

@@ -128,6 +128,7 @@ def test_without_a_server_nothing_is_begun(refused, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_sweep_does_not_wait_for_a_slow_server_and_outlasts_an_outage(begin, server, proxy, tmp_path):
     """The server is stopped at the first trial that is logged, until all trials are fitted; nothing else could fit them
     than a search that does not wait. One answer is lost as well."""

@@ -158,6 +158,7 @@ def test_the_test_set_is_measured_once(fork, folder, place):
     assert f"On test {100 * accuracy:.1f}{PLUS_MINUS}" in html and "have not been looked at" not in html
 
 
+@pytest.mark.slow
 def test_more_trials_go_on_and_grid_shares_the_store(folder, fork, tiny_model, place):
     args = search_args(tiny_model, "--blocks", "mid", "up.0.0", "--timesteps", "0", "100", "--heads", "linear", "ridge")
     store = {path for path in files(place) if path.suffix == ".arrow"}

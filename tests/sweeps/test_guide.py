@@ -151,6 +151,7 @@ cli.run(guide.main, guide.Guide, "")
 """
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_with_the_same_images(whole, classifier, tmp_path, monkeypatch):
     flags = ["--classifier", classifier, "--classes", "3", "8", "--scale", "0", "5", "--num-samples", "6"]
     flags += ["--steps", "3", "--batch-size", "4", "--out", str(tmp_path)]

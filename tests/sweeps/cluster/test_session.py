@@ -51,7 +51,7 @@ def running(first, **env):
     ("first", "env"),
     [
         ("", {}),
-        ("import ray", {}),
+        pytest.param("import ray", {}, marks=pytest.mark.slow),
         ("from ray import tune, train", {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}),
     ],
     ids=["ours", "without settings", "with settings that open it"],
