@@ -353,5 +353,7 @@ def test_a_picture_has_a_line_for_each_and_ticks_that_can_be_read(tmp_path):
     line = [(0.01, 0.9, 0.01), (1.0, 0.5, 0.02), (157.0, 0.1, 0.01)]
     figure = noise_curves({"one": line, "two": line}, {"one": line[1:2]}, tmp_path / "levels.png")
     [axes] = figure.axes
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.01", "0.1", "1", "10", "100"]
+    low, high = axes.get_xlim()
+    ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    assert [label.get_text() for at, label in ticks if low <= at <= high] == ["0.01", "0.1", "1", "10", "100"]
     assert axes.get_legend_handles_labels()[1] == ["one", "two"] and (tmp_path / "levels.png").exists()
