@@ -59,8 +59,10 @@ def recognise(
     num_val: int,
     pooling: int,
     seed: int,
+    latents: np.ndarray | None = None,
 ) -> Recognition:
-    """Search all blocks at the timesteps. seed: decides which training images are seen, and their noise.
+    """Search all blocks at the timesteps. seed: decides which training images are seen, and their noise. latents: those
+    of the dataset's images [N, C, S, S], where they are at hand; without, a network on latents encodes the images.
 
     Raises ValueError where there is no timestep."""
     if not timesteps:
@@ -72,7 +74,8 @@ def recognise(
     blocks = {block.name: block for block in backbone.blocks}
 
     def maps(rows: np.ndarray, timestep: int, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        for name, columns in extract(backbone, dataset, rows, timestep, names, key).items():
+        encoded = None if latents is None else latents[rows]
+        for name, columns in extract(backbone, dataset, rows, timestep, names, key, encoded=encoded).items():
             grid = stored_grid(size := blocks[name].size, pooling)
             whole = torch.from_numpy(columns).float().unflatten(1, (-1, grid, grid))
             yield name, pool(whole, min(pooling, size))

@@ -126,36 +126,43 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def parse(
-    config_class: type[Config], args: list[str], description: str | None, recipes: Recipes | None = None
+    config_class: type[Config],
+    args: list[str],
+    description: str | None,
+    recipes: Recipes | None = None,
+    default: Config | None = None,
 ) -> Config:
-    """Flags over `--config FILE` over those of `--recipe NAME` over the defaults of the dataclass."""
+    """Flags over `--config FILE` over those of `--recipe NAME` over the default, or the defaults of the dataclass.
+    Raises ValueError for what is wrong with them."""
     for position, arg in enumerate(args):
         name, equals, path = arg.partition("=")
         if name == "--config":
             given, rest = ([path], args[position + 1 :]) if equals else (args[position + 1 :][:1], args[position + 2 :])
             if not given:
-                fail("--config wants a file")
+                raise ValueError("--config wants a file")
             args = read_config(config_class, Path(given[0])) + args[:position] + rest
             break
     description = f"{description or ''}\n--config FILE takes the same names from a YAML file; flags win over it."
     printed = StringIO()
     try:
         with redirect_stderr(printed):
-            default: dict[str, Any] = {"default": config_class(**of_recipe(args, recipes))} if recipes else {}
+            if recipes:
+                default = config_class(**of_recipe(args, recipes))
+            given_default: dict[str, Any] = {"default": default} if default else {}
             config, unknown = tyro.cli(
-                config_class, args=args, description=description, return_unknown_args=True, **default
+                config_class, args=args, description=description, return_unknown_args=True, **given_default
             )
     except SystemExit as exit:
         if exit.code:
-            fail(f"{in_the_box(printed.getvalue())}; --help explains every flag")
+            raise ValueError(f"{in_the_box(printed.getvalue())}; --help explains every flag") from None
         raise
     if unknown:
         names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config_class)]
         hint = did_you_mean(unknown[0].partition("=")[0], names)
-        fail(f"{unknown[0]!r} is no flag, and no flag takes it; --help lists them{hint}")
+        raise ValueError(f"{unknown[0]!r} is no flag, and no flag takes it; --help lists them{hint}")
     for field in dataclasses.fields(config_class):
         if getattr(config, field.name) == "" and field.default != "":
-            fail(f"--{field.name.replace('_', '-')} is empty; give a value, or leave it out")
+            raise ValueError(f"--{field.name.replace('_', '-')} is empty; give a value, or leave it out")
     return config
 
 

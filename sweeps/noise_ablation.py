@@ -34,7 +34,9 @@ class NoiseAblation(ImagesAndLabels):
     configurations: tuple[str, ...] = ("full", "T512", "T256", "T64", "smaller-half", "larger-half")
     """Trainings by name. DDPM with 1,000, 512, 256 or 64 timesteps, or with half of the range of betas: full, T512,
     T256, T64, smaller-half, larger-half. With other networks and kinds of diffusion: ddpm-ddpm++, edm-unet, edm-ddpm++,
-    flow."""
+    flow. Or any flags of pretrain.py, each configuration in quotes: '--num-levels 128 --flip'."""
+    training: str = ""
+    """More flags of pretrain.py, for all trainings: '--latents out/vae-fashion-mnist/model --attention 4'."""
     dataset: str = "fashion-mnist-8k"
     """Name or image folder. Networks are trained on its official train split, without labels."""
     steps: int = 4000

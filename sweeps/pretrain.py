@@ -73,7 +73,7 @@ class Training:
     """vae: channels of a latent, whose side is halved once a width less than there are."""
     latents: Path | None = None
     """Folder of an AutoencoderKL, as --family vae makes it, whose latents are denoised in place of pixels; they are
-    encoded once and kept in --out."""
+    encoded once and kept beside --out, where other trainings find them."""
     class_conditional: bool = False
     """Show the network the class of each image, or, of a tenth of them, a null class, which features are taken with."""
     flip: bool = False

@@ -26,11 +26,13 @@ class Latents:
     """Folder of the autoencoder."""
     file: Path
 
+    def open(self) -> np.ndarray:
+        return np.load(self.file, mmap_mode="r")
+
     def read(self, rows: np.ndarray, mirrored: Tensor | None = None) -> Tensor:
         """[n, C, S, S]; mirrored: 1 for the images that are, [n]."""
-        kept = np.load(self.file, mmap_mode="r")
         view = np.zeros(len(rows), dtype=int) if mirrored is None else mirrored.long().numpy()
-        return torch.from_numpy(kept[view, rows])
+        return torch.from_numpy(self.open()[view, rows])
 
 
 def open_encoder(vae: Path, image_size: int, device: str) -> Encoder:

@@ -1,10 +1,11 @@
 """An ablation of the noise of pre-training, from its flags to its findings."""
 
+import re
+import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from ddae.generation.sampling import num_passes
 from ddae.pretrain import Pretraining
 from ddae.units import duration
 from storage.ledger import content_key
-from sweeps import pretraining
+from sweeps import cli, pretraining
 from sweeps.ablation.findings import Findings
 from sweeps.ablation.publish import flags_of, publish, report
 from sweeps.ablation.task import STARTS, AblationTask, Probing, Sampling
@@ -34,19 +35,24 @@ from sweeps.search.halving import HalvingSearch
 
 __all__ = ["estimate", "finished_report", "incomplete", "report", "run", "set_up"]
 
-CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "full": {},
-    "T512": {"num_levels": 512},
-    "T256": {"num_levels": 256},
-    "T64": {"num_levels": 64},
-    "smaller-half": {"beta_range": (1e-4, 0.01005)},
-    "larger-half": {"beta_range": (0.01005, 0.02)},
-    "ddpm-ddpm++": {"network": "ddpm++"},
-    "edm-unet": {"family": "edm", "network": "unet"},
-    "edm-ddpm++": {"family": "edm"},
-    "flow": {"family": "flow"},
+CONFIGURATIONS = {
+    "full": "",
+    "T512": "--num-levels 512",
+    "T256": "--num-levels 256",
+    "T64": "--num-levels 64",
+    "smaller-half": "--beta-range 1e-4 0.01005",
+    "larger-half": "--beta-range 0.01005 0.02",
+    "ddpm-ddpm++": "--network ddpm++",
+    "edm-unet": "--family edm --network unet",
+    "edm-ddpm++": "--family edm",
+    "flow": "--family flow",
 }
-"""What of pretrain.py's flags each has of its own; the schedules are those of Xiang et al. 2023, section 4.1.1."""
+"""The flags of pretrain.py that a name stands for; the schedules are those of Xiang et al. 2023, section 4.1.1."""
+SAME = (
+    "dataset", "steps", "snapshot_every", "out", "data_root", "label_column", "group_by", "white", "image_size",
+    "check_data", "skip_unreadable", "num_workers", "dry_run", "recipe",
+)  # fmt: skip
+"""Flags of pretrain.py that no configuration has of its own."""
 COLUMNS = "configuration", "steps", "block", "timestep", "sigma", "amplitude_left"
 """Params of a trial that MLflow's page of trials shows."""
 
@@ -66,8 +72,11 @@ def set_up(config: NoiseAblation) -> Setup:
     check_numbers(config, num_snapshots=(1, config.steps), num_images=(8, 10**9), num_val=many, pooling=(1, 64))
     check_numbers(config, num_seeds=(1, 1000), num_samples=(2, 10**9), sampling_steps=(2, 10**6), seed=SEEDS)
     for name in config.configurations:
-        if name not in CONFIGURATIONS:
-            raise ValueError(f"configuration={name!r} is none of {', '.join(CONFIGURATIONS)}")
+        if name not in CONFIGURATIONS and not name.lstrip().startswith("--"):
+            raise ValueError(
+                f"configuration={name!r} is none of {', '.join(CONFIGURATIONS)}, and no flags of pretrain.py, as "
+                "'--num-levels 128 --flip'"
+            )
     if not config.configurations or len(set(config.configurations)) < len(config.configurations):
         raise ValueError(f"configurations={list(config.configurations)}: give one or more, and each once")
     if not config.sigmas or min(config.sigmas) <= 0:
@@ -107,15 +116,24 @@ def set_up(config: NoiseAblation) -> Setup:
 def training_of(config: NoiseAblation, name: str, says: bool) -> Pretraining:
     """The training of a configuration, whose network and snapshots lie in a folder of its recipe. says: whether what is
     to be known of the images is logged."""
-    flags = Pretrain(
+    common = Pretrain(
         dataset=config.dataset, steps=config.steps, batch_size=config.batch_size, seed=config.seed, decay="none",
         learning_rate=config.learning_rate, channels=config.channels, device=config.device, sample_every=0,
         data_root=config.data_root, label_column=config.label_column, group_by=config.group_by, white=config.white,
         check_data=config.check_data, skip_unreadable=config.skip_unreadable,
-        snapshot_every=config.steps // config.num_snapshots, **CONFIGURATIONS[name],
+        snapshot_every=config.steps // config.num_snapshots,
     )  # fmt: skip
+    try:
+        args = shlex.split(f"{config.training} {CONFIGURATIONS.get(name, name)}")
+        flags = cli.parse(Pretrain, args, None, default=common)
+    except ValueError as error:
+        raise ValueError(f"configuration={name!r}: {error}") from error
+    if others := [each for each in SAME if getattr(flags, each) != getattr(common, each)]:
+        flag = others[0].replace("_", "-")
+        raise ValueError(f"configuration={name!r}: --{flag} is the same for all, or not for this command; leave it out")
     key = content_key(recipe=recipe_of(flags), snapshots=config.num_snapshots)
-    return pretraining.set_up(replace(flags, out=config.out / "networks" / f"{name}-{key[:8]}"), says)
+    folder = "-".join(re.findall(r"[\w.+-]+", name.replace("--", ""))) or "full"
+    return pretraining.set_up(replace(flags, out=config.out / "networks" / f"{folder[:40]}-{key[:8]}"), says)
 
 
 def run(setup: Setup, started_seconds: float) -> Findings:

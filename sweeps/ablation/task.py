@@ -18,10 +18,12 @@ from ddae.datasets import Dataset, Reading, load_dataset
 from ddae.generation.extractors import load_extractor
 from ddae.noise_ablation import RealImages
 from ddae.pretrain import Pretraining
+from ddae.pretraining.latents import Latents
 from storage.files import locked
 from storage.ledger import content_key
 from sweeps.cluster.loop import Diverged, run_loop
 from sweeps.cluster.train import FileCheckpoint
+from sweeps.pretraining.latents import encode_latents
 from sweeps.search.task import Axis, Checkpoint, Objective, Resources, Result, Value
 
 log = logging.getLogger("sweeps")
@@ -130,7 +132,7 @@ class AblationTask:
                 metrics = {"val_accuracy": 0.0, "val_stderr": 0.0}
                 yield Result(metrics, {"trouble": str(error)}, started, time.time())
                 continue
-            metrics, params = self.measured(folder)
+            metrics, params = self.measured(folder, self.trainings[cell.configuration].latents)
             yield Result(metrics, params, started, time.time())
 
     def network(self, cell: Cell) -> Path:
@@ -139,20 +141,22 @@ class AblationTask:
         folder = training.snapshots / f"step-{cell.steps}"
         with locked(training.snapshots / ".lock"):
             if not folder.exists():
+                encode_latents(training, self.device)
                 checkpoint = FileCheckpoint(training.snapshots / "checkpoint.pt")
                 run_loop(training, checkpoint, torch.device(self.device), cell.steps)
         return folder
 
-    def measured(self, folder: Path) -> tuple[dict[str, float], dict[str, Value]]:
+    def measured(self, folder: Path, latents: Latents | None) -> tuple[dict[str, float], dict[str, Value]]:
         """Metrics and params of a trained network."""
         probing, sampling = self.probing, self.sampling
         backbone = load_backbone(str(folder), Settings(self.device))
-        size = backbone.image_size, backbone.encoder.shape[0]
+        size = backbone.image_size, 3 if latents else backbone.encoder.shape[0]
+        encoded = latents.open()[0] if latents and latents.file.exists() else None
         dataset, real = opened(self.dataset, self.data_root, self.reading, *size, sampling, self.device)
         timesteps = noise_ablation.nearest_timesteps(backbone.schedule, probing.sigmas)
         sizes = probing.num_images, probing.num_val, probing.pooling
         found = [
-            noise_ablation.recognise(backbone, dataset, list(timesteps.values()), *sizes, seed)
+            noise_ablation.recognise(backbone, dataset, list(timesteps.values()), *sizes, seed, encoded)
             for seed in range(probing.num_seeds)
         ]
         accuracies = np.array([each.accuracy for each in found])

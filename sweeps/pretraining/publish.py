@@ -8,13 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from rich.progress import Progress
 
 from ddae.pretrain import Pretraining, sample
 from ddae.pretraining.frameworks import FRAMEWORKS
-from ddae.pretraining.latents import encode, open_encoder
 from ddae.pretraining.networks import NETWORKS
 from ddae.report.figures import image_grid
 from ddae.report.training import loss_curve
@@ -27,6 +24,7 @@ from sweeps.cluster.train import FileCheckpoint, Trained, training_bar
 from sweeps.cluster.train import train as run_training
 from sweeps.findings.folder import attempt
 from sweeps.flags import as_flags
+from sweeps.pretraining.latents import encode_latents
 from sweeps.pretraining.setup import RECIPE_FILE, device_of, folder_of
 from sweeps.pretraining.tracked import TrackedTraining
 from sweeps.progress import bars
@@ -50,7 +48,8 @@ def train(config: "Pretrain", training: Pretraining, tracked: TrackedTraining | 
             part.write_text(json.dumps(dict(training.recipe), indent=1) + "\n")
     with bars() as progress:
         if training.latents and not training.latents.file.exists():
-            encode_latents(training, device_of(config), progress)
+            track = partial(progress.track, task_id=progress.add_task("encoding", note=""))
+            encode_latents(training, device_of(config) if torch.cuda.is_available() else "cpu", track)
         bar = training_bar(progress, "training", config.steps)
 
         def show(reported: TrainingProgress) -> None:
@@ -81,19 +80,6 @@ def tracked_training(config: "Pretrain", training: Pretraining) -> TrackedTraini
         lambda step: config.learning_rate * training.schedule(step),
         out / "samples",
     )
-
-
-def encode_latents(training: Pretraining, device: str, progress: Progress) -> None:
-    """Encode the training images on this machine; a file of other images or of another VAE is removed."""
-    assert training.latents
-    file, device = training.latents.file, device if torch.cuda.is_available() else "cpu"
-    images = training.read_images()
-    encoder = open_encoder(training.latents.vae, images.read(np.arange(1)).shape[-1], device)
-    for old in file.parent.glob("latents-*.npy"):
-        old.unlink()
-    track = partial(progress.track, task_id=progress.add_task("encoding", note=""))
-    with published(file) as part:
-        encode(encoder, images, training.how.flip, part, device, track)
 
 
 def publish(config: "Pretrain", training: Pretraining, trained: Trained, tracked: TrackedTraining) -> tuple[str, str]:

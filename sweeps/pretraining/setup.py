@@ -145,7 +145,7 @@ def latents_of(config: "Pretrain", images: Images, image_size: int) -> tuple[Lat
     assert config.latents
     folder = subfolder(config.latents, "vae").absolute()
     encoder = open_encoder(folder, image_size, "cpu")
-    file = folder_of(config).absolute() / f"latents-{latents_key(encoder, images, config.flip)}.npy"
+    file = folder_of(config).absolute().parent / f"latents-{latents_key(encoder, images, config.flip)}.npy"
     return Latents(folder, file), encoder.shape
 
 

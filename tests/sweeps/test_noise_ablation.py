@@ -8,8 +8,10 @@ import pytest
 
 from ddae.noise_ablation import nearest_timesteps, schedule_facts
 from ddae.pretraining.frameworks import FRAMEWORKS, Levels
+from sweeps import cli
 from sweeps.ablation.sweep import CONFIGURATIONS, set_up
 from sweeps.noise_ablation import NoiseAblation
+from sweeps.pretrain import Pretrain
 from sweeps.sampling import JUDGE
 from tests.commands import PATIENCE_SECONDS
 
@@ -26,10 +28,8 @@ SMALL = NoiseAblation(
 def schedule(name):
     from ddae.backbones.schedules import noise_of
 
-    levels = Levels(
-        **{key: value for key, value in CONFIGURATIONS[name].items() if key in ("num_levels", "beta_range")}
-    )
-    return noise_of(FRAMEWORKS["ddpm"].make_scheduler(levels), None)
+    flags = cli.parse(Pretrain, CONFIGURATIONS[name].split(), None)
+    return noise_of(FRAMEWORKS["ddpm"].make_scheduler(Levels(flags.num_levels, flags.beta_range)), None)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +93,10 @@ def test_a_network_that_diverges_is_a_result(tmp_path, monkeypatch, caplog):
     ("flags", "said"),
     [
         ({"configurations": ("T63",)}, "'T63' is none of full, T512"),
+        ({"configurations": ("--num-levls 3",)}, "'--num-levls 3': .* is no flag"),
+        ({"configurations": ("--num-levels many",)}, "--num-levels many': .*many"),
+        ({"configurations": ("--dataset digits --steps 3",)}, "--steps is the same for all"),
+        ({"training": "--out there"}, "--out is the same for all, or not for this command"),
         ({"configurations": ()}, "give one or more, and each once"),
         ({"configurations": ("full", "full")}, "give one or more, and each once"),
         ({"sigmas": (0.0,)}, "give one or more above 0"),

@@ -249,22 +249,22 @@ def test_a_network_on_latents_is_a_folder_with_its_vae(tmp_path, vae, family, ne
     assert all(map.isfinite().all() and map.std() > 0 for map in maps.values())
 
 
-def trained_on_latents(tmp_path, folder, **flags):
+def trained_on_latents(tmp_path, folder, name="net", **flags):
     sizes = TINY_DIT if flags.get("network") == "dit" else {}
-    config = Pretrain(**{**SMALL, **sizes, **flags}, latents=folder, out=tmp_path / "net")
+    config = Pretrain(**{**SMALL, **sizes, **flags}, latents=folder, out=tmp_path / name)
     training = set_up(config)
     return training, train(config, training).losses
 
 
 def test_latents_are_encoded_once_and_mirrored_where_images_are(tmp_path, vae):
     training, _ = trained_on_latents(tmp_path, vae[0], flip=True)
-    [file] = (tmp_path / "net").glob("latents-*.npy")
+    [file] = tmp_path.glob("latents-*.npy")
     images, encoder = training.images, open_encoder(vae[0], 8, "cpu")
     for view, pixels in enumerate((images.read(np.arange(4)), images.read(np.arange(4)).flip(-1))):
         kept = training.latents.read(np.arange(4), torch.full((4,), float(view)))
         assert torch.allclose(kept, encoder(pixels), atol=1e-5)
     written = file.stat().st_mtime_ns
-    trained_on_latents(tmp_path, vae[0], flip=True)
+    trained_on_latents(tmp_path, vae[0], "other", flip=True, family="flow")
     assert file.stat().st_mtime_ns == written
 
 
