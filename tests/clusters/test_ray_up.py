@@ -75,6 +75,7 @@ def config(shared) -> dict:
     return config
 
 
+@pytest.mark.slow
 def test_sweep_on_a_cluster(alone, machines, config, shared, tiny_model, tmp_path):
     laptop, head, one, two, new = machines
     file = str(shared / "cluster.yaml")

@@ -80,6 +80,7 @@ def test_what_cannot_be_logged_is_logged_by_the_same_command_or_elsewhere(begin,
         assert b"hush-hush" not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_drawn_takes_no_answer(begin, fork, tmp_path):
     out = finish(begin(cwd=tmp_path))
     [folder] = tmp_path.glob("out/layer-noise-*")

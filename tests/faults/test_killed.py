@@ -10,7 +10,7 @@ from tests.commands import PATIENCE_SECONDS, start, wait_for
 from tests.faults.sweeps import ARGS, children, finish, kill, kill_one, listens_at, progress, table
 
 NUM_START_UP = 2
-NUM_LATER = int(os.environ.get("NUM_KILLS", 4)) - NUM_START_UP
+NUM_LATER = int(os.environ.get("NUM_KILLS", 3)) - NUM_START_UP
 """NUM_KILLS=20 for twenty moments in all."""
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
 

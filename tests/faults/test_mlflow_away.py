@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from storage.tracking import Tracker
+from storage.tracking import Tracker, check_server
 from tests.commands import PATIENCE_SECONDS, wait_for
 from tests.servers import free_port, mlflow_server
 
@@ -93,6 +93,16 @@ def log(tracker, name):
 
 def names(tracker):
     return sorted((run.info.run_name, run.info.status) for run in tracker._children())
+
+
+def test_a_server_that_answers(server):
+    uri = f"http://127.0.0.1:{server.port}"
+    check_server(uri)
+    check_server(uri.replace("//", "//me:secret@"))
+    for _ in range(2):
+        tracker = Tracker(uri, "digits", "sound", "sound")
+        log(tracker, "a")
+    assert names(tracker) == [("a", "FINISHED")]
 
 
 def test_a_lost_answer_doubles_neither_parent_nor_child(proxy):

@@ -78,7 +78,7 @@ def steps_kept(path):
     return 0
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_of_two_is_killed(undisturbed, tmp_path, rank):
     killed = []
 
@@ -97,7 +97,6 @@ def test_a_process_of_two_is_killed(undisturbed, tmp_path, rank):
     assert losses == undisturbed
 
 
-@pytest.mark.slow
 def test_the_command_is_killed_and_run_again(undisturbed, tmp_path):
     args = [arg for name, value in FLAGS.items() for arg in as_args(name, list(value) if name == "channels" else value)]
     command = [sys.executable, str(Path(__file__).parents[2] / "sweeps" / "pretrain.py"), *args, "--out", "net"]

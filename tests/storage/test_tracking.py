@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from storage import tracking_server
 from storage.tracking import NotLogged, Tracker, check_server, tracking_uri
-from tests.servers import free_port, mlflow_server
+from tests.servers import free_port
 
 
 def log_child(tracker, name, stopped_early=False):
@@ -247,17 +247,6 @@ def test_the_environment_decides_the_server(monkeypatch):
     assert tracking_uri() == f"sqlite:///{Path.cwd()}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert tracking_uri() == "http://127.0.0.1:1"
-
-
-def test_a_real_server(tmp_path):
-    uri = f"http://127.0.0.1:{(port := free_port())}"
-    with mlflow_server(tmp_path, port):
-        check_server(uri)
-        check_server(uri.replace("//", "//me:secret@"))
-        for _ in range(2):
-            tracker = Tracker(uri, "digits", "sweep", "sweep")
-            log_child(tracker, "a")
-        assert list(children(tracker)) == ["a"]
 
 
 @pytest.mark.parametrize(

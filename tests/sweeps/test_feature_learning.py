@@ -75,6 +75,7 @@ def test_the_same_command_says_the_same(fork, place, folder):
     assert run(fork, *TINY, *IMAGES, cwd=place).strip() == (folder / "report.txt").read_text().strip()
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_finds_the_same(fork, found, tmp_path):
     process = fork("feature_learning", *TINY, "--no-images", cwd=tmp_path)
     ledger = tmp_path / "out" / "store" / "ledger"
