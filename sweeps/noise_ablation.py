@@ -19,7 +19,7 @@ Environment: as layer_noise.py.
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sweeps import cli
 from sweeps.flags import ImagesAndLabels
@@ -65,8 +65,13 @@ class NoiseAblation(ImagesAndLabels):
     extractor: str = ""
     """Network under which samples are compared, as sample.py takes it; by default the judge, for Fashion-MNIST where it
     is at hand."""
+    search: Literal["grid", "optuna", "random"] = "grid"
+    """grid looks at every configuration after every snapshot; optuna and random try --num-trials of these, and optuna
+    looks for more accuracy and a smaller FD at once."""
+    num_trials: int = 12
+    """Cells that optuna or random try."""
     seed: int = 0
-    """Decides first weights, images and noise of every training."""
+    """Decides first weights, images and noise of every training, and the search."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
     store: str = "out/store"

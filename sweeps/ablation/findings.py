@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from ddae.report.figures import pareto_front
 from sweeps.ablation.task import AT_SIGMA, AblationTask
 from sweeps.findings.answer import table
 from sweeps.search.task import Result, Trial, Value
@@ -44,6 +47,13 @@ class Findings:
     def last(self) -> Mapping[str, Result]:
         """Configuration -> what its last snapshot came to."""
         return {name: course[-1][1] for name, course in self.courses.items()}
+
+    @property
+    def front(self) -> list[str]:
+        """The cells of which none is better in both accuracy and FD, the smallest FD first."""
+        measured = [trial for trial in self.tried if "fd" in trial.last.metrics]
+        fd, accuracy = (np.array([t.last.metrics[name] for t in measured]) for name in ("fd", "val_accuracy"))
+        return [self.task.label(measured[number].cell) for number in pareto_front(fd, accuracy)] if measured else []
 
     @property
     def diverged(self) -> list[str]:

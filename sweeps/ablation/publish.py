@@ -19,8 +19,9 @@ from sweeps.findings.versions import versions
 from sweeps.flags import as_flags, command_of
 from sweeps.noise_ablation import NoiseAblation
 from sweeps.probing.source import absolute
+from sweeps.search.study import write_study
 
-FILES = "report.html", "report.txt", "trials.csv", "config.yaml"
+FILES = "report.html", "report.txt", "trials.csv", "optuna.log", "config.yaml"
 HEADER = "configuration", "steps", "val accuracy", "at", "FD", "FD from real", "real-real FD"
 WORDS = {word: page.WORDS[word] for word in ("block", "timestep, t", "sigma", "pooling", "cell, trial")} | {
     "FD": "Fréchet distance between samples and real images under the extractor; lower is better. Its floor is that "
@@ -42,6 +43,7 @@ def publish(found: Findings, config: NoiseAblation, tracker: Tracker) -> None:
             folder / "report.html", lambda whole: render(page_of(found, config, shown if whole else []))
         )
         failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
+        failed.append(attempt(folder / "optuna.log", lambda path: write_study(path, found.task, found.tried)))
         artifacts = [*sorted((folder / "figures").glob("*.png")), *(folder / name for name in FILES)]
         trials = [(found.task, trial) for trial in found.tried]
         logged.keep(
@@ -80,7 +82,7 @@ def percent(metrics: Any) -> str:
 def report(found: Findings) -> str:
     """What a person reads at the end."""
     said = [(sentence, holds, numbers) for sentence, holds, numbers in statements(found)]
-    facts = {"answer": answer_text(found)}
+    facts = {"answer": answer_text(found), "best in both": ", ".join(found.front)}
     if found.diverged:
         facts["diverged"] = ", ".join(found.diverged)
     facts |= {
@@ -90,7 +92,7 @@ def report(found: Findings) -> str:
     }
     lines = [*aligned([HEADER, *rows(found)]), "", *aligned(schedule_rows(found)), ""]
     lines += [f"{sentence} {holds.capitalize()} here: {numbers}" for sentence, holds, numbers in said]
-    return "\n".join([*lines, "", *(f"{name:<12}{fact}" for name, fact in facts.items())])
+    return "\n".join([*lines, "", *(f"{name:<14}{fact}" for name, fact in facts.items())])
 
 
 def rows(found: Findings) -> list[tuple[str, ...]]:
@@ -146,7 +148,8 @@ def sections(found: Findings) -> list[Section]:
         Section(
             "Do networks that generate better recognise better?",
             answer_text(found) + ".",
-            "A line for each configuration, a dot for each snapshot, the last one filled; bars are standard errors.",
+            "A line for each configuration, a dot for each snapshot, the last one filled; bars are standard errors. No "
+            f"snapshot is better in both than {', '.join(found.front)}.",
             along_training(lines, figures / "generation.png"),
             "val accuracy against FD along training",
             Table(HEADER, rows(found)),
@@ -171,6 +174,7 @@ def results(found: Findings, config: NoiseAblation) -> dict[str, Any]:
         "task": found.task.name,
         "flags": flags_of(config),
         "answer": {"cell": asdict(best.cell), **best.last.metrics},
+        "best_in_both": found.front,
         "cells": [{**asdict(t.cell), **t.last.metrics, **t.last.params} for t in found.tried],
         "statements": [list(each) for each in statements(found)],
         "wall_seconds": found.wall_seconds,

@@ -31,7 +31,7 @@ from sweeps.pretraining.estimate import timed
 from sweeps.probing.source import VAL_FRACTION, absolute, choose_device
 from sweeps.progress import Progress
 from sweeps.sampling import JUDGE
-from sweeps.search.halving import HalvingSearch
+from sweeps.search.halving import HalvingSearch, check_search
 
 __all__ = ["estimate", "finished_report", "incomplete", "report", "run", "set_up"]
 
@@ -70,6 +70,7 @@ def set_up(config: NoiseAblation) -> Setup:
     many = 1, 10**9
     check_numbers(config, steps=many)
     check_numbers(config, num_snapshots=(1, config.steps), num_images=(8, 10**9), num_val=many, pooling=(1, 64))
+    check_search(config.search, config.num_trials)
     check_numbers(config, num_seeds=(1, 1000), num_samples=(2, 10**9), sampling_steps=(2, 10**6), seed=SEEDS)
     for name in config.configurations:
         if name not in CONFIGURATIONS and not name.lstrip().startswith("--"):
@@ -109,7 +110,8 @@ def set_up(config: NoiseAblation) -> Setup:
         trainings, tuple(range(every, config.steps + 1, every)), probing, sampling, absolute(config.dataset),
         str(Path(config.data_root).absolute()), replace(images.reading, check=False), images.fingerprint, device,
     )  # fmt: skip
-    key = content_key(cells=[task.key(cell, 1) for cell in task.cells])
+    searched = {} if config.search == "grid" else {"search": config.search, "num_trials": config.num_trials}
+    key = content_key(cells=[task.key(cell, 1) for cell in task.cells], **searched)
     return Setup(config, task, images, config.out / f"noise-ablation-{key[:8]}")
 
 
@@ -144,7 +146,7 @@ def run(setup: Setup, started_seconds: float) -> Findings:
     with open_run(
         setup.folder, Path(config.dataset).resolve().name, store, task, COLUMNS, flags_of(config), {}
     ) as tracker:
-        search = HalvingSearch(task, len(task.cells), "grid")
+        search = HalvingSearch(task, config.num_trials, config.search, config.seed)
         [trials] = run_searches([Run(search, store, no_needs)], tracker, progress, [], "ablation")
         found = Findings(task, tuple(trials), setup.folder, tracker.where, time.time() - started_seconds)
         publish(found, config, tracker)
@@ -162,8 +164,10 @@ def estimate(setup: Setup) -> str:
     sampled = len(STARTS) * config.num_samples * num_passes("ddim", config.sampling_steps)
     searched = config.num_seeds * (config.num_images * len(config.sigmas) + config.num_val)
     cells, trainings = len(task.cells), len(task.trainings)
+    if config.search != "grid":
+        cells = min(cells, config.num_trials)
     lines = {
-        "cells": f"{cells}: {trainings} configurations x {len(task.snapshots)} snapshots",
+        "cells": f"{cells} of {trainings} configurations x {len(task.snapshots)} snapshots",
         "training": f"{trainings} x {config.steps:,} steps, {duration(trainings * config.steps * seconds)}",
         "features": f"{cells} x {searched:,} passes, {duration(cells * searched * per_pass)}",
         "sampling": f"{cells} x {sampled:,} passes, {duration(cells * sampled * per_pass)}",

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from sweeps.search.axes import OptunaAxes, as_values
 from sweeps.search.samplers import find_sampler
-from sweeps.search.task import REDUCTION, Cell, Fit, Result, Task, Trial
+from sweeps.search.task import REDUCTION, Cell, Fit, Result, Task, Trial, values_of
 
 NUM_REMEMBERED = 250
 """How many trials Optuna proposes from, at least, and twice as many at most: its time and memory grow with them."""
@@ -138,8 +138,12 @@ class HalvingSearch:
         self._new_round()
 
     def _tell_optuna(self, asked: optuna.Trial, trial: Trial) -> None:
-        """Every rung of one objective; of several, which Optuna does not prune on, the trials that were finished."""
-        values = [trial.last.metrics[objective.metric] for objective in self.task.objectives]
+        """Every rung of one objective; of several, which Optuna does not prune on, the trials that were finished. One
+        that lacks an objective, as a network that diverged, has failed."""
+        values = values_of(self.task, trial.last)
+        if values is None:
+            self.study.tell(asked, state=TrialState.FAIL)
+            return
         if len(values) == 1:
             for number, result in enumerate(trial.results.values()):
                 asked.report(result.metrics[self.task.objectives[0].metric], REDUCTION**number)

@@ -11,7 +11,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from storage.files import published
-from sweeps.search.task import Axis, Task, Trial
+from sweeps.search.task import Axis, Task, Trial, values_of
 
 
 def write_study(path: Path, task: Task, trials: Sequence[Trial]) -> None:
@@ -44,12 +44,13 @@ def distribution(axis: Axis, tried: Sequence) -> BaseDistribution:
 
 def as_optuna(trial: Trial, axes: dict[str, BaseDistribution], task: Task) -> FrozenTrial:
     metrics = [objective.metric for objective in task.objectives]
-    one = len(metrics) == 1
+    one, values = len(metrics) == 1, values_of(task, trial.last)
+    state = TrialState.PRUNED if trial.stopped_early and one else TrialState.COMPLETE
     params = {name: getattr(trial.cell, name) for name in axes}
     known = {**task.params(trial.cell), **trial.last.metrics, **trial.last.params}
     frozen = optuna.trial.create_trial(
-        state=TrialState.PRUNED if trial.stopped_early and one else TrialState.COMPLETE,
-        values=[trial.last.metrics[metric] for metric in metrics],
+        state=TrialState.FAIL if values is None else state,
+        values=values,
         params=params,
         distributions=axes,
         intermediate_values={rung: result.metrics[metrics[0]] for rung, result in trial.results.items()} if one else {},

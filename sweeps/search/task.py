@@ -200,3 +200,9 @@ def unpack(text: str) -> np.ndarray:
     length, _, bits = text.partition(":")
     packed = np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)
     return np.unpackbits(packed, count=int(length)).astype(bool)
+
+
+def values_of(task: Task, result: Result) -> list[float] | None:
+    """The result's value of each objective; None where it lacks one."""
+    values = [result.metrics.get(objective.metric) for objective in task.objectives]
+    return None if None in values else values  # type: ignore[return-value]

@@ -4,17 +4,25 @@ import csv
 import json
 from dataclasses import replace
 
+import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.study import StudyDirection
 
 from ddae.noise_ablation import nearest_timesteps, schedule_facts
 from ddae.pretraining.frameworks import FRAMEWORKS, Levels
 from sweeps import cli
+from sweeps.ablation.findings import Findings
 from sweeps.ablation.sweep import CONFIGURATIONS, set_up
 from sweeps.noise_ablation import NoiseAblation
 from sweeps.pretrain import Pretrain
 from sweeps.sampling import JUDGE
+from sweeps.search.halving import HalvingSearch
+from sweeps.search.study import write_study
+from sweeps.search.task import Result, Trial
 from tests.commands import PATIENCE_SECONDS
 
+MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 ARGS = [
     "--dataset", "digits", "--steps", "4", "--num-snapshots", "2", "--channels", "8", "16", "--num-images", "60",
     "--num-val", "60", "--num-seeds", "2", "--num-samples", "130", "--sampling-steps", "2", "--sigmas", "0.1", "0.4",
@@ -87,6 +95,23 @@ def test_a_network_that_diverges_is_a_result(tmp_path, monkeypatch, caplog):
     [result] = task.run(task.cells[-1:], 1, [])
     assert "lower the learning rate" in result.params["trouble"] and result.metrics["val_accuracy"] == 0
     assert "full/40" in caplog.text
+
+    search = HalvingSearch(task, len(task.cells), "optuna")
+    while fit := search.ask():
+        search.tell(fit, result)
+    write_study(tmp_path / "optuna.log", task, search.trials)
+    [study] = optuna.study.get_all_study_summaries(JournalStorage(JournalFileBackend(str(tmp_path / "optuna.log"))))
+    assert study.n_trials == len(task.cells) and study.directions == [MAXIMIZE, MINIMIZE]
+
+
+def test_of_two_objectives_those_are_best_of_which_none_is_better_in_both(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = set_up(replace(SMALL, configurations=("full", "T64"))).task
+    trials = [Trial(cell) for cell in task.cells]
+    for trial, (accuracy, fd) in zip(trials, [(0.5, 9.0), (0.7, 8.0), (0.6, 3.0), (0.6, 4.0)], strict=True):
+        trial.results[1] = Result({"val_accuracy": accuracy, "fd": fd}, {}, 0, 1)
+    found = Findings(task, tuple(trials), tmp_path, "", 0)
+    assert found.front == [task.label(task.cells[number]) for number in (2, 1)]
 
 
 @pytest.mark.parametrize(
