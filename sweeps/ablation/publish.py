@@ -1,19 +1,20 @@
 """Writes what an ablation has found into its folder, and logs it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ddae.report import page
 from ddae.report.noise_curves import noise_curves
-from ddae.report.page import Page, Section, Table, render
+from ddae.report.page import Page, Section, Table
 from ddae.report.training import along_training
 from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.ablation.findings import Findings, statements
 from sweeps.cli import aligned
-from sweeps.findings import logged
-from sweeps.findings.folder import ANY_LETTER, answered, attempt, try_to_draw, write_page, write_results
+from sweeps.findings.publish import Publication
+from sweeps.findings.publish import publish as publish_sweep
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import as_flags, command_of
@@ -21,7 +22,6 @@ from sweeps.noise_ablation import NoiseAblation
 from sweeps.probing.source import absolute
 from sweeps.search.study import write_study
 
-FILES = "report.html", "report.txt", "trials.csv", "optuna.log", "config.yaml"
 HEADER = "configuration", "steps", "val accuracy", "at", "FD", "FD from real", "real-real FD"
 WORDS = {word: page.WORDS[word] for word in ("block", "timestep, t", "sigma", "pooling", "cell, trial")} | {
     "FD": "Fréchet distance between samples and real images under the extractor; lower is better. Its floor is that "
@@ -34,29 +34,20 @@ WORDS = {word: page.WORDS[word] for word in ("block", "timestep, t", "sigma", "p
 
 
 def publish(found: Findings, config: NoiseAblation, tracker: Tracker) -> None:
-    """A sweep that has results.json is done; then it is logged."""
-    folder = found.folder
-    with answered(report(found)):
-        (folder / "report.txt").write_text(report(found), **ANY_LETTER)
-        shown, undrawn = try_to_draw(folder / "figures", lambda: sections(found))
-        failed = write_page(
-            folder / "report.html", lambda whole: render(page_of(found, config, shown if whole else []))
-        )
-        failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
-        failed.append(attempt(folder / "optuna.log", lambda path: write_study(path, found.task, found.tried)))
-        artifacts = [*sorted((folder / "figures").glob("*.png")), *(folder / name for name in FILES)]
-        trials = [(found.task, trial) for trial in found.tried]
-        logged.keep(
-            folder,
-            tracker,
-            trials,
-            {"wall_seconds": found.wall_seconds},
-            answer_text(found),
-            artifacts,
-            [*undrawn, *failed],
-        )
-        write_results(folder, results(found, config))
-    logged.log(folder, tracker)
+    publication = Publication(
+        report(found),
+        draw=lambda: sections(found),
+        page=lambda drawn: page_of(found, config, drawn),
+        tables={
+            "trials.csv": lambda path: write_csv(path, found.trials),
+            "optuna.log": lambda path: write_study(path, found.task, found.tried),
+        },
+        trials=[(found.task, trial) for trial in found.tried],
+        metrics={"wall_seconds": found.wall_seconds},
+        note=answer_text(found),
+        results=lambda: results(found, config),
+    )
+    publish_sweep(publication, found.folder, tracker)
 
 
 def flags_of(config: NoiseAblation) -> dict[str, Any]:
@@ -119,7 +110,7 @@ def schedule_rows(found: Findings) -> list[tuple[str, ...]]:
     return [header, *((name, *(f"{result.params[each]:.3g}" for each in names)) for name, result in found.last.items())]
 
 
-def page_of(found: Findings, config: NoiseAblation, drawn: list[Section]) -> Page:
+def page_of(found: Findings, config: NoiseAblation, drawn: Sequence[Section]) -> Page:
     best = found.best
     name = max(best, key=lambda name: best[name].metrics["val_accuracy"]) if best else ""
     return Page(

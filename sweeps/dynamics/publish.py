@@ -1,26 +1,27 @@
 """Writes what a sweep of feature learning has found into its folder, and logs it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ddae.feature_learning import ORDERS
 from ddae.report.page import WORDS as EVERY_WORD
-from ddae.report.page import Page, Section, Table, render
+from ddae.report.page import Page, Section, Table
 from storage.tracking import Tracker
 from sweeps.cli import aligned
 from sweeps.dynamics.figures import sections
 from sweeps.dynamics.findings import BALANCED, Findings, Measured, Summary, curve
 from sweeps.dynamics.images import image_header, image_lines
 from sweeps.feature_learning import FeatureLearning
-from sweeps.findings import logged
-from sweeps.findings.folder import ANY_LETTER, answered, attempt, try_to_draw, write_page, write_results
+from sweeps.findings.publish import Publication
+from sweeps.findings.publish import publish as publish_sweep
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import as_flags, command_of
 from sweeps.search.study import write_study
+from sweeps.search.task import Task, Trial
 
-FILES = "report.html", "report.txt", "trials.csv", "images.csv", "config.yaml"
 WORDS = {
     "signal, noise": "The two patches of a sample: what its class has in common, and what is its own.",
     "inner product": "How far a filter points at a patch: the largest over the filters, and the mean over the patches.",
@@ -35,26 +36,24 @@ WORDS = {
 
 
 def publish(found: Findings, config: FeatureLearning, tracker: Tracker) -> None:
-    """A sweep that has results.json is done; then it is logged."""
-    folder = found.folder
-    with answered(report(found)):
-        (folder / "report.txt").write_text(report(found), **ANY_LETTER)
-        shown, undrawn = try_to_draw(folder / "figures", lambda: sections(found))
-        html = folder / "report.html"
-        failed = write_page(html, lambda whole: render(page_of(found, config, shown if whole else [])))
-        tables = {"trials.csv": found.rows, "images.csv": found.image_rows}
-        failed += [
-            attempt(folder / name, lambda path, rows=rows: write_csv(path, rows, ".6g"))  # type: ignore[misc]
-            for name, rows in tables.items()
-            if rows
-        ]
-        failed.append(attempt(folder / "optuna.log", lambda path: write_study(path, found.patches, found.trials)))
-        trials: list[Any] = [(found.patches, trial) for trial in found.trials]
+    tables: dict[str, Callable[[Path], object]] = {"trials.csv": lambda path: write_csv(path, found.rows, ".6g")}
+    if found.image_rows:
+        tables["images.csv"] = lambda path: write_csv(path, found.image_rows, ".6g")
+    tables["optuna.log"] = lambda path: write_study(path, found.patches, found.trials)
+    trials: list[tuple[Task, Trial]] = [(found.patches, trial) for trial in found.trials]
+    if found.images:
         trials += [(found.images, trial) for trial in found.image_trials]
-        artifacts = [*sorted((folder / "figures").glob("*.png")), *(folder / name for name in FILES)]
-        logged.keep(folder, tracker, trials, metrics(found), answer_text(found), artifacts, [*undrawn, *failed])
-        write_results(folder, results(found, config))
-    logged.log(folder, tracker)
+    publication = Publication(
+        report(found),
+        draw=lambda: sections(found),
+        page=lambda drawn: page_of(found, config, drawn),
+        tables=tables,
+        trials=trials,
+        metrics=metrics(found),
+        note=answer_text(found),
+        results=lambda: results(found, config),
+    )
+    publish_sweep(publication, found.folder, tracker)
 
 
 def report(found: Findings) -> str:
@@ -157,7 +156,7 @@ def metrics(found: Findings) -> dict[str, float]:
     return {**by_objective, "wall_seconds": found.wall_seconds}
 
 
-def page_of(found: Findings, config: FeatureLearning, drawn: list[Section]) -> Page:
+def page_of(found: Findings, config: FeatureLearning, drawn: Sequence[Section]) -> Page:
     first, summary = next(iter(found.summaries.items()))
     task = found.patches
     return Page(

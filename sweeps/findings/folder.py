@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from filelock import Timeout
@@ -15,7 +15,6 @@ from filelock import Timeout
 from storage.files import locked, published
 
 RESULTS, RECORD = "results.json", "final_test.json"
-Drawn = TypeVar("Drawn")
 ANY_LETTER = {"encoding": "utf-8", "errors": "backslashreplace"}
 """How text is written that may name a file whose name is no text."""
 
@@ -48,14 +47,6 @@ def attempt(path: Path, make: Callable[[Path], object]) -> str:
     except Exception as error:  # of any library
         return f"{path} could not be made ({type(error).__name__}: {error})"
     return ""
-
-
-def try_to_draw(figures: Path, draw: Callable[[], list[Drawn]]) -> tuple[list[Drawn], list[str]]:
-    """What draw() makes, with pictures in a folder, and why it could not: the answer does not depend on a picture."""
-    try:
-        return draw(), []
-    except Exception as error:  # of any library
-        return [], [f"the pictures in {figures} could not be drawn ({type(error).__name__}: {error})"]
 
 
 def write_page(path: Path, render: Callable[[bool], str]) -> list[str]:

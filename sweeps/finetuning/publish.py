@@ -7,23 +7,15 @@ from shlex import quote
 from typing import Any
 
 from ddae.report import page
-from ddae.report.page import Page, Section, Table, render
+from ddae.report.page import Page, Section, Table
 from ddae.report.training import accuracy_curves
 from ddae.units import rounded
 from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.cli import aligned
-from sweeps.findings import logged
-from sweeps.findings.folder import (
-    ANY_LETTER,
-    answered,
-    attempt,
-    read_test,
-    test_text,
-    try_to_draw,
-    write_page,
-    write_results,
-)
+from sweeps.findings.folder import read_test, test_text
+from sweeps.findings.publish import Publication
+from sweeps.findings.publish import publish as publish_sweep
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.finetune import Finetune
@@ -33,7 +25,6 @@ from sweeps.flags import as_flags, command_of
 from sweeps.probing.source import with_whole_paths
 from sweeps.search.task import Trial
 
-FILES = "report.html", "report.txt", "trials.csv", "config.yaml"
 WORDS = {word: page.WORDS[word] for word in ("block", "timestep, t", "pooling", "head", "cell, trial")} | {
     "finetune, scratch, frozen": "The network is trained whole from its pre-trained weights, or from random ones, or "
     "stays as it is, and the head alone is trained.",
@@ -50,25 +41,18 @@ HEADER = (
 
 
 def publish(found: Findings, config: Finetune, tracker: Tracker, trials: Sequence[tuple[FinetuneTask, Trial]]) -> None:
-    """A sweep that has results.json is done; then it is logged. trials: all of them, those of other seeds too."""
-    folder = found.folder
-    with answered(report(found)):
-        (folder / "report.txt").write_text(report(found), **ANY_LETTER)
-        shown, undrawn = try_to_draw(folder / "figures", lambda: sections(found))
-        html = folder / "report.html"
-        failed = write_page(html, lambda whole: render(page_of(found, config, shown if whole else [])))
-        failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
-        logged.keep(
-            folder,
-            tracker,
-            trials,
-            {**found.answer.result.metrics, "wall_seconds": found.wall_seconds},
-            answer_text(found),
-            [*sorted((folder / "figures").glob("*.png")), *(folder / name for name in FILES)],
-            [*undrawn, *failed],
-        )
-        write_results(folder, results(found, config))
-    logged.log(folder, tracker)
+    """trials: all of them, those of other seeds too."""
+    publication = Publication(
+        report(found),
+        draw=lambda: sections(found),
+        page=lambda drawn: page_of(found, config, drawn),
+        tables={"trials.csv": lambda path: write_csv(path, found.trials)},
+        trials=trials,
+        metrics={**found.answer.result.metrics, "wall_seconds": found.wall_seconds},
+        note=answer_text(found),
+        results=lambda: results(found, config),
+    )
+    publish_sweep(publication, found.folder, tracker)
 
 
 def report(found: Findings) -> str:
@@ -142,7 +126,7 @@ def balanced_fact(found: Findings) -> dict[str, str]:
     return {"balanced": f"{accuracy:.1f} +- {stderr:.1f} % is the mean of the classes' accuracies"}
 
 
-def page_of(found: Findings, config: Finetune, drawn: list[Section]) -> Page:
+def page_of(found: Findings, config: Finetune, drawn: Sequence[Section]) -> Page:
     answer, task = found.answer, found.task
     cell, metrics = answer.cell, answer.result.metrics
     name = task.label(cell)

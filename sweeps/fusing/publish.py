@@ -1,26 +1,19 @@
 """Writes what a fusing sweep has found into its folder, and logs it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from shlex import quote
 from typing import Any
 
 from ddae.fusion import at_timesteps, name_of
 from ddae.report import page
-from ddae.report.page import Page, Section, Table, render
+from ddae.report.page import Page, Section, Table
 from ddae.report.training import accuracy_curves
 from storage.tracking import Tracker
 from sweeps.cli import aligned
-from sweeps.findings import logged
-from sweeps.findings.folder import (
-    ANY_LETTER,
-    answered,
-    attempt,
-    read_test,
-    test_text,
-    try_to_draw,
-    write_page,
-    write_results,
-)
+from sweeps.findings.folder import read_test, test_text
+from sweeps.findings.publish import Publication
+from sweeps.findings.publish import publish as publish_sweep
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import as_flags, command_of
@@ -29,7 +22,6 @@ from sweeps.fusing.findings import Findings, Fused
 from sweeps.fusing.selection import Path
 from sweeps.search.study import write_study
 
-FILES = "report.html", "report.txt", "trials.csv", "config.yaml"
 HEADER = "", "features", "pooling", "head", "passes an image", "numbers an image", "val", "gain"
 WORDS = {word: page.WORDS[word] for word in ("block", "timestep, t", "pooling", "head", "cell, trial")} | {
     "passes an image": "Forward passes of the network; 1 is a full one. Blocks of one timestep share a pass.",
@@ -40,28 +32,27 @@ WORDS = {word: page.WORDS[word] for word in ("block", "timestep, t", "pooling", 
 
 
 def publish(found: Findings, config: Fuse, tracker: Tracker) -> None:
-    """A sweep that has results.json is done; then it is logged."""
-    folder, answer = found.folder, found.answer
-    with answered(report(found)):
-        (folder / "report.txt").write_text(report(found), **ANY_LETTER)
-        shown, undrawn = try_to_draw(folder / "figures", lambda: sections(found))
-        failed = write_page(
-            folder / "report.html", lambda whole: render(page_of(found, config, shown if whole else []))
-        )
-        failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
-        failed.append(attempt(folder / "optuna.log", lambda path: write_study(path, found.task, found.tried)))
-        metrics = {
+    answer = found.answer
+    publication = Publication(
+        report(found),
+        draw=lambda: sections(found),
+        page=lambda drawn: page_of(found, config, drawn),
+        tables={
+            "trials.csv": lambda path: write_csv(path, found.trials),
+            "optuna.log": lambda path: write_study(path, found.task, found.tried),
+        },
+        trials=[(found.task, trial) for trial in found.tried],
+        metrics={
             **answer.trial.last.metrics,
             "gain": answer.gain,
             "gain_stderr": answer.stderr,
             "passes_an_image": answer.passes,
             "wall_seconds": found.wall_seconds,
-        }
-        artifacts = [*sorted((folder / "figures").glob("*.png")), *(folder / name for name in FILES)]
-        trials = [(found.task, trial) for trial in found.tried]
-        logged.keep(folder, tracker, trials, metrics, answer_text(found), artifacts, [*undrawn, *failed])
-        write_results(folder, results(found, config))
-    logged.log(folder, tracker)
+        },
+        note=answer_text(found),
+        results=lambda: results(found, config),
+    )
+    publish_sweep(publication, found.folder, tracker)
 
 
 def report(found: Findings) -> str:
@@ -144,7 +135,7 @@ def order(path: Path) -> str:
     return f"{first.block}@{first.timestep} {100 * first.accuracy:.1f} %{added} (ridge, leave-one-out)"
 
 
-def page_of(found: Findings, config: Fuse, drawn: list[Section]) -> Page:
+def page_of(found: Findings, config: Fuse, drawn: Sequence[Section]) -> Page:
     answer, task = found.answer, found.task
     metrics = answer.trial.last.metrics
     value, error = (100 * metrics[f"val_{name}"] for name in (task.metric, task.metric.replace("accuracy", "stderr")))

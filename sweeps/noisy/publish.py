@@ -1,7 +1,7 @@
 """Writes what a sweep of noise-conditional classifiers has found into its folder, and logs it."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
@@ -11,12 +11,12 @@ import numpy as np
 
 from ddae.report import page
 from ddae.report.noise_curves import noise_curves
-from ddae.report.page import Page, Section, Table, render
+from ddae.report.page import Page, Section, Table
 from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.cli import aligned
-from sweeps.findings import logged
-from sweeps.findings.folder import ANY_LETTER, answered, attempt, try_to_draw, write_page, write_results
+from sweeps.findings.publish import Publication
+from sweeps.findings.publish import publish as publish_sweep
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import as_flags, command_of
@@ -25,8 +25,8 @@ from sweeps.noisy.task import official
 from sweeps.noisy_classifier import NoiseConditional
 from sweeps.probing.source import with_whole_paths
 from sweeps.search.study import write_study
+from sweeps.search.task import Task, Trial
 
-FILES = "report.html", "report.txt", "trials.csv", "levels.csv", "config.yaml", "noisy_classifier.json"
 SHOWN = 10
 """So many levels of the grid are in the text; levels.csv and results.json have all."""
 WORDS = {word: page.WORDS[word] for word in ("block", "timestep, t", "sigma", "pooling", "head", "cell, trial")} | {
@@ -43,23 +43,23 @@ WORDS = {word: page.WORDS[word] for word in ("block", "timestep, t", "sigma", "p
 
 
 def publish(found: Findings, config: NoiseConditional, tracker: Tracker) -> None:
-    """A sweep that has results.json is done; then it is logged."""
-    folder = found.folder
-    with answered(report(found)):
-        (folder / "report.txt").write_text(report(found), **ANY_LETTER)
-        shown, undrawn = try_to_draw(folder / "figures", lambda: sections(found))
-        html = folder / "report.html"
-        failed = write_page(html, lambda whole: render(page_of(found, config, shown if whole else [])))
-        failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
-        failed.append(attempt(folder / "levels.csv", lambda path: write_levels(path, found)))
-        failed.append(attempt(folder / "optuna.log", lambda path: write_study(path, found.task, found.tried)))
-        metrics = {**found.answer.last.metrics, "wall_seconds": found.wall_seconds}
-        artifacts = [*sorted((folder / "figures").glob("*.png")), *(folder / name for name in FILES)]
-        trials = [(found.task, trial) for trial in (*found.tried, *found.recipes.values())]
-        trials += [(task, trial) for task, trial in found.baselines.values()]  # type: ignore[misc]
-        logged.keep(folder, tracker, trials, metrics, answer_text(found), artifacts, [*undrawn, *failed])
-        write_results(folder, results(found, config))
-    logged.log(folder, tracker)
+    trials: list[tuple[Task, Trial]] = [(found.task, trial) for trial in (*found.tried, *found.recipes.values())]
+    publication = Publication(
+        report(found),
+        draw=lambda: sections(found),
+        page=lambda drawn: page_of(found, config, drawn),
+        tables={
+            "trials.csv": lambda path: write_csv(path, found.trials),
+            "levels.csv": lambda path: write_levels(path, found),
+            "optuna.log": lambda path: write_study(path, found.task, found.tried),
+        },
+        trials=[*trials, *found.baselines.values()],
+        metrics={**found.answer.last.metrics, "wall_seconds": found.wall_seconds},
+        note=answer_text(found),
+        results=lambda: results(found, config),
+        more_files=["noisy_classifier.json"],
+    )
+    publish_sweep(publication, found.folder, tracker)
 
 
 def report(found: Findings) -> str:
@@ -158,7 +158,7 @@ def points(gained: np.ndarray) -> str:
     return f"{100 * gained.mean():+.1f} +- {100 * gained.std() / len(gained) ** 0.5:.1f}"
 
 
-def page_of(found: Findings, config: NoiseConditional, drawn: list[Section]) -> Page:
+def page_of(found: Findings, config: NoiseConditional, drawn: Sequence[Section]) -> Page:
     cell, metrics = found.cell, found.answer.last.metrics
     return Page(
         title=f"A classifier of noised images: {config.backbone} on {found.task.source.name}",
