@@ -82,6 +82,7 @@ def test_another_answer_is_fitted_on_all_images_too(place, bounded):
     assert len(ledger(place)) - len(before) == new
 
 
+@pytest.mark.slow
 def test_killed_in_the_final_pass_the_same_command_ends_as_one_in_peace(place, bounded, tmp_path):
     process = bounded(*MANY, cwd=tmp_path)
     printed = process._printed[1]

@@ -99,7 +99,7 @@ def command(tiny_model, tmp_path_factory):
         yield run
 
 
-@fuzzed(60)
+@fuzzed(30)
 @given(flags=FLAGS)
 def test_flags(command, flags):
     args = []
@@ -113,7 +113,7 @@ def test_flags(command, flags):
         command(*args)
 
 
-@fuzzed(60)
+@fuzzed(30)
 @given(flags=FLAGS)
 def test_a_config_file_of_flags(command, flags):
     command(config=yaml.safe_dump(flags, allow_unicode=True).encode())
@@ -126,7 +126,7 @@ ANY_YAML = st.recursive(
 )
 
 
-@fuzzed(100)
+@fuzzed(50)
 @given(
     config=st.one_of(
         st.binary(max_size=40), st.text(max_size=40).map(str.encode), ANY_YAML.map(lambda v: yaml.safe_dump(v).encode())
@@ -147,7 +147,7 @@ ENCODED = [encoded(PIXELS, format) for format in ("PNG", "JPEG", "GIF", "BMP", "
 PIECES = st.lists(st.tuples(st.integers(0, 300), st.binary(max_size=8), st.integers(0, 64)), max_size=4)
 
 
-@fuzzed(300)
+@fuzzed(150)
 @given(content=st.sampled_from([*ENCODED, b""]), pieces=PIECES, stop=st.one_of(st.none(), st.integers(0, 400)))
 @pytest.mark.filterwarnings("ignore")
 def test_images(content, pieces, stop):

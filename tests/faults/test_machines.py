@@ -112,6 +112,7 @@ def most_at_once(times):
     return max(sum(start <= moment < end for start, end in times) for moment, _ in times)
 
 
+@pytest.mark.slow
 def test_fits_and_extraction_share_the_gpus(cluster, tmp_path):
     """On two machines with a GPU, as Ray is told, and a head that has none."""
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import ray
 
 from sweeps.cluster.session import ray_session
@@ -12,6 +13,7 @@ def asked_for_a_token() -> bool:
     return os.environ.get("RAY_AUTH_MODE") == "token"
 
 
+@pytest.mark.slow
 def test_private_ones_ask_for_their_own_token_and_a_cluster_for_none(fork, monkeypatch):
     private, tokens = [], set()
     for _ in range(2):

@@ -91,6 +91,7 @@ def test_a_killed_sweep_goes_on_and_finds_the_same(fork, found, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_is_recorded_and_the_sweep_goes_on(fork, tmp_path):
     flags = ["--objectives", "autoencoder", "diffusion", "--seeds", "2", "--autoencoder-rate", "10", "--no-images"]
     out = run(fork, *TINY, *flags, cwd=tmp_path)

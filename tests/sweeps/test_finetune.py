@@ -65,6 +65,7 @@ def test_the_same_command_says_the_same(fork, tiny_model, folder):
     assert run(fork, "finetune", *args, cwd=folder.parents[1]).strip() == (folder / "report.txt").read_text().strip()
 
 
+@pytest.mark.slow
 def test_the_answer_of_a_sweep_is_fine_tuned_tested_and_handed_over(fork, tiny_model, tmp_path):
     few = ["--blocks", "mid", "--timesteps", "10", "--poolings", "2", "--heads", "linear", "--num-trials", "1"]
     run(fork, "layer_noise", "--backbone", tiny_model, "--dataset", "digits", *few, cwd=tmp_path)
@@ -132,7 +133,7 @@ def test_no_view_is_encoded_where_none_is_seen(tiny_stable_diffusion, tmp_path):
         assert {(need.split, need.view) for need in needs} == {("val", 0), ("train", 0)}
 
 
-@pytest.mark.parametrize("seeds", [1, 3, 5])
+@pytest.mark.parametrize("seeds", [1, 3])
 def test_all_latents_that_trainings_see_are_encoded_before(seeds, tiny_stable_diffusion, tmp_path):
     flags = {"dataset": "digits", "block": "mid", "timestep": 10, "store": str(tmp_path), "num_labels": (300, 400)}
     setup = set_up(Finetune(backbone=tiny_stable_diffusion, seeds=seeds, **flags))

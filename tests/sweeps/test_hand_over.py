@@ -153,6 +153,7 @@ def png(image):
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_the_server_answers_with_what_predict_says(address, winner, folder, dataset):
     files = [png(image) for image in dataset.images.read(dataset.splits["val"][:24])]
     files.append((folder / "example.png").read_bytes())
@@ -168,6 +169,7 @@ def test_the_server_answers_with_what_predict_says(address, winner, folder, data
     assert [row["label"] for row in answer["predictions"]] == expected.tolist()
 
 
+@pytest.mark.slow
 def test_the_server_refuses_what_is_no_image(address, folder):
     good = (folder / "example.png").read_bytes()
     for content, message in (

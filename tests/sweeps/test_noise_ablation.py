@@ -76,8 +76,6 @@ def test_a_sweep_goes_on_with_more_configurations(fork, tmp_path):
     assert "FD from real" in printed and "amplitude left" in printed
     snapshots = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/networks/*/step-*")}
     assert sorted(path.name for path in snapshots) == ["step-2", "step-4"]
-    assert run("larger-half") == printed
-
     assert "The full schedule is best at generation" in run("larger-half", "full")
     assert {path: path.stat().st_mtime_ns for path in snapshots} == snapshots
     results = [json.loads(path.read_text()) for path in tmp_path.glob("out/noise-ablation-*/results.json")]

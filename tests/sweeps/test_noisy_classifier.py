@@ -115,6 +115,7 @@ def test_the_same_command_says_the_same(fork, folder, place):
     assert run(fork, "noisy_classifier", *FEW, cwd=place).strip() == (folder / "report.txt").read_text().strip()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_finds_the_same(fork, place, found, tmp_path):
     [sweep] = place.glob("out/layer-noise-*")
     args = ["--sweep", str(sweep), "--store", "store", *FEW]

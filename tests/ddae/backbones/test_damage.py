@@ -61,7 +61,7 @@ def checkpoint(request, tiny_model, tmp_path_factory):
     return path
 
 
-@fuzzed(15)
+@fuzzed(8)
 @given(pieces=PIECES)
 def test_damaged_checkpoints(checkpoint, pieces):
     content = checkpoint.read_bytes()
@@ -72,7 +72,7 @@ def test_damaged_checkpoints(checkpoint, pieces):
         checkpoint.write_bytes(content)
 
 
-@fuzzed(40)
+@fuzzed(20)
 @given(content=st.one_of(st.binary(max_size=40), st.binary(max_size=40).map(lambda tail: b"\x80\x02}q\x00(" + tail)))
 @pytest.mark.parametrize("suffix", [".pt", ".pkl", ".safetensors"])
 def test_any_bytes(tmp_path_factory, suffix, content):
@@ -95,7 +95,7 @@ def test_odd_options_beside_a_checkpoint(tiny_model, tmp_path_factory, option, v
     sound_or_one_line(path)
 
 
-@fuzzed(40)
+@fuzzed(20)
 @given(pieces=PIECES, file=st.sampled_from(["unet/config.json", "scheduler/scheduler_config.json", "model_index.json"]))
 def test_damaged_configuration(tiny_model, tmp_path_factory, file, pieces):
     folder = tmp_path_factory.mktemp("configuration") / "model"

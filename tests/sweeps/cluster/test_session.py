@@ -52,7 +52,11 @@ def running(first, **env):
     [
         ("", {}),
         pytest.param("import ray", {}, marks=pytest.mark.slow),
-        ("from ray import tune, train", {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}),
+        pytest.param(
+            "from ray import tune, train",
+            {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["ours", "without settings", "with settings that open it"],
 )

@@ -145,7 +145,7 @@ def test_an_image_is_encoded_once_for_all_timesteps_and_noise(latent_task):
     extractors = [Extractor(latent_task.source) for _ in range(2)]
     blocks = latent_task.space.block_names
     needs = [
-        Need(timestep, split, 600 if split == "train" else 50, blocks, draw)
+        Need(timestep, split, 60 if split == "train" else 50, blocks, draw)
         for timestep in (10, 500)
         for split, draw in (("train", 0), ("train", 1), ("val", 0))
     ]
@@ -154,11 +154,11 @@ def test_an_image_is_encoded_once_for_all_timesteps_and_noise(latent_task):
             for need in needs:
                 for shard in range(num_shards(need)):
                     getattr(extractor, method)(need, shard)
-    assert sum(one.num_encoded for one in extractors) == 650
+    assert sum(one.num_encoded for one in extractors) == 110
     augmented = Need(10, "train", 20, blocks, view=1)
     for extractor in extractors:
         extractor.ensure(augmented)
-    assert sum(one.num_encoded for one in extractors) == 670
+    assert sum(one.num_encoded for one in extractors) == 130
 
 
 def test_features_of_kept_latents_are_those_of_the_images(latent_task):

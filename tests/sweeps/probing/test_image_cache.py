@@ -21,10 +21,10 @@ from tests.commands import PATIENCE_SECONDS, PRELOADED
 BLOCKS = ("mid", "up.0.0")
 NEEDS = [
     Need(timestep, split, num_images, BLOCKS, draw, view)
-    for split, num_images in (("train", 20), ("train", 64), ("val", 16))
+    for split, num_images in (("train", 8), ("train", 24), ("val", 8))
     for timestep, draw, view in ((30, 0, 0), (100, 0, 0), (100, 1, 0), (100, 0, 1))
 ]
-NUM_IMAGES = 64 + 16
+NUM_IMAGES = 24 + 8
 
 
 @pytest.fixture
