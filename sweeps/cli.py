@@ -51,7 +51,17 @@ def run(
 
     recipes: name -> defaults of flags, for a command that takes --recipe."""
     with discreet():
-        _run(main, lambda: parse(config_class, sys.argv[1:], description, recipes))
+        if "--version" in sys.argv[1:]:
+            print(version_text())
+        else:
+            _run(main, lambda: parse(config_class, sys.argv[1:], description, recipes))
+
+
+def version_text() -> str:
+    """ddae-sweeps 0.2.0 (the commit, in a clone)."""
+    from sweeps.findings.versions import own_version
+
+    return f"ddae-sweeps {own_version()}"
 
 
 def _run(main: Callable[[Config], None], read: Callable[[], Config]) -> None:
@@ -143,6 +153,7 @@ def parse(
             args = read_config(config_class, Path(given[0])) + args[:position] + rest
             break
     description = f"{description or ''}\n--config FILE takes the same names from a YAML file; flags win over it."
+    description += "\n--version says which version this is."
     printed = StringIO()
     try:
         with redirect_stderr(printed):

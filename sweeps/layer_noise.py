@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sweeps import cli, fuse
+from sweeps.findings import again
 from sweeps.flags import ModelAndData
 from sweeps.fuse import Fuse
 
@@ -98,33 +99,53 @@ def sweep(config: LayerNoise, setup: "Setup | None" = None, started_seconds: flo
         return search.conclude(screening, label_free, trials, answer)
 
 
-def main(config: LayerNoise) -> None:
-    if config.sync is not None:
-        print(cli.sync(config.sync, config.out, "layer-noise"))
-        return
-    started = time.time()
-    from sweeps.probing import sweep as probing
+def look_ahead(config: LayerNoise) -> str:
+    """What --list-blocks and --dry-run say, without loading what only a sweep needs."""
+    from sweeps.probing import plan
 
-    if config.all and not config.list_blocks:
-        raise ValueError("all=True goes with --list-blocks alone")
     if config.list_blocks:
-        print(probing.list_blocks(config, config.all))
-        return
-    setup = probing.set_up_search(config)
+        return plan.list_blocks(config, config.all)
+    setup = plan.set_up_search(config)
+    check_fuse(config, setup)
+    fusing = f"\nfuse            up to {Fuse.max_passes} timesteps; ask fuse.py --dry-run once the sweep is done"
+    return plan.estimate(config, setup) + fusing * config.fuse
+
+
+def check_fuse(config: LayerNoise, setup: "Setup") -> None:
     if config.fuse and len(setup.task.space.blocks) == len(setup.task.space.timesteps) == 1:
         raise ValueError("fuse=True wants several blocks or timesteps; give more, or leave it out")
-    if config.dry_run:
-        print(probing.estimate(config, setup))
-        if config.fuse:
-            print(f"fuse            up to {Fuse.max_passes} timesteps; ask fuse.py --dry-run once the sweep is done")
+
+
+def run(config: LayerNoise, key: str, started: float) -> None:
+    """Print what the sweep has found, or has found before. key, started: of again.py."""
+    from sweeps.probing import sweep as probing
+
+    setup = probing.set_up_search(config)
+    check_fuse(config, setup)
+    folder = probing.sweep_folder(config, setup.task)
+    finished = probing.finished_report(folder, num_trials=config.num_trials, prefer=config.prefer)
+    printed = finished or probing.report(sweep(config, setup, started))
+    print(printed)
+    cli.check_complete(probing.incomplete(folder))
+    if config.fuse:
+        print()
+        fuse.main(Fuse(sweep=folder, out=config.out, memory=config.memory))
     else:
-        folder = probing.sweep_folder(config, setup.task)
-        finished = probing.finished_report(folder, num_trials=config.num_trials, prefer=config.prefer)
-        print(finished or probing.report(sweep(config, setup, started)))
-        cli.check_complete(probing.incomplete(folder))
-        if config.fuse:
-            print()
-            fuse.main(Fuse(sweep=folder, out=config.out, memory=config.memory))
+        probing.remember(key, config, setup, folder, printed, started)
+
+
+def main(config: LayerNoise) -> None:
+    started, key = time.time(), again.key_of(config)
+    if config.sync is not None:
+        print(cli.sync(config.sync, config.out, "layer-noise"))
+    elif config.all and not config.list_blocks:
+        raise ValueError("all=True goes with --list-blocks alone")
+    elif config.list_blocks or config.dry_run:
+        print(look_ahead(config))
+    elif known := again.report(key, config.out, "layer-noise"):
+        print(known)
+    else:
+        run(config, key, started)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from ddae.units import duration, rounded
 from storage.files import published
 from storage.ledger import content_key
 from sweeps.cli import check_writable
+from sweeps.cluster.given import address
 from sweeps.cluster.loop import update
-from sweeps.cluster.session import address
 from sweeps.cluster.train import FileCheckpoint, run_loop, training_bar
 from sweeps.findings.folder import answered
 from sweeps.flags import as_args, as_flags, check_no_offload, check_numbers

@@ -22,7 +22,7 @@ from ddae.datasets.images import (
     splits_of,
     stratified,
 )
-from ddae.datasets.named import ASSETS, DATASETS
+from ddae.datasets.named import ASSETS, DATASETS, folders_of
 from ddae.datasets.scan import Reading
 from ddae.datasets.spellings import HELD_OUT, TRAIN, called
 from ddae.nearest import did_you_mean
@@ -245,6 +245,7 @@ __all__ = [
     "Dataset",
     "Images",
     "Reading",
+    "folders_of",
     "is_uneven",
     "load_dataset",
     "load_images",

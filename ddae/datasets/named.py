@@ -163,6 +163,12 @@ DATASETS: dict[str, Callable[[str, int, Reading], Images]] = {
 """name -> (data_root, image_size, reading) -> Images."""
 
 
+def folders_of(name: str, data_root: str) -> list[Path]:
+    """Where the files of a named set lie or may lie, but for those that a package brings."""
+    own = {"fashion-mnist-8k": (str(ASSETS / name),), "digits": (), "fashion-mnist": IDX_FOLDERS}
+    return [Path(folder.format(data_root=data_root)) for folder in own.get(name, ("{data_root}",))]
+
+
 def _unpacked(data_root: str, folder: str, source: str) -> Path:
     path = Path(data_root, folder)
     if not path.is_dir():

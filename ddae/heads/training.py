@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -66,11 +66,16 @@ def memory(
 ) -> tuple[int, int]:
     """Beside the features: of every setting the weights, their gradients and moments, and a batch with what it leaves
     for the backward pass, which is guessed at 32 times the batch."""
-    network = untrained(parts, torch.empty(shape, device="meta"), num_classes, *sizes)
-    num_weights = sum(parameter.numel() for parameter in network.networks.parameters())
     batch = recipe.batch_size * (32 * math.prod(shape[1:]) + 4 * num_classes)
-    fixed = 4 * (len(recipe.settings) * (4 * num_weights + batch))
+    fixed = 4 * (len(recipe.settings) * (4 * num_weights(parts, shape, num_classes, *sizes) + batch))
     return fixed, fixed
+
+
+@lru_cache(maxsize=1024)
+def num_weights(parts: Callable[..., Parts], shape: tuple[int, ...], num_classes: int, *sizes: int) -> int:
+    """The weights of one setting. A plan asks for it at every block, and many blocks have the same shape."""
+    network = untrained(parts, torch.empty(shape, device="meta"), num_classes, *sizes)
+    return sum(parameter.numel() for parameter in network.networks.parameters())
 
 
 def train(

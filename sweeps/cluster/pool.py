@@ -20,8 +20,6 @@ MAX_DEATHS = 20
 """How often a process or machine may die on one piece of work before that is thought to kill it."""
 GROW_SECONDS = 5
 """Between two looks at what the cluster has."""
-FOR_FITS = 0.5
-"""The part of every GPU that workers leave to the fits of trials, where these want GPUs."""
 MAX_REQUESTED = 1000
 """How many devices the autoscaler is asked for at most."""
 

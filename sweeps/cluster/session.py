@@ -16,6 +16,7 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.exceptions import RayActorError, RayTaskError
 
 from storage.secrets import hidden
+from sweeps.cluster.given import address
 
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -29,11 +30,6 @@ LOCAL = {"include_dashboard": False, "object_store_memory": 256 * 2**20}
 LONGEST = 35
 """Letters of a folder below which a socket's path, of 107 letters at most, has room for Ray's own names."""
 SHARED = "--store must name a folder or an address that all machines see"
-
-
-def address() -> str:
-    """RAY_ADDRESS; empty for this machine."""
-    return os.environ.get("RAY_ADDRESS", "").strip()
 
 
 def check_cluster() -> None:

@@ -22,9 +22,10 @@ from rich.progress import Progress
 from torch import distributed
 
 from storage.files import published
+from sweeps.cluster.given import address
 from sweeps.cluster.loop import OnProgress, Trained, Training, TrainingProgress, is_one_of_several, run_loop
 from sweeps.cluster.pool import MAX_DEATHS, Warnings, log
-from sweeps.cluster.session import address, check_cluster, ray_session
+from sweeps.cluster.session import check_cluster, ray_session
 from sweeps.search.task import Checkpoint
 
 REPORT_SECONDS = 1.0

@@ -21,8 +21,9 @@ from ray.tune.search import Searcher
 
 from storage.checkpoints import StoredCheckpoint
 from storage.ledger import Ledger
-from sweeps.cluster.pool import FOR_FITS, MAX_DEATHS, Warnings
-from sweeps.cluster.session import SHARED, address
+from sweeps.cluster.given import FOR_FITS, address
+from sweeps.cluster.pool import MAX_DEATHS, Warnings
+from sweeps.cluster.session import SHARED
 from sweeps.search.task import Fit, Resources, Result, Task
 
 NUM_AHEAD = 1000

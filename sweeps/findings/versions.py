@@ -12,11 +12,15 @@ ROOT = Path(__file__).parents[2]
 def versions(**inputs: str) -> dict[str, str]:
     """inputs: fingerprints of what went in, by name."""
     return {
-        "ddae-sweeps": f"{version('ddae-sweeps')}{commit()}",
+        "ddae-sweeps": own_version(),
         **inputs,
         "Python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
     }
+
+
+def own_version() -> str:
+    return f"{version('ddae-sweeps')}{commit()}"
 
 
 def commit() -> str:

@@ -11,8 +11,8 @@ from ddae.fusion import Members, at_timesteps, name_of
 from ddae.heads import FUSIONS, HEADS, expand, find_head
 from storage.ledger import content_key
 from storage.tracking import Tracker
-from sweeps.cluster.pool import FOR_FITS, Pool
-from sweeps.cluster.session import address
+from sweeps.cluster.given import FOR_FITS, address
+from sweeps.cluster.pool import Pool
 from sweeps.driver import open_run
 from sweeps.findings.folder import named, newest_sweep, read_results
 from sweeps.findings.logged import finished_report, incomplete

@@ -16,8 +16,7 @@ from ddae.noisy_training import num_steps, step_seconds
 from ddae.noisy_wide_resnet import sizes_of
 from ddae.units import duration, parse_size, rounded, size
 from storage.ledger import content_key
-from sweeps.cluster.pool import FOR_FITS
-from sweeps.cluster.session import address
+from sweeps.cluster.given import FOR_FITS, address
 from sweeps.findings.folder import named, newest_sweep, read_results
 from sweeps.flags import SEEDS, check_numbers
 from sweeps.noisy.baseline import BaselineTask

@@ -9,7 +9,8 @@ import numpy as np
 
 from ddae.noisy_classifier import NoisyClassifier
 from storage.tracking import Tracker
-from sweeps.cluster.pool import FOR_FITS, Pool
+from sweeps.cluster.given import FOR_FITS
+from sweeps.cluster.pool import Pool
 from sweeps.cluster.tune import Run
 from sweeps.driver import no_needs, open_run, run_searches
 from sweeps.findings.logged import finished_report, incomplete

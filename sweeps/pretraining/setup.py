@@ -18,8 +18,8 @@ from ddae.pretraining.latents import Latents, latents_key, open_encoder
 from ddae.pretraining.networks import NETWORKS, Shape
 from ddae.units import counted
 from sweeps import cli
+from sweeps.cluster.given import address
 from sweeps.cluster.loop import differences
-from sweeps.cluster.session import address
 from sweeps.cluster.train import check_shares
 from sweeps.flags import SEEDS, as_args, check_numbers
 from sweeps.probing.source import absolute, choose_device, reading_of

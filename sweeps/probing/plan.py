@@ -9,8 +9,8 @@ from ddae.datasets import Dataset
 from ddae.memory import for_fits, machine_bytes
 from ddae.units import parse_size, size
 from storage.ledger import content_key
-from sweeps.cluster.pool import FOR_FITS
-from sweeps.cluster.session import address
+from sweeps.cluster.given import FOR_FITS, address
+from sweeps.findings import again
 from sweeps.flags import ModelAndData, check_numbers
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing import cost
@@ -22,7 +22,7 @@ from sweeps.probing.screening import (
     least_searched,
     quarters,
 )
-from sweeps.probing.source import load_model, open_source
+from sweeps.probing.source import input_files, load_model, open_source
 from sweeps.probing.space import check_choices, make_space, stored_pooling
 from sweeps.probing.task import ProbeTask
 from sweeps.search.halving import check_search, plan_round_size
@@ -168,6 +168,14 @@ def sweep_folder(config: LayerNoise, task: ProbeTask) -> Path:
         screening=(rules.rounds, rules.keep, rules.finalists, rules.start),
     )
     return config.out / f"{task.name}-{key[:8]}"
+
+
+def remember(key: str, config: LayerNoise, setup: Setup, folder: Path, printed: str, started_seconds: float) -> None:
+    """Have the same command print the same at once, as long as nothing has changed. key, started_seconds: of when this
+    one began."""
+    source = setup.task.source
+    files, there = input_files(config, setup.backbone), [source.ledger, f"{source.store}/{source.folder()}"]
+    again.remember(key, folder, printed, started_seconds, files, there)
 
 
 def list_blocks(config: ModelAndData, every_module: bool = False) -> str:

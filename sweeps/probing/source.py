@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import torch
 
 from ddae.backbones import LIBRARIES, SHIPPED, Backbone, Block, Settings, load_backbone
-from ddae.datasets import DATASETS, Dataset, Reading, load_dataset
+from ddae.datasets import DATASETS, Dataset, Reading, folders_of, load_dataset
 from ddae.features import FeatureKey
 from ddae.nearest import did_you_mean
 from storage.ledger import content_key
 from storage.remote import Remote, is_address
 from sweeps import cli
-from sweeps.cluster.session import address
+from sweeps.cluster.given import address
 from sweeps.findings.folder import started_in
 from sweeps.flags import SEEDS, ImagesAndLabels, ModelAndData, check_numbers
 
@@ -178,6 +178,38 @@ def make_settings(config: ModelAndData) -> Settings:
         absolute(config.weights) if config.weights else "",
         config.offload,
     )
+
+
+def input_files(config: ModelAndData, backbone: Backbone) -> list[Path] | None:
+    """All files and folders that model and data are read from; None where they cannot all be told, as those of a hub,
+    of a library, of a store at an address, and of a VAE that lies elsewhere."""
+    model, data, is_latent = model_files(config.backbone), data_files(config), bool(backbone.encoder.fingerprint)
+    if model is None or data is None or is_address(config.store):
+        return None
+    if is_latent and not any((path / "vae").is_dir() for path in model):
+        return None
+    return [
+        path.absolute() for path in [*model, *data, *map(Path, filter(None, (config.weights, config.text_embedding)))]
+    ]
+
+
+def model_files(name: str) -> list[Path] | None:
+    path = SHIPPED.get(name) or Path(name)
+    if not path.exists() or name.partition(":")[0] in LIBRARIES:
+        return None
+    if path.is_file():
+        return [path, *(path.with_suffix(suffix) for suffix in (".json", ".yaml", ".yml"))]
+    is_alone = not (path / "model_index.json").exists()
+    if is_alone and (path.parent / "model_index.json").exists():
+        return [path.parent]
+    return [path, *([path.parent / "scheduler", path.parent / "model_index.json"] if is_alone else [])]
+
+
+def data_files(config: ModelAndData) -> list[Path] | None:
+    name = config.dataset
+    if name in DATASETS:
+        return folders_of(name, str(Path(config.data_root).expanduser().absolute()))
+    return [Path(name)] if Path(name).is_dir() else None
 
 
 def choose_blocks(backbone: Backbone, names: Iterable[str]) -> tuple[Block, ...]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from storage.feature_store import FeatureStore
 from storage.tracking import Tracker
 from sweeps.cli import check_writable
-from sweeps.cluster.pool import FOR_FITS, Pool
+from sweeps.cluster.given import FOR_FITS
+from sweeps.cluster.pool import Pool
 from sweeps.cluster.session import check_cluster, one_line, ray_session
 from sweeps.cluster.tune import Run
 from sweeps.driver import open_run, run_searches
@@ -22,7 +23,7 @@ from sweeps.probing import cost, examples
 from sweeps.probing.extractor import Extracted
 from sweeps.probing.filling import Filling
 from sweeps.probing.findings import Findings, warm_start
-from sweeps.probing.plan import estimate, list_blocks, round_size, rules_for, set_up_search, sweep_folder
+from sweeps.probing.plan import remember, round_size, rules_for, set_up_search, sweep_folder
 from sweeps.probing.publish import publish
 from sweeps.probing.screening import (
     NUM_LABEL_FREE,
@@ -41,11 +42,10 @@ from sweeps.search.samplers import find_sampler
 from sweeps.search.task import Fit, Trial
 
 __all__ = [
-    "estimate",
     "finished_report",
     "incomplete",
-    "list_blocks",
     "open_sweep",
+    "remember",
     "report",
     "set_up_search",
     "sweep_folder",
