@@ -49,17 +49,19 @@ def set_up(
     search_images: int | Literal["auto", "all"] = "all",
     val_fraction: float = VAL_FRACTION,
     augment: str = USUAL,
+    grid: int = 0,
 ) -> Setup:
     """Load the network and the dataset that the flags name, and check every name and number against them.
 
     heads: None where none is to be fitted. exhaustive: whether all cells are fitted on all images at once.
     search_images: how many training images the search has at most. val_fraction, augment: as open_source takes them.
-    Raises ValueError for what cannot be searched.
+    grid: the largest that is stored; by default one from which several poolings follow. Raises ValueError for what
+    cannot be searched.
     """
     poolings, heads = check_choices(poolings, heads)
     backbone = load_model(config)
     space = make_space(backbone, config, poolings, heads)
-    source, dataset = open_source(config, backbone, stored_pooling(poolings), val_fraction, augment)
+    source, dataset = open_source(config, backbone, grid or stored_pooling(poolings), val_fraction, augment)
     labels = {split: dataset.labels(split) for split in ("train", "val")}
     task = ProbeTask(
         source,

@@ -61,6 +61,7 @@ MODELS: Mapping[str, Model] = {
         "torchvision:resnet50@{}",
     ),
     "wrn": Model((), "wrn:28-10"),
+    "shipped": Model((), "ddpm-fashion-mnist"),
     "ddae-ddpm": of_the_ddae_code("DDPM_ddpm", 800),
     "ddae-edm-ddpm": of_the_ddae_code("DDPM_edm", 1200),
     "ddae-ddpmpp": of_the_ddae_code("DDPMpp_ddpm", 1200),
@@ -79,9 +80,10 @@ DATASETS: Mapping[str, tuple[str, str]] = {
     "cub": ("CUB_200_2011", "https://www.vision.caltech.edu/datasets/cub_200_2011, unpacked"),
     "dogs": ("stanford_dogs", "http://vision.stanford.edu/aditya86/ImageNetDogs, images.tar and lists.tar unpacked"),
     "flowers": ("flowers-102", "https://www.robots.ox.ac.uk/~vgg/data/flowers/102, unpacked"),
+    "fashion-mnist-8k": ("", "ships with the package"),
     "nabirds": ("nabirds", "https://dl.allaboutbirds.org/nabirds, unpacked"),
 }
-"""name -> (folder below --data-root, where to get it)."""
+"""name -> (folder below --data-root, where to get it); no folder where the package has the images."""
 
 INCEPTION = (
     "weights-inception-2015-12-05-6726825d.pth",
@@ -93,7 +95,8 @@ def needed(entry: Entry, model: Model, models: Path, data_root: Path) -> list[tu
     """Every file and folder that an entry takes, and where each is to be had."""
     files = [*model.files, *([INCEPTION] if isinstance(entry.recipe, Generation) else [])]
     folder, where = DATASETS[entry.dataset]
-    return [*((models / path, source) for path, source in files), (data_root / folder, where)]
+    images = [(data_root / folder, where)] if folder else []
+    return [*((models / path, source) for path, source in files), *images]
 
 
 def check_there(entry: Entry, model: Model, models: Path, data_root: Path) -> None:

@@ -13,7 +13,7 @@ from ddae.datasets import Dataset
 from ddae.finetune import MAX_NORM
 from ddae.heads import Kept, check_recipe
 from ddae.probe import standard_error
-from ddae.units import counted, rounded, size
+from ddae.units import counted, duration, rounded, size
 from storage.checkpoints import StoredCheckpoint
 from storage.ledger import content_key
 from sweeps import sampling
@@ -24,6 +24,7 @@ from sweeps.finetuning.task import Cell as TuningCell
 from sweeps.finetuning.task import FinetuneTask
 from sweeps.flags import ModelAndData
 from sweeps.probing import plan
+from sweeps.probing.cost import time_passes
 from sweeps.probing.extractor import Extractor
 from sweeps.probing.filling import Filling
 from sweeps.probing.refit import refit
@@ -116,10 +117,13 @@ class ProbeMeasurement:
         passes = task.space.forward_passes(self.needs)
         images = sum(need.num_images for need in self.needs)
         stored = images * task.space.bytes_per_image(task.source.key.pooling)
-        each = passes * self.backbone.flops
+        rows = self.dataset.splits["train"][: 32 if self.backbone.flops < 1e10 else 1]
+        seconds, encoding_seconds = time_passes(task, self.backbone, self.dataset, rows)
+        time = passes * seconds + images * encoding_seconds
         lines = [
             f"passes    {images:,} images through {block.flops_share:.0%} of the network: {passes:,.0f} full forward "
-            f"passes of {rounded(self.backbone.flops / 1e9, 3)} GFLOP, {each / 1e15:,.3g} PFLOP",
+            f"passes of {rounded(self.backbone.flops / 1e9, 3)} GFLOP, about {duration(time)} on one "
+            f"{task.source.settings.device}",
             f"features  {size(stored)} in {task.source.store}",
         ]
         if self.num_epochs:
@@ -290,6 +294,7 @@ def of_probe(config: Reproduce, recipe: Probe, flags: ModelAndData) -> ProbeMeas
     task, backbone, dataset = plan.set_up(
         flags, (recipe.pooling,), (recipe.head,), exhaustive=True, seed=config.seed, views=max(1, views),
         memory=config.memory, gpus_per_fit=1.0, val_fraction=VAL_FRACTION, augment=recipe.augment,
+        grid=recipe.pooling,
     )  # fmt: skip
     if recipe.training:
         check_recipe(recipe.head)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddae.backbones import LIBRARIES, SHIPPED
 from ddae.datasets.named import DATASETS as NAMED
 from ddae.finetune import RECIPES
 from ddae.generation.extractors import load_extractor
@@ -29,7 +30,6 @@ from tests.commands import PATIENCE_SECONDS
 from tests.ddae.backbones.official import adm_classifier_shapes, dit_shapes, random_state
 from tests.ddae.test_datasets_named import FILES, draw, write_tiny_imagenet
 
-LIBRARIES = "wrn", "torchvision"
 CLASSES = FILES["imagenet"][:4]
 
 
@@ -87,7 +87,7 @@ def test_every_entry_is_well_formed(name):
     assert entry.published is not None or entry.says
     assert entry.dataset in NAMED and entry.dataset in DATASETS and entry.model in MODELS
     library, colon, _ = MODELS[entry.model].backbone.partition(":")
-    assert MODELS[entry.model].files or library in LIBRARIES
+    assert MODELS[entry.model].files or library in (*LIBRARIES, *SHIPPED)
     assert not colon or library in LIBRARIES
     assert cli.parse(Reproduce, ["--name", name, "--views", "2"], None) == Reproduce(name, views=2)
     assert all(each.strip() == each and not each.endswith(".") for each in (*entry.differs, entry.recipe.text))
@@ -174,6 +174,8 @@ def test_the_cost_of_fresh_augmentation_is_said(edm, place, monkeypatch, capsys)
 def test_a_fine_tuned_network(measured, edm, monkeypatch):
     entry = ENTRIES["ddae-tiny-edm-finetune"]
     monkeypatch.setitem(table.ENTRIES, entry.name, replace(entry, recipe=replace(entry.recipe, epochs=4)))
+    costs = runs.set_up(Reproduce(entry.name)).estimate()
+    assert "parameters" in costs and "views     fresh in every epoch" in costs
     printed, results = measured(entry.name)
     assert "cut after up.1.2, told timestep 14, under linear" in printed
     assert "differs: gradients are clipped to a norm of 1" in printed
@@ -185,6 +187,8 @@ def test_samples(measured, edm, place, monkeypatch):
     tiny = replace(load_extractor("timm:test_vit@random"), distance="FID")
     monkeypatch.setattr(sampling, "load_extractor", lambda name, device: replace(tiny, name=name))
     (place / "models" / INCEPTION[0]).write_bytes(b"")
+    costs = runs.set_up(Reproduce("ddae-tiny-edm-fid", num_samples=6, dry_run=True)).estimate()
+    assert "35 passes each: 210 passes" in costs
     printed, results = measured("ddae-tiny-edm-fid", num_samples=6)
     assert re.match(r"ddae-tiny-edm-fid: measured [\d.,]+, published 19.5 \(DDAE, Table 2\)", printed)
     assert "differs: 6 samples and not 50,000" in printed and results["num_train"] == 48
@@ -220,3 +224,8 @@ def test_attention_on_tokens(measured, place):
     assert "lars at 1.6, batches of 4,096, 90 epochs, cosine, 10 epochs of warm-up" in printed
     assert "differs: latents are the mean" in printed and Path(place / "out" / "store").is_dir()
     assert results["num_test"] == len(CLASSES)
+
+
+def test_the_page_has_the_list():
+    page = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text()
+    assert runs.list_entries() in page
