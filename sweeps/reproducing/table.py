@@ -113,7 +113,7 @@ def adm(
     epochs: int = 28,
 ) -> Entry:
     """A head on ADM's unconditional 256-pixel network."""
-    differs = (UNSAID, CNN) if head.startswith("cnn") else (UNSAID,)
+    differs: tuple[str, ...] = (UNSAID, CNN) if head.startswith("cnn") else (UNSAID,)
     if head.startswith("attention") and dataset == "imagenet":
         differs += (DEPTH,)
     recipe = Probe(block, timestep, head, pooling, gans(epochs))
