@@ -15,7 +15,7 @@ from ddae.backbones.base import Backbone, Block
 from ddae.datasets import Dataset
 from ddae.noise import image_noise
 from ddae.pooling import pool, stored_grid
-from ddae.views import flip_and_crop
+from ddae.views import AUGMENTATIONS, USUAL
 
 Prepared = TypeVar("Prepared")
 
@@ -43,6 +43,8 @@ class FeatureKey:
     """0 is the image as it is, others flip and crop it first; each has noise of its own."""
     dtype: str = "float16"
     version: int = VERSION
+    augment: str = USUAL
+    """How views other than 0 change the image: a name in AUGMENTATIONS."""
 
     def asdict(self) -> dict[str, str | int | float]:
         """The fields that decide. Version 0.1 numbered draws and views together, from draw 2 on; the draws 0 and 1 of
@@ -50,6 +52,8 @@ class FeatureKey:
         fields = asdict(self)
         if self.view == 0 and self.draw <= 1:
             del fields["view"]
+        if self.view == 0 or self.augment == USUAL:
+            del fields["augment"]
         return fields
 
 
@@ -109,9 +113,9 @@ def pass_once(
 
 
 def read_view(dataset: Dataset, rows: np.ndarray, key: FeatureKey) -> Tensor:
-    """The images as they are, or the key's flipped and cropped view of them: uint8 [N, 3, H, W]."""
+    """The images as they are, or the key's augmented view of them: uint8 [N, 3, H, W]."""
     images = dataset.images.read(rows)
-    return flip_and_crop(images, rows, key.noise_seed, key.view) if key.view else images
+    return AUGMENTATIONS[key.augment](images, rows, key.noise_seed, key.view) if key.view else images
 
 
 @cache

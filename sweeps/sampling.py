@@ -20,7 +20,7 @@ from torch import Tensor
 from ddae.backbones import Backbone, Settings, load_backbone
 from ddae.datasets import Images, load_images
 from ddae.generation.extractors import Extractor, load_extractor, resized
-from ddae.generation.measures import LADDER, Measured, Rung, check_enough, ladder, measure
+from ddae.generation.measures import LADDER, Measured, Rung, check_enough, frechet_distance, ladder, measure
 from ddae.generation.sampling import Denoise, num_passes, sample, steps_of, usual_sampler
 from ddae.memory import is_out_of_memory
 from ddae.noise import VE
@@ -145,7 +145,7 @@ def check_images(setup: Setup) -> None:
     config, has = setup.config, len(setup.rows)
     if setup.extractors and config.num_samples < LEAST:
         raise ValueError(f"num_samples={config.num_samples} are too few to measure; give {LEAST} or more")
-    sets = 2 * bool(setup.extractors) + (config.start == "real")
+    sets = (config.start == "real") + 2 * bool(setup.extractors and config.against == "as-many")
     if has < (wanted := sets * config.num_samples):
         uses = ["to compare with, and as many others to compare these with"] * bool(setup.extractors)
         uses += ["to start from"] * (config.start == "real")
@@ -215,15 +215,26 @@ def run(setup: Setup) -> str:
         lines = [f"{setup.config.backbone}: {len(images):,} images by {how}, in {setup.folder}"]
         found = measured_before(setup.folder, len(images))
         for extractor in setup.extractors:
-            measured, rungs, width = compare(setup, extractor, images)
-            lines += ["", *table(setup, extractor, width, measured, rungs)]
+            said, record = measured_under(setup, extractor, images)
+            lines += ["", *said]
             found[extractor.name] = {
-                "fingerprint": extractor.fingerprint, "features": width, "num_images": len(images),
-                "dataset": setup.config.dataset, "dataset_fingerprint": setup.images.fingerprint,
-                "measures": [asdict(each) for each in measured], "ladder": [asdict(rung) for rung in rungs],
+                "fingerprint": extractor.fingerprint, "num_images": len(images), "dataset": setup.config.dataset,
+                "dataset_fingerprint": setup.images.fingerprint, **record,
             }  # fmt: skip
         write_json(setup.folder / "measures.json", found)
     return "\n".join(lines)
+
+
+def measured_under(setup: Setup, extractor: Extractor, images: Tensor) -> tuple[list[str], dict[str, Any]]:
+    """What is printed of samples under an extractor, and what is kept of it."""
+    if setup.config.against == "train":
+        distance, number = to_train(setup, extractor, images), setup.images.num_train
+        shown = f"{extractor.distance} {rounded(distance, 3)} under {extractor.name}"
+        said = {"name": extractor.distance, "value": distance, "num_real": number}
+        return [f"{shown}, {len(images):,} images against all {number:,} of train"], {"to_train": said}
+    measured, rungs, width = compare(setup, extractor, images)
+    kept = {"measures": [asdict(each) for each in measured], "ladder": [asdict(rung) for rung in rungs]}
+    return table(setup, extractor, width, measured, rungs), {"features": width, **kept}
 
 
 def measured_before(folder: Path, num_images: int) -> dict[str, Any]:
@@ -300,6 +311,16 @@ def keep(setup: Setup, images: Tensor) -> None:
 def write_json(path: Path, values: dict[str, Any]) -> None:
     with published(path) as part:
         part.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def to_train(setup: Setup, extractor: Extractor, images: Tensor) -> float:
+    """The Fréchet distance of samples to all training images, as papers measure it."""
+    num_train, at_once = setup.images.num_train, 1024
+    with counting(extractor.name, len(images) + num_train) as step:
+        generated = extractor(images, step)
+        spans = [np.arange(start, min(start + at_once, num_train)) for start in range(0, num_train, at_once)]
+        real = torch.cat([extractor(setup.real(rows), step) for rows in spans])
+    return frechet_distance(generated, real)
 
 
 def compare(

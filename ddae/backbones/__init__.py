@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddae.backbones import (
     adm,
+    adm_classifier,
     ddpm,
     dit,
     edm,
@@ -159,6 +160,8 @@ def load_official(path: Path, settings: Settings) -> Backbone:
         if tensor in state:
             if from_state is dit.from_state and kind_of(state, path, checkpoint.said) != "DiT":
                 from_state = sit.from_state
+            if from_state is adm.from_state and adm_classifier.POSITIONS in state:
+                from_state = adm_classifier.from_state
             return from_state(state, path, fingerprint(path, settings), settings, checkpoint.said)
     raise ValueError(
         f"{path} holds no network that is known: it has none of the tensors {', '.join(OFFICIAL)}, by which "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddae import ridge
+from ddae.heads import attention, cnn, efficient, mlp, recipes
 from ddae.heads.attention import attention_memory, empty_attention, fit_attention
 from ddae.heads.attentive import attentive_memory, empty_attentive, fit_attentive
 from ddae.heads.average import average_memory, empty_average, fit_average
@@ -22,19 +23,37 @@ from ddae.heads.linear import COSTS, PENALTIES, empty_linear, fit_linear, fit_lo
 from ddae.heads.mlp import empty_mlp, fit_mlp, mlp_memory
 from ddae.heads.recipes import bn_linear_memory, ddae_memory, empty_bn_linear, empty_ddae, fit_bn_linear, fit_ddae
 from ddae.heads.stacked import fit_stacked, stacked_memory
+from ddae.heads.training import Recipe, memory, train
 from ddae.nearest import did_you_mean
+from ddae.streaming import Features
 
 HEADS: dict[str, Head] = {
     "ridge": Head(fit_ridge, empty_linear, partial(linear_memory, len(ridge.PENALTIES))),
     "linear": Head(fit_linear, empty_linear, partial(linear_memory, len(PENALTIES))),
     "logistic": Head(fit_logistic, empty_linear, partial(linear_memory, len(COSTS))),
     "knn": Head(fit_knn, empty_knn, knn_memory, takes_all=True),
-    "ddae": Head(fit_ddae, empty_ddae, ddae_memory),
-    "bn-linear": Head(fit_bn_linear, empty_bn_linear, bn_linear_memory),
-    "mlp": Head(fit_mlp, empty_mlp, mlp_memory, sizes=((256,),), more_sizes=True),
-    "cnn": Head(fit_cnn, empty_cnn, cnn_memory, sizes=((64, 64),), min_grid=4),
-    "attention": Head(fit_attention, empty_attention, attention_memory, sizes=((1,), (2,)), min_grid=2, largest=1000),
-    "efficient": Head(fit_efficient, empty_efficient, efficient_memory, sizes=((8,),), min_grid=2, largest=1000),
+    "ddae": Head(fit_ddae, empty_ddae, ddae_memory, parts=recipes.plain),
+    "bn-linear": Head(fit_bn_linear, empty_bn_linear, bn_linear_memory, parts=recipes.batch_normalised),
+    "mlp": Head(fit_mlp, empty_mlp, mlp_memory, sizes=((256,),), more_sizes=True, parts=mlp.parts),
+    "cnn": Head(fit_cnn, empty_cnn, cnn_memory, sizes=((64, 64),), min_grid=4, parts=cnn.parts),
+    "attention": Head(
+        fit_attention,
+        empty_attention,
+        attention_memory,
+        sizes=((1,), (2,)),
+        min_grid=2,
+        largest=1000,
+        parts=attention.parts,
+    ),
+    "efficient": Head(
+        fit_efficient,
+        empty_efficient,
+        efficient_memory,
+        sizes=((8,),),
+        min_grid=2,
+        largest=1000,
+        parts=efficient.parts,
+    ),
 }
 
 FUSIONS: dict[str, Head] = {
@@ -61,6 +80,33 @@ def find_head(name: str, channels: Sequence = ()) -> tuple[Head, tuple]:
     if family in FUSIONS:
         return FUSIONS[family], (tuple(channels), *(sizes or FUSIONS[family].sizes[0]))
     return HEADS[family], sizes or HEADS[family].sizes[0]
+
+
+def check_recipe(name: str) -> None:
+    """Raises ValueError for a head that no Recipe trains."""
+    if not find_head(name)[0].parts:
+        trained = ", ".join(family for family, head in HEADS.items() if head.parts)
+        raise ValueError(f"head={name!r} is not trained by a recipe; those that are: {trained}")
+
+
+def fit_by(
+    recipe: Recipe, name: str, features: Features, labels: Tensor, num_classes: int, seed: int, kept: Kept | None = None
+) -> StackedHead:
+    """Train a head by a recipe instead of its own. name: as find_head takes it."""
+    check_recipe(name)
+    head, sizes = find_head(name)
+    assert head.parts
+    return train(*head.parts(features, num_classes, *sizes), features, labels, seed, recipe, kept)
+
+
+def memory_by(
+    recipe: Recipe | None, name: str, channels: Sequence[int], shape: tuple[int, ...], num_classes: int
+) -> tuple[int, int]:
+    """What Head.memory gives, of a head that is trained by a recipe if there is one."""
+    head, sizes = find_head(name, channels)
+    if recipe and head.parts:
+        return memory(head.parts, recipe, shape, num_classes, *sizes)
+    return head.memory(shape, num_classes, *sizes)
 
 
 def restore(
@@ -120,4 +166,19 @@ def _join(family: str, sizes: tuple[int, ...]) -> str:
     return "-".join([family, *map(str, sizes)])
 
 
-__all__ = ["FUSIONS", "HEADS", "Empty", "Fit", "Head", "Kept", "StackedHead", "expand", "find_head", "restore"]
+__all__ = [
+    "FUSIONS",
+    "HEADS",
+    "Empty",
+    "Fit",
+    "Head",
+    "Kept",
+    "Recipe",
+    "StackedHead",
+    "check_recipe",
+    "expand",
+    "find_head",
+    "fit_by",
+    "memory_by",
+    "restore",
+]

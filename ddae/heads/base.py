@@ -32,6 +32,9 @@ Streamed. `kept`, a Kept, is where a fit that takes long keeps its state and fin
 Empty = Callable[..., StackedHead]
 """empty(features [N, C, g, g], num_classes, *sizes) builds the head of one setting without fitting it, for
 load_state_dict to fill; features are on the meta device, where only their shape exists."""
+Parts = Callable[..., tuple[nn.Module, Callable[[], nn.Module]]]
+"""parts(features, num_classes, *sizes) gives a module that the features pass first, and a function that builds the
+network behind it."""
 Memory = Callable[..., tuple[int, int]]
 """memory(shape [N, C, g, g], num_classes, *sizes) -> bytes that a fit needs beside features that are held; beside
 streamed ones."""
@@ -54,8 +57,11 @@ class Head:
     """Whether the head takes more sizes than the default ones have, as an MLP takes more hidden layers."""
     takes_all: bool = False
     """Whether the fitted head holds all training features."""
+    parts: Parts | None = None
+    """What it is made of, where it is a network that is trained by gradient descent; a Recipe can then take the place
+    of its own."""
     version: int = 1
     """Raise it when `fit` gives another result for the same features: stored results carry it in their key."""
 
 
-__all__ = ["Empty", "Fit", "Head", "Memory", "StackedHead"]
+__all__ = ["Empty", "Fit", "Head", "Memory", "Parts", "StackedHead"]

@@ -24,6 +24,9 @@ class Joined(Streamed):
     def __len__(self) -> int:
         return self.shape[0]
 
+    def between(self, start: int, stop: int) -> "Joined":
+        return Joined([each.between(start, stop) for each in self.streams])
+
     def blocks(self) -> Iterator[Tensor]:
         for maps in zip(*(each.blocks() for each in self.streams), strict=True):
             yield torch.cat(maps, 1)

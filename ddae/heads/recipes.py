@@ -1,13 +1,14 @@
 """Linear heads trained as in their papers, so that accuracies can be compared with the published ones."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 
 from ddae.heads.kept import Kept
 from ddae.heads.mlp import mlp
-from ddae.heads.training import Parts, Recipe, StackedNetworks, memory, train, untrained
+from ddae.heads.training import ADAM, Parts, Recipe, StackedNetworks, memory, train, untrained
 from ddae.streaming import Features, num_features
 
 DDAE = Recipe(settings=((1e-3, 0.0),), batch_size=128, num_epochs=15, min_steps=500)
@@ -52,3 +53,15 @@ def batch_normalised(features: Features, num_classes: int) -> Parts:
 
 empty_bn_linear = partial(untrained, batch_normalised)
 bn_linear_memory = partial(memory, batch_normalised, BN_LINEAR)
+
+
+def lars(parameters: list) -> Optimizer:
+    """LARS (You et al. 2017) with momentum 0.9, by which MAE and efficient probing train. timm's adapts the rates of
+    biases too."""
+    from timm.optim import Lars
+
+    return Lars(parameters, momentum=0.9, always_adapt=True)
+
+
+OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"adam": ADAM, "sgd": partial(SGD, lr=1.0), "lars": lars}
+"""What papers train heads by; each group of parameters has a learning rate of its own."""

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch.optim import AdamW, Optimizer
 
 from ddae.heads.base import StackedHead
 from ddae.heads.kept import Kept
-from ddae.streaming import Features, shuffled
+from ddae.scaling import Standardise
+from ddae.streaming import Features, between, shuffled
 
 Parts = tuple[nn.Module, Callable[[], nn.Module]]
 """A module that the features pass first, and a function that builds the network behind it."""
@@ -34,6 +35,38 @@ class Recipe:
     min_steps: int = 100
     """Few images get at least this many updates, so that every rung compares converged heads."""
     optimizer: Callable[..., Optimizer] = ADAM
+    step_epochs: int = 0
+    """The learning rate falls to a tenth every so many epochs, and not along a cosine; 0 is the cosine."""
+    by_epoch: bool = False
+    """Whether the cosine falls after each epoch, and not after each step."""
+    warmup_epochs: int = 0
+    """The learning rate rises linearly for so long first."""
+    views: int = 1
+    """The features are so many views of the same images, one view after the other, and every epoch sees one of them in
+    turn. With 1 all rows are seen every epoch."""
+    as_they_are: bool = False
+    """Whether the head reads features without standardising them first."""
+
+    @property
+    def key(self) -> str:
+        """All that decides what it trains, the same in every process."""
+        made: Any = self.optimizer
+        how = {}
+        if isinstance(made, partial):
+            made, how = made.func, made.keywords
+        return f"{made.__module__}.{made.__qualname__} {how} {replace(self, optimizer=ADAM)}"
+
+    def rate(self, progress: float, num_epochs: int) -> float:
+        """Share of the learning rate. progress: share of all epochs that have passed, in [0, 1)."""
+        if (epochs := progress * num_epochs) < self.warmup_epochs:
+            return max(epochs, 1e-3) / self.warmup_epochs
+        whole = math.floor(epochs + 1e-6)
+        if self.step_epochs:
+            return 0.1 ** (whole // self.step_epochs)
+        progress = whole / num_epochs if self.by_epoch else progress
+        if self.warmup_epochs:
+            progress = (progress * num_epochs - self.warmup_epochs) / (num_epochs - self.warmup_epochs)
+        return (1 + math.cos(math.pi * progress)) / 2
 
 
 class StackedNetworks(StackedHead):
@@ -88,6 +121,7 @@ def train(
     kept: Kept | None = None,
 ) -> StackedNetworks:
     """Minimise the cross-entropy of all settings at once; they share no parameters, so the loss is their sum."""
+    inputs = unscaled(inputs) if recipe.as_they_are else inputs
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         names = tuple(f"lr={rate:g} weight_decay={decay:g}" for rate, decay in recipe.settings)
@@ -107,7 +141,7 @@ def train(
         targets = labels[rows.to(labels.device)].repeat(len(scores))
         loss = functional.cross_entropy(scores.flatten(0, 1), targets, reduction="sum") / len(rows)
         for group, (rate, _) in zip(optimizer.param_groups, recipe.settings, strict=True):
-            group["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
+            group["lr"] = rate * recipe.rate(progress, order.num_epochs)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -116,14 +150,24 @@ def train(
     return head.eval().requires_grad_(False)
 
 
+def unscaled(inputs: nn.Module) -> nn.Module:
+    """What features pass first, without the standardisation in it."""
+    if isinstance(inputs, Standardise):
+        return nn.Identity()
+    for name, child in inputs.named_children():
+        setattr(inputs, name, unscaled(child))
+    return inputs
+
+
 class Batches:
     """(progress in [0, 1), numbers of rows, their maps) of every batch, shuffled anew every epoch and without a last,
     smaller one."""
 
     def __init__(self, features: Features, recipe: Recipe, seed: int):
-        self.features, self.rng = features, torch.Generator().manual_seed(seed)
-        self.batch_size = min(recipe.batch_size, len(features))
-        self.per_epoch = len(features) // self.batch_size
+        self.features, self.rng, self.views = features, torch.Generator().manual_seed(seed), recipe.views
+        self.num_images = len(features) // recipe.views
+        self.batch_size = min(recipe.batch_size, self.num_images)
+        self.per_epoch = self.num_images // self.batch_size
         self.num_epochs = max(recipe.num_epochs, math.ceil(recipe.min_steps / self.per_epoch))
         self._step, self._rng_state = 0, self.rng.get_state()
 
@@ -131,10 +175,12 @@ class Batches:
         while self._step < self.num_epochs * self.per_epoch:
             self._rng_state = self.rng.get_state()
             skip = self._step % self.per_epoch
-            for rows, maps in shuffled(self.features, self.batch_size, self.rng, skip):
+            first = self._step // self.per_epoch % self.views * self.num_images
+            seen = between(self.features, first, first + self.num_images)
+            for rows, maps in shuffled(seen, self.batch_size, self.rng, skip):
                 epoch, place = divmod(self._step, self.per_epoch)
                 self._step += 1
-                yield (epoch + place / self.per_epoch) / self.num_epochs, rows, maps
+                yield (epoch + place / self.per_epoch) / self.num_epochs, first + rows, maps
 
     def state(self) -> dict[str, Any]:
         """Which batch is next, and what the generator was at the beginning of its epoch."""

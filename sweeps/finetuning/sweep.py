@@ -13,6 +13,7 @@ from ddae.datasets import Dataset, is_uneven
 from ddae.finetune import RECIPES, Recipe
 from ddae.heads import expand, find_head
 from ddae.noise import Clean
+from ddae.views import USUAL
 from storage.ledger import content_key
 from storage.tracking import Tracker
 from sweeps.cluster.pool import Pool
@@ -32,6 +33,7 @@ from sweeps.probing.extractor import num_shards
 from sweeps.probing.filling import Filling
 from sweeps.probing.refit import answer_cell, with_flags_of
 from sweeps.probing.source import (
+    VAL_FRACTION,
     FeatureSource,
     choose_blocks,
     load_model,
@@ -72,9 +74,9 @@ class Setup:
         return self.config.out / f"finetune-{content_key(trials=trials, seeds=self.config.seeds)[:8]}"
 
 
-def set_up(config: Finetune) -> Setup:
+def set_up(config: Finetune, val_fraction: float = VAL_FRACTION) -> Setup:
     """Load the network and the dataset, and check every name and number against them. Raises ValueError for what cannot
-    be trained."""
+    be trained. val_fraction: of the training images."""
     many = 1, 10**6
     check_numbers(config, num_trials=many, seeds=(1, 1000), seed=SEEDS, pooling=(1, 64), num_workers=many)
     check_numbers(config, batch_size=(0, 10**6), baseline_size=(0, 4096))
@@ -84,7 +86,7 @@ def set_up(config: Finetune) -> Setup:
         if not getattr(config, name):
             raise ValueError(f"--{name.replace('_', '-')} is empty; give at least one, or leave the flag out")
     backbone = load_model(config)
-    source, dataset = open_source(config, backbone, pooling=4)
+    source, dataset = open_source(config, backbone, 4, val_fraction)
     cuts = check_cuts(config, backbone)
     if config.gradient_checkpointing and not hasattr(backbone.network, "enable_gradient_checkpointing"):
         raise ValueError(f"--gradient-checkpointing: {type(backbone.network).__name__} has none; leave the flag out")
@@ -101,7 +103,7 @@ def set_up(config: Finetune) -> Setup:
         network = load_model(alone)
         if not isinstance(network.schedule, Clean):
             raise ValueError(f"baseline={name!r} is a diffusion model; give a classifier, such as wrn:28-10")
-        theirs, images = open_source(alone, network, pooling=4)
+        theirs, images = open_source(alone, network, 4, val_fraction)
         task = make_task(alone, theirs, "scratch", RECIPES["classifier"], network.blocks[-1].name, 0)
         whole = replace(task, baseline=name, pooling=1, head="linear", noised=False)
         tasks += for_counts(config, images, whole, config.scratch_epochs, SCRATCH_EPOCHS)
@@ -117,10 +119,11 @@ def make_task(
     decays = tuple(sorted(set(config.weight_decays or recipe.weight_decays)))
     if min(rates) <= 0 or min(decays) < 0:
         raise ValueError(f"learning_rates={list(rates)} must be above 0, and weight_decays={list(decays)} 0 or more")
-    if source.encoder and "crop" in config.augment:
-        raise ValueError(
-            "augment='crop' is not for latents, which are stored flipped and cropped; give flip+crop or none"
-        )
+    for name in config.augment if source.encoder else ():
+        if name not in (USUAL, "none"):
+            raise ValueError(
+                f"augment={name!r} is not for latents, which are stored flipped and cropped; give flip+crop or none"
+            )
     return FinetuneTask(
         source, config.pooling, config.head, recipe, config.noised or recipe.noised, 0,
         SCRATCH_WARMUP_EPOCHS if init == "scratch" else 0, (init,), (cut,), (timestep,), (), rates,

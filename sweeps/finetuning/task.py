@@ -51,7 +51,7 @@ class Cell:
     weight_decay: float
     head_start: str
     augment: str
-    """flip+crop, crop or none."""
+    """A name in AUGMENTATIONS, or none."""
     seed: int
 
 

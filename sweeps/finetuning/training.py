@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ddae.finetune import MAX_NORM, CutClassifier, batch_places, noised_if, scores_of
-from ddae.views import flip_and_crop
+from ddae.views import AUGMENTATIONS
 from sweeps.probing.extractor import SHARD_ROWS, Extractor, opened
 from sweeps.probing.source import FeatureSource
 from sweeps.search.task import pack
@@ -128,7 +128,7 @@ def inputs(
     else:
         images = extractor.dataset.images.read(rows)
         if augment != "none":
-            images = flip_and_crop(images, rows, seed, view, flip=augment == "flip+crop")
+            images = AUGMENTATIONS[augment](images, rows, seed, view)
         x0 = model.backbone.encode(images).clone()
     return noised_if(model, x0, rows, seed, view)
 

@@ -8,6 +8,7 @@ from ddae.backbones import Backbone
 from ddae.datasets import Dataset
 from ddae.memory import for_fits, machine_bytes
 from ddae.units import parse_size, size
+from ddae.views import USUAL
 from storage.ledger import content_key
 from sweeps.cluster.given import FOR_FITS, address
 from sweeps.findings import again
@@ -22,7 +23,7 @@ from sweeps.probing.screening import (
     least_searched,
     quarters,
 )
-from sweeps.probing.source import input_files, load_model, open_source
+from sweeps.probing.source import VAL_FRACTION, input_files, load_model, open_source
 from sweeps.probing.space import check_choices, make_space, stored_pooling
 from sweeps.probing.task import ProbeTask
 from sweeps.search.halving import check_search, plan_round_size
@@ -46,16 +47,21 @@ def set_up(
     memory: str = "",
     gpus_per_fit: float = 0,
     search_images: int | Literal["auto", "all"] = "all",
+    val_fraction: float = VAL_FRACTION,
+    augment: str = USUAL,
+    grid: int = 0,
 ) -> Setup:
     """Load the network and the dataset that the flags name, and check every name and number against them.
 
     heads: None where none is to be fitted. exhaustive: whether all cells are fitted on all images at once.
-    search_images: how many training images the search has at most. Raises ValueError for what cannot be searched.
+    search_images: how many training images the search has at most. val_fraction, augment: as open_source takes them.
+    grid: the largest that is stored; by default one from which several poolings follow. Raises ValueError for what
+    cannot be searched.
     """
     poolings, heads = check_choices(poolings, heads)
     backbone = load_model(config)
     space = make_space(backbone, config, poolings, heads)
-    source, dataset = open_source(config, backbone, stored_pooling(poolings))
+    source, dataset = open_source(config, backbone, grid or stored_pooling(poolings), val_fraction, augment)
     labels = {split: dataset.labels(split) for split in ("train", "val")}
     task = ProbeTask(
         source,

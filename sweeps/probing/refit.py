@@ -11,7 +11,7 @@ import torch
 from ddae.datasets import Dataset
 from ddae.fusion import at_timesteps
 from ddae.fusion import name_of as name_of_members
-from ddae.heads import StackedHead, find_head
+from ddae.heads import Kept, StackedHead, find_head
 from ddae.probe import Fitted, classify
 from ddae.streaming import blocks
 from ddae.units import size
@@ -166,8 +166,9 @@ def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
     return refit(task, cell, dataset, splits)
 
 
-def refit(task: ProbeTask, cell: Read, dataset: Dataset, splits: tuple[str, ...]) -> Refit:
-    """A cell on all training images. dataset: with all that opening its images has shown. splits: as in reopen()."""
+def refit(task: ProbeTask, cell: Read, dataset: Dataset, splits: tuple[str, ...], kept: Kept | None = None) -> Refit:
+    """A cell on all training images. dataset: with all that opening its images has shown. splits: as in reopen(). kept:
+    where a fit that takes long keeps its state."""
     labels = {**task.labels, **{split: dataset.labels(split) for split in splits}}
     task = replace(task, labels=labels, sites=at_timesteps(cell.members))
     extractor = Extractor(task.source)
@@ -177,5 +178,5 @@ def refit(task: ProbeTask, cell: Read, dataset: Dataset, splits: tuple[str, ...]
     for split in splits:
         for timestep, names in at_timesteps(cell.members).items():
             extractor.ensure(Need(timestep, split, len(labels[split]), names))
-    fitted = task.fit(cell, *task.read([cell], task.num_train))
+    fitted = task.fit(cell, *task.read([cell], task.num_train), kept)
     return Refit(task, cell, extractor, fitted, task.result(fitted, 0.0))

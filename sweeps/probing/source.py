@@ -14,6 +14,7 @@ from ddae.backbones import LIBRARIES, SHIPPED, Backbone, Block, Settings, load_b
 from ddae.datasets import DATASETS, Dataset, Reading, folders_of, load_dataset
 from ddae.features import FeatureKey
 from ddae.nearest import did_you_mean
+from ddae.views import USUAL
 from storage.ledger import content_key
 from storage.remote import Remote, is_address
 from sweeps import cli
@@ -86,15 +87,24 @@ class FeatureSource:
         encoder."""
         key = self.key
         made_by = self.encoder, key.images, key.split_seed, key.val_fraction
-        seen_as = (key.noise_seed, view) if view else ()
+        seen_as: tuple = (key.noise_seed, view) if view else ()
+        if view and key.augment != USUAL:
+            seen_as += (key.augment,)
         return f"{self.name}/latents-{content_key(made_by=made_by, view=seen_as)[:16]}/split={split}/block=latents"
 
 
-def open_source(config: ModelAndData, backbone: Backbone, pooling: int) -> tuple[FeatureSource, Dataset]:
-    """Load the dataset that the flags name, at the network's size. pooling: the largest grid that is to be derived."""
+def open_source(
+    config: ModelAndData,
+    backbone: Backbone,
+    pooling: int,
+    val_fraction: float = VAL_FRACTION,
+    augment: str = USUAL,
+) -> tuple[FeatureSource, Dataset]:
+    """Load the dataset that the flags name, at the network's size. pooling: the largest grid that is to be derived.
+    val_fraction: of the training images. augment: how views change them."""
     if is_address(config.store):
         Remote(config.store).check()
-    dataset = load_images(config, backbone)
+    dataset = load_images(config, backbone, val_fraction)
     source = FeatureSource(
         name=Path(config.dataset).resolve().name or "images",
         backbone=absolute(config.backbone),
@@ -107,9 +117,10 @@ def open_source(config: ModelAndData, backbone: Backbone, pooling: int) -> tuple
             backbone.fingerprint,
             dataset.images.fingerprint,
             split_seed=config.data_seed,
-            val_fraction=VAL_FRACTION,
+            val_fraction=val_fraction,
             noise_seed=config.data_seed,
             pooling=pooling,
+            augment=augment,
         ),
         reading=replace(dataset.images.reading, check=False),
         images=dataset.images.fingerprint,
@@ -120,11 +131,11 @@ def open_source(config: ModelAndData, backbone: Backbone, pooling: int) -> tuple
     return as_stored(source, dataset.images.old_fingerprint), dataset
 
 
-def load_images(config: ModelAndData, backbone: Backbone) -> Dataset:
+def load_images(config: ModelAndData, backbone: Backbone, val_fraction: float = VAL_FRACTION) -> Dataset:
     """The dataset that the flags name, at the network's size."""
     num_channels = 3 if backbone.encoder.fingerprint else backbone.encoder.shape[0]  # latents are made of colours
     where, how = (config.dataset, backbone.image_size, config.data_root), reading_of(config)
-    return load_dataset(*where, config.data_seed, VAL_FRACTION, how, num_channels)
+    return load_dataset(*where, config.data_seed, val_fraction, how, num_channels)
 
 
 def reading_of(config: ImagesAndLabels) -> Reading:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ddae.datasets import is_uneven
 from ddae.features import width
 from ddae.fusion import Members, at_timesteps
-from ddae.heads import Kept, find_head
+from ddae.heads import Kept, Recipe, find_head, memory_by
 from ddae.heads.parts import joined
 from ddae.memory import for_fits, is_out_of_memory
 from ddae.pooling import pool
@@ -78,6 +78,8 @@ class ProbeTask:
     """Share of a GPU that a fit holds; 0 where heads are fitted on the CPU."""
     search_val: int = 0
     """A bounded search judges on so many val images, the first; 0 is all."""
+    recipe: Recipe | None = None
+    """By which heads are trained instead of their own; all views are augmented then."""
     name: str = "layer-noise"
     resource: str = "num_images"
     cells: tuple[Cell, ...] = field(init=False)
@@ -100,6 +102,12 @@ class ProbeTask:
     @property
     def num_val(self) -> int:
         return len(self.labels["val"])
+
+    @property
+    def train_views(self) -> range:
+        """The numbers of the views of training images that heads are fitted on; 0 is the image as it is."""
+        first = int(self.recipe is not None)
+        return range(first, first + self.views)
 
     @property
     def is_bounded(self) -> bool:
@@ -173,6 +181,7 @@ class ProbeTask:
             version=find_head(cell.head, cell.members)[0].version,
             **({"metrics": ["balanced_accuracy", self.metric]} if self.is_balanced else {}),
             **({"num_val": num_val} if num_val < self.num_val else {}),
+            **({"recipe": self.recipe.key} if self.recipe else {}),
         )
 
     def reads(self, cell: Read, rung: int) -> Hashable:
@@ -183,7 +192,7 @@ class ProbeTask:
         needs = []
         for timestep, its in at_timesteps(cell.members).items():
             blocks = tuple(dict.fromkeys([*self.sites.get(timestep, ()), *its]))
-            needs += [Need(timestep, "train", rung, blocks, view=view) for view in range(self.views)]
+            needs += [Need(timestep, "train", rung, blocks, view=view) for view in self.train_views]
             needs.append(Need(timestep, "val", len(self.val_labels(rung)), blocks))
         return needs
 
@@ -224,7 +233,8 @@ class ProbeTask:
         seen, held_out = ((pooled[cell.pooling], labels) for pooled, labels in (train, val))
         weights = self.weigh(val[1].cpu().numpy())
         channels = self.channels(cell) if len(cell.members) > 1 else ()  # raw pixels are no block
-        return fit_probe(cell.head, seen, held_out, self.num_classes, self.seed, weights, kept, channels)
+        recipe = replace(self.recipe, views=self.views) if self.recipe else None
+        return fit_probe(cell.head, seen, held_out, self.num_classes, self.seed, weights, kept, channels, recipe)
 
     def result(self, fitted: Fitted, started_seconds: float, streamed: bool = False) -> Result:
         accuracy = float(fitted.correct.mean())
@@ -268,7 +278,7 @@ class ProbeTask:
         self, site: tuple[str, int], split: str, num_images: int, poolings: Iterable[int], memory_bytes: int | None
     ) -> Mapping[int, Features]:
         (block, timestep), store = site, FeatureStore(self.source.store)
-        views, channels = range(self.views if split == "train" else 1), self.space.block(block).channels
+        views, channels = self.train_views if split == "train" else range(1), self.space.block(block).channels
         needs = [Need(timestep, split, num_images, (block,), view=view) for view in views]
         shards = [shard for need in needs for shard in store.read(self.source.column(need, block), num_images)]
         if memory_bytes is not None:
@@ -302,9 +312,8 @@ class ProbeTask:
             numbers += sum(sum(self.channels(cells[0])) * pooling**2 for pooling in poolings)
         for cell in cells:
             channels = self.channels(cell)
-            head, sizes = find_head(cell.head, channels)
             shape = rows, sum(channels), cell.pooling, cell.pooling
-            heads.append(head.memory(shape, self.num_classes, *sizes))
+            heads.append(memory_by(self.recipe, cell.head, channels, shape, self.num_classes))
         held, streamed = map(max, zip(*heads, strict=True))
         return 4 * (rows + len(self.val_labels(num_train))) * numbers + held, streamed
 

@@ -215,3 +215,11 @@ def test_the_model_may_stand_first_and_a_mistake_is_one_line(tiny_model, tmp_pat
     helped = command("--help", cwd=tmp_path)
     assert helped.returncode == 0
     assert "--extractor" in helped.stdout
+
+
+def test_against_all_training_images_as_papers_do(whole, tiny_model, tmp_path):
+    """The distance of the same samples, without a floor, and with few real images no more than there are."""
+    shown = samples(tiny_model, tmp_path, extractor=(VIT,), against="train", force=True)
+    found = json.loads((tmp_path / "measures.json").read_text())[VIT]["to_train"]
+    assert found["num_real"] == 1438 and found["name"] == "FD" and found["value"] > 0
+    assert f"12 images against all {found['num_real']:,} of train" in shown

@@ -85,6 +85,21 @@ def adm_shapes(
     return shapes | weights("out.0", channels) | weights("out.2", 6, channels, 3, 3)
 
 
+def adm_classifier_shapes(num_classes: int = 4, image_size: int = 16, **layout: Any) -> Shapes:
+    """Guided diffusion's classifier, by its official names: half of the UNet, and an attention that pools."""
+    whole = adm_shapes(**layout)
+    kept = {name: shape for name, shape in whole.items() if not name.startswith(("output_blocks.", "out."))}
+    channels = kept["middle_block.2.out_layers.0.weight"][0]
+    side = image_size >> (len(layout.get("widths", (32, 64, 64))) - 1)
+    return {
+        **kept,
+        **weights("out.0", channels),
+        "out.2.positional_embedding": (channels, side**2 + 1),
+        **weights("out.2.qkv_proj", 3 * channels, channels, 1),
+        **weights("out.2.c_proj", num_classes, channels, 1),
+    }
+
+
 def ddae_shapes(
     n_channels: int = 32,
     ch_mults: tuple[int, ...] = (1, 2, 2),

@@ -200,3 +200,21 @@ def test_mistakes_are_named(name, expected, monkeypatch, tmp_path):
 def test_a_size_that_the_network_does_not_take():
     with pytest.raises(ValueError, match=r"squeezenet1_1@random' does not run on images of side 9 \(.*--image-size"):
         load_backbone("torchvision:squeezenet1_1@random", Settings(image_size=9))
+
+
+def test_weights_of_self_supervised_training_are_taken_from_their_file(tmp_path):
+    """As SwAV and VISSL write them: under a prefix, in dictionaries, with heads that the network has not."""
+    from torchvision.models import resnet18
+
+    torch.manual_seed(5)
+    state = {name: each for name, each in resnet18().state_dict().items() if not name.startswith("fc.")}
+    swav = {f"module.{name}": each for name, each in state.items()} | {"module.prototypes.weight": torch.ones(3, 8)}
+    trunk = {f"_feature_blocks.{name}": each for name, each in state.items()}
+    torch.save(swav, tmp_path / "swav.pth.tar")
+    torch.save({"classy_state_dict": {"base_model": {"model": {"trunk": trunk, "heads": {}}}}}, tmp_path / "sim.torch")
+    for file in ("swav.pth.tar", "sim.torch"):
+        backbone = load_backbone(f"torchvision:resnet18@{tmp_path / file}")
+        assert torch.equal(backbone.network.state_dict()["layer3.0.conv1.weight"], state["layer3.0.conv1.weight"])
+    torch.save({"module.conv1.weight": torch.ones(64, 3, 7, 7)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="has no tensors of this network"):
+        load_backbone(f"torchvision:resnet18@{tmp_path / 'other.pth'}")
