@@ -19,6 +19,8 @@ from storage.tracking_server import DEFAULT_URI, NotLogged, ask, cause, environm
 __all__ = ["NotLogged", "Tracker", "check_server", "refusal", "tracking_uri"]
 
 KEY_TAG = "ddae.key"
+THIS_RUN = "{run_id}"
+"""Stands for the parent's id in its description, which another server gives another one."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the UI on runs instead of on the traces of language models."""
 
@@ -193,7 +195,8 @@ class Tracker:
             yield
 
     def finish(self, metrics: Mapping[str, float], artifacts: Sequence[Path], note: str = "") -> None:
-        """Metrics, files and description (Markdown) of the parent, which is then FINISHED."""
+        """Metrics, files and description (Markdown, where THIS_RUN is the parent's id) of the parent, which is then
+        FINISHED."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -205,7 +208,7 @@ class Tracker:
             for path in artifacts:
                 self.client.log_artifact(self.parent_id, str(path))
             if note:
-                self.client.set_tag(self.parent_id, "mlflow.note.content", note)
+                self.client.set_tag(self.parent_id, "mlflow.note.content", note.replace(THIS_RUN, self.parent_id))
             self.client.set_terminated(self.parent_id, "FINISHED")
 
     def log_model(

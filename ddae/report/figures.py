@@ -264,7 +264,7 @@ def confusion(shares: np.ndarray, classes: Sequence[str], path: Path) -> "Figure
     names = [shortened(name) for name in classes]
     axes.set_yticks(range(len(names)), names)
     axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set(xlabel="taken for", ylabel="true class")
+    axes.set(xlabel="predicted class", ylabel="true class")
     return save(figure, path)
 
 

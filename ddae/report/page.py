@@ -53,8 +53,8 @@ and tells less about where things are.""",
     "head": """The small classifier that is trained on the feature: linear is one weighted sum a class, an mlp has a
 hidden layer.""",
     "cell, trial": "A cell is one choice of everything that is searched; to train and score it is a trial.",
-    "tied, lost": """When the val images are drawn anew again and again, a tied cell is not sure to be worse than the
-best. What it has lost are points against the best on the same val images.""",
+    "tied, lost": """Statistically tied: when the val images are resampled (paired bootstrap, 95 %), the cell is not
+reliably worse than the best. Lost are the points by which it is below the best on the same val images.""",
     "forward, features": """What a cell costs to use: the share of a forward pass after which the network stops, and the
 numbers that the head reads of an image. The cheapest needs the least of a pass and, of equals, the fewest numbers.""",
     "fit": "Seconds that training the head took in this sweep, on all images and with all of its settings.",

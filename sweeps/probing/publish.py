@@ -17,11 +17,11 @@ from sweeps.findings.versions import versions
 from sweeps.flags import ModelAndData, as_flags, command_of
 from sweeps.probing import text
 from sweeps.probing.findings import Findings
+from sweeps.probing.note import note
 from sweeps.probing.source import with_whole_paths
 from sweeps.search.study import write_study
 from sweeps.search.task import Result, Trial
 
-NOTED = "answer", "images", "without copies", "balanced", "accuracy", "search passes", "final passes", "cost"
 SAYS = {
     "accuracy": "of the val images are classified correctly by the feature at",
     "balanced accuracy": "is the mean of the classes' accuracies on val (balanced accuracy) by the feature at",
@@ -47,14 +47,13 @@ def publish(
         "wall_seconds": cost.wall_seconds,
     }
     figures = sorted((folder / "figures").glob("*.png"))
-    note = "\n\n".join(f"{name} {fact}" for name, fact in text.facts(found).items() if name in NOTED)
     with answered(report):
         (folder / "report.txt").write_text(report, **ANY_LETTER)
         failed = write_page(folder / "report.html", lambda whole: render(page(found, drawn if whole else [], config)))
         failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
         failed.append(attempt(folder / "optuna.log", lambda path: write_study(path, found.task, found.tried)))
         trials, files = [(found.task, trial) for trial in found.fitted], [folder / name for name in FILES]
-        logged.keep(folder, tracker, trials, metrics, note, [*figures, *files], [*undrawn, *failed])
+        logged.keep(folder, tracker, trials, metrics, note(found), [*figures, *files], [*undrawn, *failed])
         write_results(folder, results(found, config))
     logged.log(folder, tracker)
 

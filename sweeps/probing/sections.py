@@ -61,7 +61,7 @@ def where(found: Findings, path: Path) -> Section:
     else:
         table, label, rings = screened, f"{measure} (%)", set(found.screening.ranked)
         doubt = 100 * found.screening.stderr
-        number = f"a first, coarse measurement of {measure}: +- {doubt:.0f} points, and a little too good"
+        number = f"a rough first estimate of {measure}: +- {doubt:.0f} points, and slightly optimistic"
         title = f"screening: ridge on {num_screened:,} images, one left out\n"
         title += "o: left at the end of screening, star: the answer"
         title += "\nblank: left out by the label-free ranking" * bool(np.isnan(screened).any())
@@ -80,9 +80,10 @@ def where(found: Findings, path: Path) -> Section:
                 f"{one[worst]} worst ({percent(values[worst], 1)})"
             )
     return Section(
-        "Where in the network, and at how much noise",
-        sentence(says or ["all sites that were searched are alike"]),
-        f"Rows are blocks in the order in which the image meets them; noise grows to the right. A number is {number}.",
+        f"{measure.capitalize()} by block and timestep",
+        sentence(says or ["all blocks and timesteps that were searched are equally good"]),
+        "Rows are blocks in the order in which an image passes them; noise grows to the right. Each number is "
+        f"{number}.",
         figure,
         f"Heat map of {measure}, {len(space.blocks)} blocks by {len(space.sigmas)} timesteps.",
     )
@@ -136,12 +137,12 @@ def rungs(found: Findings, path: Path) -> Section | None:
     gain = 100 * np.mean([line[-1][1] - line[0][1] for line in full])
     standing = 1 + sum(line[0][1] > lines[star][0][1] for line in lines)
     return Section(
-        "Which trials were worth more images",
+        f"{found.task.measure.capitalize()} against the number of training images",
         f"{sum(stopped)} of {counted(len(trials), 'trial', 'trials')} {'was' if sum(stopped) == 1 else 'were'} stopped "
         f"at {all_rungs[0]:,} images; {len(full)} went on to {all_rungs[-1]:,}, for {gain:.1f} {points_of(found)} more "
         f"on average; the answer was number {standing} at {all_rungs[0]:,}.",
-        f"Each line is a trial: its head is fitted to the end on {all_rungs[0]:,} images, and on {all_rungs[-1]:,} "
-        "only where it is among the best of the trials before it.",
+        f"Each line is a trial: its head is fitted to convergence on {all_rungs[0]:,} images, and on {all_rungs[-1]:,} "
+        "only if it is among the best of the trials before it.",
         figures.courses(lines, stopped, [""] * len(lines), f"val {found.task.measure} (%)", path, star),
         f"Lines of val {found.task.measure} against number of training images, one a trial.",
     )
@@ -163,13 +164,13 @@ def choices(found: Findings, path: Path) -> Section | None:
     chosen = (
         ""
         if found.screening.rules.exhaustive
-        else " The search tries what looks good: pairs are few, and no fair sample."
+        else " The search tries what looks good, so the pairs are few and not a random sample."
     )
     effects = {axis: each for axis, each in effects.items() if each}
     return Section(
         "Which pooling and which head",
         sentence(says),
-        "A dot is a pair of trials that differ in nothing else, on the most images that both were fitted on; the "
+        "Each dot is a pair of trials that differ in nothing else, on the most images that both were fitted on; the "
         f"diamond is their mean with its standard error; the line at 0 is the answer's choice.{chosen}",
         figures.paired_effects(effects, references, found.task.measure, path),
         f"Differences in {found.task.measure} between pairs of trials, by pooling and by head.",
@@ -234,14 +235,15 @@ def costs(found: Findings, path: Path) -> Section:
         f"{share[other]:.2f} and {width[other]:,} for {abs(points):.1f} points {'less' if winner == best else 'more'}"
     )
     heads = [trial.cell.head for trial in full]
-    each_cost = {"share of a forward pass": share, "numbers an image": width}
+    each_cost = {"share of a forward pass": share, "numbers per image": width}
     return Section(
-        f"What {measure} costs",
-        f"The answer needs {share[winner]:.2f} of a forward pass and {width[winner]:,} numbers an image; {compared}.",
-        f"Every mark is a cell that was fitted on {found.task.rungs[-1]:,} images; those on the line cannot be had "
-        "both cheaper and better. A pass stops after the cell's block, and its head reads so many numbers.",
+        f"{measure.capitalize()} against cost",
+        f"The answer needs {share[winner]:.2f} of a forward pass and {width[winner]:,} numbers per image; {compared}.",
+        f"Every mark is a cell that was fitted on {found.task.rungs[-1]:,} images; no other is both "
+        "cheaper and better than one on the line. A pass stops after the cell's block, and the head reads that many "
+        "numbers.",
         figures.cost_scatter(accuracy, stderr, each_cost, heads, winner, measure, path),
-        f"Val {measure} against share of a forward pass, and against numbers an image.",
+        f"Val {measure} against share of a forward pass, and against numbers per image.",
     )
 
 
@@ -264,7 +266,7 @@ def neighbours(found: Findings, path: Path) -> Section:
     """Which training images lie nearest."""
     assert found.examples
     near, classes = found.examples.neighbours, found.examples.classes
-    title = "What the feature finds alike"
+    title = "Nearest neighbours"
     if near is None:
         return Section(title, "The answer's features are not in the store any more, so there is nothing to compare.")
     alike = near.labels == near.query_labels[:, None]
@@ -283,8 +285,8 @@ def neighbours(found: Findings, path: Path) -> Section:
         title,
         f"{percent(near.share_alike)} of the {near.labels.shape[1]} nearest training images of {near.num_queries:,} "
         f"val images are of the same class; by chance it would be {percent(by_chance)}.",
-        "On the left val images, the first of their class; beside each the training images whose features are nearest, "
-        f"of {near.num_searched:,}; no head is involved. A cross and a dashed frame mark another class.",
+        "On the left are val images, one per class; beside each are the training images with the nearest features, "
+        f"of {near.num_searched:,}; no head is involved. A cross and a dashed frame mark images of another class.",
         figures.pictures(rows, captions, path, wrong),
         f"{len(captions)} val images, each with its nearest training images.",
     )
@@ -294,7 +296,7 @@ def confusions(found: Findings, path: Path) -> Section:
     """Which classes the answer confuses on val."""
     assert found.examples
     labels, classes, predicted = found.task.labels["val"], found.examples.classes, found.examples.predicted
-    title = "Which classes it confuses"
+    title = "Confusion matrix"
     if predicted is None:
         return Section(title, "Not drawn: its features are gone, or its head takes long to fit again.")
     counts = confusion_matrix(labels, predicted, labels=range(len(classes)))
@@ -306,21 +308,21 @@ def confusions(found: Findings, path: Path) -> Section:
     order = np.unravel_index(np.argsort(-wrong, axis=None, kind="stable")[:MAX_PAIRS], wrong.shape)
     pairs = [(classes[a], classes[b], wrong[a, b], of_class[a]) for a, b in zip(*order, strict=True) if wrong[a, b]]
     says = [
-        f"the class {of} is most often taken for {other}: {counted(n, 'time', 'times')} in {total}"
+        f"the class {of} is most often mistaken for {other}: {counted(n, 'time', 'times')} in {total}"
         for of, other, n, total in pairs[:1]
     ]
     says.append(
-        f"the class {classes[best]} is known best ({percent(known[best])}), {classes[worst]} least "
+        f"the class {classes[best]} is recognised best ({percent(known[best])}), {classes[worst]} worst "
         f"({percent(known[worst])})"
         if known[best] > known[worst]
-        else f"all classes are known equally well ({percent(known[best])})"
+        else f"all classes are recognised equally well ({percent(known[best])})"
     )
     if len(classes) > MAX_CLASSES:
         rows = [(of, other, f"{n} of {total}", percent(n / total)) for of, other, n, total in pairs]
-        table = Table(("true class", "taken for", "val images", "share"), rows)
+        table = Table(("true class", "predicted class", "val images", "share"), rows)
         return Section(title, sentence(says), "The most frequent confusions.", table=table)
     figure = figures.confusion(shares, classes, path)
-    how = "Rows are true classes, and numbers percent of their val images; the diagonal is what is right."
+    how = "Rows are true classes, and numbers percent of their val images; the diagonal is what is correct."
     return Section(title, sentence(says), how, figure, f"Confusion matrix of {len(classes)} classes.")
 
 

@@ -102,7 +102,7 @@ def against_best(found: Findings, trial: Trial) -> str:
 def facts(found: Findings) -> dict[str, str]:
     """What else is to be known, a line each."""
     answer, task, space, cost = found.answer, found.task, found.task.space, found.cost
-    on_all = f", fitted on all {task.num_train:,} images and judged on all {task.num_val:,}" * task.is_bounded
+    on_all = f", fitted on all {task.num_train:,} images and evaluated on all {task.num_val:,}" * task.is_bounded
     stopped = sum(trial.stopped_early for trial in found.tried)
     timesteps = ", ".join(map(str, found.screening.sites))
     in_rounds = f" in rounds of {found.round_size}" if found.round_size else ""

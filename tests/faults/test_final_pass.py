@@ -58,9 +58,9 @@ def test_the_answer_has_all_images_and_its_cost_three_lines_that_add_up(place):
         share = f"{cost[passes] / 1151:.2f} times the training images and {cost[passes] / cost['grid_passes']:.2f}"
         [line] = [line for line in report.splitlines() if line.startswith(name)]
         assert f"{cost[passes]:,.0f}" in line and share in line and share in page.read_text()
-    assert "fitted on 300 images" in report and "fitted on all 1,151 images and judged on all 287" in report
+    assert "fitted on 300 images" in report and "fitted on all 1,151 images and evaluated on all 287" in report
     accuracy = f"{100 * results['answer']['val_accuracy']:.1f}"
-    assert f"{accuracy} +- " in next(line for line in report.splitlines() if "judged on all" in line)
+    assert f"{accuracy} +- " in next(line for line in report.splitlines() if "evaluated on all" in line)
 
 
 @pytest.mark.slow

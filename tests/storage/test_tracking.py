@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from storage import tracking_server
-from storage.tracking import NotLogged, Tracker, check_server, tracking_uri
+from storage.tracking import THIS_RUN, NotLogged, Tracker, check_server, tracking_uri
 from tests.servers import free_port
 
 
@@ -79,8 +79,10 @@ class TestTracker:
         assert status() == "FAILED"
         with tracker:
             assert status() == "RUNNING"
-            tracker.finish({"val_accuracy": 0.9}, [figure])
+            tracker.finish({"val_accuracy": 0.9}, [figure], f"![of {THIS_RUN}]")
         assert status() == "FINISHED"
+        note = tracker.client.get_run(tracker.parent_id).data.tags["mlflow.note.content"]
+        assert note == f"![of {tracker.parent_id}]"
         assert [file.path for file in tracker.client.list_artifacts(tracker.parent_id)] == ["figure.png"]
 
 

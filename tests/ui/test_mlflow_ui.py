@@ -81,3 +81,15 @@ def test_the_best_is_first_and_compare_draws_the_cells(browser, address, cells):
     browser.click("[role=tab]", "Scatter Plot")
     [scatter] = browser.plot("scattergl")
     assert sorted(zip(scatter["x"], scatter["y"], strict=True)) == sorted((p["block"], a) for p, a in cells)
+
+
+def test_the_description_shows_the_heat_map_and_its_numbers(browser, address, place):
+    client = Tracker(f"sqlite:///{place}/mlflow.db", "digits", "unused", "unused").client
+    [experiment] = [each for each in client.search_experiments() if each.name == "digits"]
+    [run] = client.search_runs([experiment.experiment_id], "tags.`mlflow.note.content` LIKE 'answer%'")
+
+    browser.driver.get(f"{address.partition('#')[0]}#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}")
+    picture = "const shown = [...document.images].find(image => image.src.includes('block_timestep.png'))"
+    browser.wait(lambda: browser.script(f"{picture}; return shown && shown.naturalWidth > 100"))
+    rows = browser.script("return [...document.querySelectorAll('table tr')].map(row => row.innerText.split('\\t'))")
+    assert [row[0] for row in rows] == ["block", "mid", "up.0.0"] and rows[0][1:] == ["t = 0", "t = 600"]

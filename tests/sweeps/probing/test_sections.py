@@ -12,7 +12,7 @@ from ddae.probe import Fitted
 from sweeps.findings import folder as records
 from sweeps.findings.answer import choose
 from sweeps.layer_noise import LayerNoise
-from sweeps.probing import text
+from sweeps.probing import note, text
 from sweeps.probing.cost import Cost
 from sweeps.probing.findings import Findings
 from sweeps.probing.publish import page, results
@@ -188,3 +188,30 @@ def test_every_column_of_the_tied_cells_is_explained_on_the_page(tmp_path):
     explained = {word for words in shown.words for word in words.split(", ")}
     columns = {column.removeprefix("val ") for column in shown.tied.header if column} - {"accuracy"}
     assert columns <= explained and "balanced accuracy" in columns
+
+
+@pytest.mark.parametrize("exhaustive", [True, False])
+def test_the_description_in_mlflow_has_the_numbers_of_the_heat_map(exhaustive, tmp_path):
+    found = findings(tmp_path, exhaustive=exhaustive, tried=None if exhaustive else 5)
+    said, table = note.note(found), note.table(found)
+    assert table in said and "get-artifact?path=block_timestep.png&run_uuid={run_id}" in said
+    title, _, *lines = table.splitlines()
+    assert ("of the best pooling and head on 800" if exhaustive else "under ridge") in title
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert header == ["block", "t = 0", "t = 10", "t = 30"] and [row[0] for row in rows] == list(NAMES)
+    values = 100 * (found.best_accuracies() if exhaustive else found.screening.accuracy)
+    shown = np.array([[float(cell.strip("*")) for cell in row[1:]] for row in rows])
+    assert np.abs(shown - values).max() <= 0.051
+    bold = np.array([["*" in cell for cell in row[1:]] for row in rows])
+    assert np.array_equal(bold, values == values.max())
+
+
+def test_a_long_table_leaves_the_worst_blocks_out(tmp_path):
+    names = [f"block.{n}" for n in range(300)]
+    space = replace(SPACE, blocks=tuple(replace(BLOCK, name=name) for name in names))
+    found = findings(tmp_path, space=space, tried=9)
+    lines = note.table(found).splitlines()
+    assert len("\n".join(lines[4:])) <= note.MAX_LETTERS and "worse blocks are left out" in lines[0]
+    best = found.screening.accuracy.max(1)
+    kept = [names.index(line.split("|")[1].strip()) for line in lines[4:]]
+    assert kept == sorted(kept) and best[kept].min() >= np.delete(best, kept).max()
