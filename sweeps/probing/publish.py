@@ -98,6 +98,7 @@ def results(found: Findings, config: ModelAndData) -> dict[str, Any]:
             for num_images, answers in zip(found.screening.rules.rounds, found.screening.rounds, strict=True)
         },
         "left": found.screening.ranked,
+        "began": found.began,
         "label_free": {name: table.tolist() for name, table in found.label_free.scores.items()},
         "label_free_ranking": found.label_free.ranking.tolist(),
         "label_free_trust": {name: asdict(one) for name, one in found.label_free.trust(screened).items()},
