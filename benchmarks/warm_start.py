@@ -20,18 +20,21 @@ import record
 import torch
 import tyro
 from play import JUDGES, Play
-from search_cost import NUM_TRIALS, extract, mean_and_error, wait
+from search_cost import NUM_TRIALS, mean_and_error, wait
 
 from ddae.transfer import nearest_site
 from sweeps.findings.answer import choose
 from sweeps.findings.atlas import Entry
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing.atlas import advise, entry_of
+from sweeps.probing.extractor import opened
 from sweeps.probing.plan import rules_for
+from sweeps.probing.source import Need
 from sweeps.probing.space import Cell
 from sweeps.transfer import Transfer
 from sweeps.transferring.setup import PairTask, open_pairs
 
+Case = tuple[PairTask, int]
 DEPTH, SIGMA = 0.55, 0.1
 """Where the fixed rule looks."""
 
@@ -80,20 +83,10 @@ def main(config: WarmStarts) -> None:
         )
         cases = [(task, seed) for seed in range(config.seeds) for task in tasks]
         cold = wait("searches", [workers.submit(search, *case, (), config.num_trials) for case in cases])
-        known = {
-            (task.backbone, task.dataset, seed): entry for (task, seed), (_, _, entry) in zip(cases, cold, strict=True)
-        }
-        others = [
-            [
-                entry
-                for (backbone, dataset, s), entry in known.items()
-                if backbone == t.backbone and dataset != t.dataset and s == seed
-            ]
-            for t, seed in cases
-        ]
+        entries = [entry for _, _, entry in cold]
         jobs = [
-            workers.submit(compare, *case, found[0], it, config.num_trials)
-            for case, found, it in zip(cases, cold, others, strict=True)
+            workers.submit(compare, *case, cell, elsewhere(case, cases, entries), config.num_trials)
+            for case, (cell, _, _) in zip(cases, cold, strict=True)
         ]
         played = [each for of_case in wait("warm starts and the rule", jobs) for each in of_case]
         played += [
@@ -105,6 +98,17 @@ def main(config: WarmStarts) -> None:
         lost = "  ".join("{:5.2f} +- {:4.2f} on {}".format(*row["lost"][judge], judge) for judge in JUDGES)
         print(f"{way:<12} {row['passes']:.2f} passes  lost {lost}")
     record.write(config.name, {"ways": rows, "played": [asdict(one) for one in played]})
+
+
+def extract(task: PairTask, timestep: int, blocks: tuple[str, ...]) -> None:
+    for split, labels in task.labels.items():
+        opened(task.source).ensure(Need(timestep, split, len(labels), blocks))
+
+
+def elsewhere(case: Case, cases: Sequence[Case], entries: Sequence[Entry]) -> list[Entry]:
+    """The entries of all cases with the same seed on other datasets; advise() prefers those of the same network."""
+    (task, seed), others = case, zip(cases, entries, strict=True)
+    return [entry for (other, its), entry in others if its == seed and other.dataset != task.dataset]
 
 
 def search(task: PairTask, seed: int, entries: Sequence[Entry], num_trials: int) -> tuple[Cell, float, Entry]:

@@ -114,8 +114,8 @@ def facts(found: Findings) -> dict[str, str]:
         "little too large; one below 0 is a cell that the dataset's own search has passed over",
         "cost": f"{sum(each.passes for each in found.searched):,.0f} forward passes, {found.new_passes:,.0f} of them "
         f"just now; {found.wall_seconds:.0f} s",
-        "hand one over": f"{commands(found)[0]} ends in seconds, as its results stand in the store; then final_test.py "
-        "and hand_over.py",
+        "hand one over": f"{commands(found)[0]} fits nothing anew, as its trials stand in the store; then "
+        "final_test.py and hand_over.py",
     }
 
 
