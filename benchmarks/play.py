@@ -2,7 +2,7 @@
 choice of the answer."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -12,14 +12,14 @@ import torch
 
 from ddae import ridge
 from ddae.heads import find_head, linear, mlp
-from ddae.probe import to_maps
+from ddae.probe import standard_error, to_maps
 from storage.feature_store import FeatureStore
 from storage.ledger import Ledger, content_key
 from sweeps.findings.answer import choose
 from sweeps.probing.cost import label_free_needs
 from sweeps.probing.extractor import correct_at
-from sweeps.probing.findings import warm_start
-from sweeps.probing.screening import Screening, ScreeningRules
+from sweeps.probing.findings import first_cells
+from sweeps.probing.screening import Screening, ScreeningRules, best_timesteps
 from sweeps.probing.source import Need
 from sweeps.probing.space import Cell, Sites
 from sweeps.probing.task import ProbeTask
@@ -137,7 +137,9 @@ class Play:
         right = self.lab.right(cell, num_images, self.seed, epochs)[:, seen]
         correct = right[right.mean(1).argmax()]
         self.needs += replace(self.task, sites=sites).needs(cell, num_images)
-        result = Result({"val_accuracy": float(correct.mean())}, {}, 0, 0, pack(correct))
+        accuracy = float(correct.mean())
+        metrics = {"val_accuracy": accuracy, "val_stderr": standard_error(accuracy, len(correct))}
+        result = Result(metrics, {}, 0, 0, pack(correct))
         if num_images == self.task.rungs[-1] and epochs == 1:
             self.full[cell] = Trial(cell, {num_images: result}, "finished")
         return result
@@ -162,8 +164,11 @@ class Play:
         lost = self.chosen(best_of_grid).astype(float) - self.chosen(cell)
         return {name: 100 * float(lost[judge].mean()) for name, judge in self.judges.items()}
 
-    def screen(self, rules: ScreeningRules, label_free: bool = True) -> Screening:
-        screening = Screening(rules, self.task.space, (), self.task.space.sites)
+    def screen(self, rules: ScreeningRules, label_free: bool = True, ranking: np.ndarray | None = None) -> Screening:
+        """ranking: [blocks, timesteps], makes the first cut, if there is one."""
+        space = self.task.space
+        sites = space.sites if ranking is None else best_timesteps(space, rules, ranking)
+        screening = Screening(rules, space, (), sites)
         for num_images in rules.rounds:
             needs = [Need(t, "train", num_images, (b,)) for t, blocks in screening.sites.items() for b in blocks]
             self.needs += needs
@@ -179,10 +184,11 @@ class Play:
         num_trials: int,
         screening: Screening | None = None,
         round_size: int = 4,
+        won: Sequence[Cell] = (),
     ) -> None:
-        """The project's search."""
+        """The project's search. won: cells that won elsewhere, to be tried first."""
         self.sites = sites = screening.sites if screening else self.task.space.sites
-        first = warm_start(self.task, screening) if screening else []
+        first = first_cells(self.task, screening, won) if screening else []
         task = replace(self.task, sites=sites, rungs=rungs)
         search = HalvingSearch(task, num_trials, sampler, self.seed, round_size, first=first)
         while fit := search.ask():

@@ -11,6 +11,9 @@ from ddae.heads import Kept, Recipe, StackedHead, find_head, fit_by
 from ddae.heads.linear import SCORES_AT_ONCE
 from ddae.streaming import Features, as_tensor, blocks
 
+CLEARLY = 2.0
+"""A probe is clearly worse than another where the paired difference is so many of its standard errors."""
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -87,6 +90,17 @@ def measured(correct: np.ndarray, labels: np.ndarray, measure: str) -> tuple[flo
         return balanced_accuracy(correct, labels)
     accuracy = float(correct.mean())
     return accuracy, standard_error(accuracy, len(correct))
+
+
+def paired_loss(correct: np.ndarray, best: np.ndarray) -> tuple[float, float]:
+    """(points of accuracy lost, their standard error) by one probe against another on the same images. [N] each."""
+    deficit = best.astype(float) - correct.astype(float)
+    return float(100 * deficit.mean()), float(100 * deficit.std() / len(deficit) ** 0.5)
+
+
+def clearly_worse(correct: np.ndarray, best: np.ndarray) -> bool:
+    lost, stderr = paired_loss(correct, best)
+    return lost > CLEARLY * stderr
 
 
 def tied_with_best(

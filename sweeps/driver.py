@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 10
 """How long an interrupted sweep waits for the trials that are being logged, and another one before it says that it
 waits."""
 
-RENEWED = ("prefer", "memory", "gpus_per_fit")
+RENEWED = ("prefer", "memory", "gpus_per_fit", "atlas")
 """Flags that the same sweep may be given anew with another value, which a param of MLflow would not take."""
 
 

@@ -21,7 +21,8 @@ class Inputs:
     """A diffusers folder, a hub id `owner/model[@revision]`, or an official checkpoint file (.pt, .pth, .pkl,
     .safetensors) of DDAE, EDM, EDM2, DiT, SiT, REPA, ADM and the others that README lists; the default ships with the
     package. Also classifiers: torchvision:name[@weights], timm:name, timm:folder, timm:owner/model,
-    transformers:owner/model or folder, with @random for random weights, and wrn:28-10."""
+    transformers:owner/model or folder, with @random for random weights, and wrn:28-10. random:NAME is any of these with
+    random weights."""
     dataset: str = "fashion-mnist-8k"
     """A name (fashion-mnist-8k ships with the package; README lists the others), a folder with one sub-folder of images
     a class, a folder that Hugging Face datasets reads, or a hub id `owner/name[@revision]`."""

@@ -56,6 +56,13 @@ class LayerNoise(ModelAndData):
     start: Literal["ridge", "label-free"] = "ridge"
     """What makes the first cut of the timesteps: ridge on the labels of a few images, or the label-free ranking, which
     leaves out the first round of screening."""
+    warm_start: Path | None = None
+    """An atlas, as out/atlas: begin at the sites that won on other datasets, for the same network or else for others of
+    its class, matched by noise and depth. That takes the place of the first round of screening."""
+    atlas: bool = True
+    """Add what was found to the folder atlas beside the sweep's own in --out, one small file a sweep, for --warm-start
+    and for atlas.py: fingerprints and names of the network and of a public dataset, sizes, the ranking of sites, the
+    answer, accuracies. It holds no path, no user and no image, and is sent nowhere. --no-atlas adds nothing."""
     metric: Literal["accuracy", "balanced_accuracy"] = "accuracy"
     """What chooses; balanced accuracy, the mean of the classes' own, is measured beside accuracy of uneven classes."""
     prefer: Literal["best", "cheapest"] = "best"
@@ -92,7 +99,7 @@ def sweep(config: LayerNoise, setup: "Setup | None" = None, started_seconds: flo
     setup = setup or probing.set_up_search(config)
     with probing.open_sweep(config, setup.task, started) as search:
         label_free = search.label_free() if config.start == "label-free" else None
-        screening = search.screen(search.rules, label_free)
+        screening = search.screen(search.rules, label_free.ranking if label_free else search.warm.ranking)
         label_free = label_free or search.label_free()
         trials = search.search(screening)
         answer = search.answer(screening, trials)

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from ddae.backbones.contents import ADAPTER_FILES, LORA, averages_beside, check_
 from ddae.backbones.dit_layout import kind_of
 from ddae.backbones.files import SHIPPED, file_digest, first_line, local_path, model_class, model_files, subfolder
 from ddae.backbones.options import sidecars
+from ddae.backbones.random_weights import draw_weights
 from ddae.backbones.unsupported import refuse_unsupported
 
 BACKBONES: dict[str, Callable[[Path, str, Settings], Backbone]] = {
@@ -53,13 +55,24 @@ OFFICIAL: dict[str, Callable[[dict[str, Tensor], Path, str, Settings, dict[str, 
 }
 """Loaders of official checkpoints, by a tensor that no other official code's checkpoints have."""
 
+
+def load_random(name: str, settings: Settings) -> Backbone:
+    """Loads the network of this name, with weights that are drawn anew."""
+    backbone = load_backbone(name, replace(settings, weights=""))
+    draw_weights(backbone.network)
+    backbone.fingerprint = hashlib.sha256(f"random weights of {backbone.fingerprint}".encode()).hexdigest()
+    return backbone
+
+
 LIBRARIES: dict[str, Callable[[str, Settings], Backbone]] = {
+    "random": load_random,
     "torchvision": torchvision_models.load,
     "timm": timm_models.load,
     "transformers": transformers_models.load,
     "wrn": wide_resnet.load,
 }
-"""Loaders of classifiers, by what stands before the colon; they get what stands behind it."""
+"""Loaders of classifiers, and of any network with random weights, by what stands before the colon; they get what stands
+behind it."""
 
 DEFAULT = Settings()
 

@@ -49,16 +49,6 @@ def attempt(path: Path, make: Callable[[Path], object]) -> str:
     return ""
 
 
-def write_page(path: Path, render: Callable[[bool], str]) -> list[str]:
-    """Write a page, without its figures where it cannot be made with them. Returns why, if so. render: gives its HTML,
-    with figures or without."""
-    trouble = attempt(path, lambda file: file.write_text(render(True), **ANY_LETTER))
-    if not trouble:
-        return []
-    attempt(path, lambda file: file.write_text(render(False), **ANY_LETTER))
-    return [trouble]
-
-
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     """Written last: a sweep that has results is done."""
     with published(folder / RESULTS) as part:

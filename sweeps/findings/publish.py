@@ -1,7 +1,7 @@
 """Writes what a sweep has found into its folder, and logs it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ class Publication:
     note: str
     results: Callable[[], dict[str, Any]]
     """All numbers, for results.json."""
-    more_files: Sequence[str] = field(default=())
+    more_files: Sequence[str] = ()
     """Files of the folder that MLflow is to have besides."""
+    undrawn: Sequence[str] = ()
+    """What could not be drawn before, and why."""
 
 
 def publish(found: Publication, folder: Path, tracker: Tracker) -> None:
@@ -40,7 +42,7 @@ def publish(found: Publication, folder: Path, tracker: Tracker) -> None:
     with answered(found.report):
         (folder / "report.txt").write_text(found.report, **ANY_LETTER)
         sections, failed = _drawn(found, folder / "figures")
-        failed += _write_page(folder / "report.html", found, sections)
+        failed += [*found.undrawn, *_write_page(folder / "report.html", found, sections)]
         failed += [attempt(folder / name, write) for name, write in found.tables.items()]
         files = ["report.html", "report.txt", *found.tables, "config.yaml", *found.more_files]
         artifacts = [*sorted((folder / "figures").glob("*.png")), *(folder / name for name in files)]

@@ -79,7 +79,7 @@ def planned(task: ProbeTask, rules: ScreeningRules, winners: tuple[str, ...], fi
 
     for draw in (0, 1):
         yield from label_free_needs(task, draw)
-    for timestep in kept(0) if rules.first_cut else timesteps:
+    for timestep in kept(rules.first_cut - 1) if rules.first_cut else timesteps:
         yield Need(timestep, "train", rules.rounds[0], blocks)
     for cut, num_images in enumerate(rules.rounds[1:], start=rules.first_cut):
         for timestep in kept(cut):

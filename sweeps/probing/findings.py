@@ -1,15 +1,16 @@
 """All that a probing sweep has found, as numbers; text, page and files are made from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ddae.probe import measured
+from ddae.probe import measured, paired_loss
 from sweeps.findings.answer import Answer, table
 from sweeps.probing.cost import Cost
 from sweeps.probing.examples import Examples
-from sweeps.probing.screening import LabelFree, Screening, paired_loss
+from sweeps.probing.screening import LabelFree, Screening
 from sweeps.probing.space import Cell
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import Result, Trial, Value
@@ -47,6 +48,10 @@ class Findings:
     """How a person sees the trials in MLflow."""
     round_size: int | None = None
     """How many cells were proposed at once; None where all were."""
+    began: str = ""
+    """Where other sweeps had it begin, if they had."""
+    added: str = ""
+    """Where it lies in the atlas, if it does."""
 
     @property
     def trials(self) -> list[dict[str, Value]]:
@@ -102,9 +107,9 @@ class Findings:
         return accuracies if np.isfinite(accuracies).all() else None
 
 
-def warm_start(task: ProbeTask, screening: Screening) -> list[Cell]:
-    """Cells to try first: every pooling and head at the best site that screening has left, then the middle pooling with
-    the first head at the others."""
+def first_cells(task: ProbeTask, screening: Screening, won: Sequence[Cell] = ()) -> list[Cell]:
+    """Cells to try first: those that won elsewhere, every pooling and head at the best site that screening has left,
+    then the middle pooling with the first head at the others."""
     (block, timestep), *others = screening.ranked
     middle, head = task.space.poolings[len(task.space.poolings) // 2], task.space.heads[0]
-    return [*task.space.cells_at({timestep: (block,)}), *(Cell(*site, middle, head) for site in others)]
+    return [*won, *task.space.cells_at({timestep: (block,)}), *(Cell(*site, middle, head) for site in others)]

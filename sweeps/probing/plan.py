@@ -15,6 +15,7 @@ from sweeps.findings import again
 from sweeps.flags import ModelAndData, check_numbers
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing import cost
+from sweeps.probing.atlas import warm_start
 from sweeps.probing.screening import (
     SEARCH_VAL,
     ScreeningRules,
@@ -50,16 +51,17 @@ def set_up(
     val_fraction: float = VAL_FRACTION,
     augment: str = USUAL,
     grid: int = 0,
+    backbone: Backbone | None = None,
 ) -> Setup:
     """Load the network and the dataset that the flags name, and check every name and number against them.
 
     heads: None where none is to be fitted. exhaustive: whether all cells are fitted on all images at once.
     search_images: how many training images the search has at most. val_fraction, augment: as open_source takes them.
-    grid: the largest that is stored; by default one from which several poolings follow. Raises ValueError for what
-    cannot be searched.
+    grid: the largest that is stored; by default one from which several poolings follow. backbone: the network, where it
+    is loaded. Raises ValueError for what cannot be searched.
     """
     poolings, heads = check_choices(poolings, heads)
-    backbone = load_model(config)
+    backbone = backbone or load_model(config)
     space = make_space(backbone, config, poolings, heads)
     source, dataset = open_source(config, backbone, grid or stored_pooling(poolings), val_fraction, augment)
     labels = {split: dataset.labels(split) for split in ("train", "val")}
@@ -90,10 +92,12 @@ def bounded(task: ProbeTask, search_images: int | Literal["auto", "all"]) -> Pro
     return replace(task, rungs=quarters(bound, least_searched(task.num_classes))[-2:], search_val=SEARCH_VAL)
 
 
-def set_up_search(config: LayerNoise) -> Setup:
+def set_up_search(config: LayerNoise, backbone: Backbone | None = None) -> Setup:
+    """The network and the dataset of a search. backbone: the network, where it is loaded."""
     rules_of(config, (1,))  # wrong rules are found before anything is loaded
     check_search(config.search, config.num_trials, config.round_size)
     exhaustive = config.search == "grid"
+    check_warm_start(config)
     check_numbers(config, gpus_per_fit=(0, FOR_FITS))
     parse_memory(config.memory)
     if exhaustive and isinstance(config.search_images, int):
@@ -112,6 +116,7 @@ def set_up_search(config: LayerNoise) -> Setup:
         config.memory,
         config.gpus_per_fit,
         config.search_images,
+        backbone=backbone,
     )
     if not address() or config.memory:
         check_fits(found.task, config.memory)
@@ -141,18 +146,31 @@ def parse_memory(text: str) -> int:
         raise ValueError(f"memory={error}") from error
 
 
-def rules_of(config: LayerNoise, rungs: tuple[int, ...]) -> ScreeningRules:
-    """How a search screens. rungs: all numbers of images from which rounds and rungs are taken."""
+def check_warm_start(config: LayerNoise) -> None:
+    """Raises ValueError for an atlas that is none, or that is not to be used."""
+    if config.warm_start is None:
+        return
+    if not config.warm_start.is_dir():
+        raise ValueError(f"warm_start={str(config.warm_start)!r} is no folder; give an atlas, as out/atlas")
+    if config.search == "grid" or config.start != "ridge":
+        other = "--search grid" if config.search == "grid" else f"--start {config.start}"
+        raise ValueError(f"warm_start={str(config.warm_start)!r} does not go with {other}; leave one of them out")
+
+
+def rules_of(config: LayerNoise, rungs: tuple[int, ...], warm: bool = False) -> ScreeningRules:
+    """How a search screens. rungs: all numbers of images from which rounds and rungs are taken. warm: whether other
+    sweeps make the first cut."""
+    start = "atlas" if warm else config.start
     exhaustive = config.search == "grid"
     rounds = rungs[:1] if exhaustive or len(rungs) == 1 else rungs[:-1]
-    rounds = rounds[1:] or rounds if config.start == "label-free" else rounds
-    return ScreeningRules(rounds, config.keep, config.finalists, config.start, exhaustive)
+    rounds = rounds if start == "ridge" else rounds[1:] or rounds
+    return ScreeningRules(rounds, config.keep, config.finalists, start, exhaustive)
 
 
-def rules_for(config: LayerNoise, task: ProbeTask) -> ScreeningRules:
+def rules_for(config: LayerNoise, task: ProbeTask, warm: bool = False) -> ScreeningRules:
     """A search that is bounded screens on all of its images, one that is not leaves the last rung to the trials."""
     rungs = choose_rungs(task.rungs[-1], task.num_classes)
-    return rules_of(config, (*rungs, task.num_train) if task.is_bounded else rungs)
+    return rules_of(config, (*rungs, task.num_train) if task.is_bounded else rungs, warm)
 
 
 def round_size(config: LayerNoise, task: ProbeTask) -> int:
@@ -162,7 +180,8 @@ def round_size(config: LayerNoise, task: ProbeTask) -> int:
 
 
 def sweep_folder(config: LayerNoise, task: ProbeTask) -> Path:
-    """out/layer-noise-<hash of all that decides the sweep's trials, but for how many there are>."""
+    """out/layer-noise-<hash of all that decides the sweep's trials, but for how many there are>. What an atlas has said
+    is kept in the folder; its place is hashed, because it grows."""
     space, rules = task.space, rules_for(config, task)
     key = content_key(
         blocks=space.block_names,
@@ -172,6 +191,7 @@ def sweep_folder(config: LayerNoise, task: ProbeTask) -> Path:
         trials=[task.key(cell, rung) for cell in space.cells[:1] for rung in task.rungs],
         search=(config.search, round_size(config, task), config.seed),
         screening=(rules.rounds, rules.keep, rules.finalists, rules.start),
+        **({"warm_start": str(config.warm_start.absolute())} if config.warm_start else {}),
     )
     return config.out / f"{task.name}-{key[:8]}"
 
@@ -195,10 +215,11 @@ def list_blocks(config: ModelAndData, every_module: bool = False) -> str:
 
 def estimate(config: LayerNoise, setup: Setup) -> str:
     """What the sweep will cost."""
-    rules = rules_for(config, setup.task)
+    warm = warm_start(sweep_folder(config, setup.task), config.warm_start, setup.task)
+    rules = rules_for(config, setup.task, warm.ranking is not None)
     total, of_search = (cost.least_and_most(setup.task, rules, final) for final in (True, False))
     costs = cost.estimate(*setup, *total, of_search=of_search)
     num_trials = min(config.num_trials, len(setup.task.space.cells))
     if find_sampler(config.search).rounds:
         costs += f"\ntrials          {num_trials:,}, in rounds of {round_size(config, setup.task):,}"
-    return costs
+    return f"{costs}\nbegins          {warm.said}" if warm.said else costs

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ddae.report.page import WORDS, Page, Section, Table, render
+from ddae.report.page import WORDS, Page, Section, Table
 from ddae.units import rounded
 from storage.secrets import hidden
 from storage.tracking import Tracker
-from sweeps.findings import logged
-from sweeps.findings.folder import ANY_LETTER, answered, attempt, read_test, test_text, write_page, write_results
+from sweeps.findings.folder import read_test, test_text
+from sweeps.findings.publish import Publication
+from sweeps.findings.publish import publish as publish_sweep
 from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import ModelAndData, as_flags, command_of
@@ -27,35 +28,37 @@ SAYS = {
     "balanced accuracy": "is the mean of the classes' accuracies on val (balanced accuracy) by the feature at",
 }
 """What the page's number is."""
-FILES = "report.html", "report.txt", "trials.csv", "config.yaml"
 
 
 def publish(
     found: Findings, drawn: Sequence[Section], config: ModelAndData, tracker: Tracker, undrawn: Sequence[str]
 ) -> None:
-    """A sweep that has results.json is done; then it is logged. undrawn: what the report lacks, and why."""
-    folder, answer, cost = found.folder, found.answer, found.cost
-    report, raw_pixels = text.report(found), found.raw_pixels.metrics if found.raw_pixels else {}
-    metrics = {
-        **answer.result.metrics,
-        **{f"raw_pixels_{name}": value for name, value in raw_pixels.items() if name.endswith("accuracy")},
-        **found.more_metrics,
-        "search_passes": cost.search_passes,
-        "final_passes": cost.final_passes,
-        "forward_passes": cost.passes,
-        "share_of_grid": cost.passes / cost.grid_passes,
-        "wall_seconds": cost.wall_seconds,
-    }
-    figures = sorted((folder / "figures").glob("*.png"))
-    with answered(report):
-        (folder / "report.txt").write_text(report, **ANY_LETTER)
-        failed = write_page(folder / "report.html", lambda whole: render(page(found, drawn if whole else [], config)))
-        failed.append(attempt(folder / "trials.csv", lambda path: write_csv(path, found.trials)))
-        failed.append(attempt(folder / "optuna.log", lambda path: write_study(path, found.task, found.tried)))
-        trials, files = [(found.task, trial) for trial in found.fitted], [folder / name for name in FILES]
-        logged.keep(folder, tracker, trials, metrics, note(found), [*figures, *files], [*undrawn, *failed])
-        write_results(folder, results(found, config))
-    logged.log(folder, tracker)
+    """undrawn: what the report lacks, and why."""
+    answer, cost, raw_pixels = found.answer, found.cost, found.raw_pixels.metrics if found.raw_pixels else {}
+    publication = Publication(
+        text.report(found),
+        draw=lambda: drawn,
+        page=lambda drawn: page(found, drawn, config),
+        tables={
+            "trials.csv": lambda path: write_csv(path, found.trials),
+            "optuna.log": lambda path: write_study(path, found.task, found.tried),
+        },
+        trials=[(found.task, trial) for trial in found.fitted],
+        metrics={
+            **answer.result.metrics,
+            **{f"raw_pixels_{name}": value for name, value in raw_pixels.items() if name.endswith("accuracy")},
+            **found.more_metrics,
+            "search_passes": cost.search_passes,
+            "final_passes": cost.final_passes,
+            "forward_passes": cost.passes,
+            "share_of_grid": cost.passes / cost.grid_passes,
+            "wall_seconds": cost.wall_seconds,
+        },
+        note=note(found),
+        results=lambda: results(found, config),
+        undrawn=undrawn,
+    )
+    publish_sweep(publication, found.folder, tracker)
 
 
 def page(found: Findings, drawn: Sequence[Section], config: ModelAndData) -> Page:
@@ -97,6 +100,7 @@ def results(found: Findings, config: ModelAndData) -> dict[str, Any]:
             for num_images, answers in zip(found.screening.rules.rounds, found.screening.rounds, strict=True)
         },
         "left": found.screening.ranked,
+        "began": found.began,
         "label_free": {name: table.tolist() for name, table in found.label_free.scores.items()},
         "label_free_ranking": found.label_free.ranking.tolist(),
         "label_free_trust": {name: asdict(one) for name, one in found.label_free.trust(screened).items()},

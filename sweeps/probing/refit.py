@@ -124,7 +124,7 @@ def recorded(folder: Path, memory: str = "", here: bool = True) -> Setup:
     flags = replace(flags, memory=memory)
     if here and flags.device.startswith("cuda") and not torch.cuda.is_available():  # a cluster's, seen from its head
         flags = replace(flags, device="auto")
-    setup = set_up_search(flags)
+    setup = set_up_search(replace(flags, warm_start=None))  # where it began decides nothing any more
     if sweep_folder(flags, setup.task).name != name_of(folder):
         raise ValueError(f"{flags.backbone} or {flags.dataset} has changed since {folder} was made; sweep again")
     return setup

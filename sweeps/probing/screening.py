@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from ddae.label_free import LABELLED, SCORES, Trust, rank, trust
+from ddae.probe import clearly_worse
 from sweeps.probing.source import Need
 from sweeps.probing.space import Sites, Space
 from sweeps.search.task import REDUCTION
@@ -20,9 +21,6 @@ SEARCH_IMAGES, SEARCH_IMAGES_A_CLASS = 1000, 50
 """How many training images a search has at least, before the answer is fitted on all of them."""
 SEARCH_VAL = 10_000
 """How many val images it has at most: two cells that disagree on a tenth of them are told apart to 0.3 points."""
-CLEARLY = 2.0
-"""A site is clearly worse than the best where the paired difference is so many of its standard errors."""
-
 Answers = Mapping[int, Mapping[str, np.ndarray]]
 """timestep -> block -> [num_images]: which images leave-one-out ridge classifies correctly, as ProbeTask.counted counts
 them."""
@@ -38,8 +36,9 @@ class ScreeningRules:
     """Share of the timesteps that stay after a round."""
     finalists: int = 2
     """So many timesteps stay at least, but for those where every block is clearly worse."""
-    start: Literal["ridge", "label-free"] = "ridge"
-    """What makes the first cut of the timesteps: ridge in the first round, or the label-free ranking before it."""
+    start: Literal["ridge", "label-free", "atlas"] = "ridge"
+    """What makes the first cut of the timesteps: ridge in the first round, or before it the label-free ranking, or what
+    other sweeps have found, which cuts as deep as two rounds."""
     exhaustive: bool = False
     """For the grid: every site stays."""
 
@@ -49,12 +48,13 @@ class ScreeningRules:
         if self.finalists < 1:
             raise ValueError(f"finalists={self.finalists} must be 1 or more; the default is 2")
         if self.exhaustive and self.start != "ridge":
-            raise ValueError(f"start={self.start!r} cuts timesteps, and the grid keeps all of them; leave --start out")
+            flag = "--warm-start" if self.start == "atlas" else "--start"
+            raise ValueError(f"start={self.start!r} cuts timesteps, and the grid keeps all of them; leave {flag} out")
 
     @property
     def first_cut(self) -> int:
         """The number of the cut that the first round makes; 0 is the first cut of all."""
-        return 1 if self.start == "label-free" else 0
+        return {"ridge": 0, "label-free": 1, "atlas": 2}[self.start]
 
     def num_kept(self, cut: int, num_timesteps: int) -> int:
         """How many of the space's timesteps may stay after a cut."""
@@ -192,24 +192,14 @@ def survivors(answers: Answers, num_timesteps: int) -> Sites:
 
 
 def best_timesteps(space: Space, rules: ScreeningRules, ranking: np.ndarray) -> Sites:
-    """The timesteps that stay after a first cut by a label-free ranking, [blocks, timesteps], with all of their blocks:
-    they are judged as ridge judges them, but nothing tells which block is clearly worse."""
+    """The timesteps that stay after a first cut by a ranking that no ridge made, [blocks, timesteps], with all of their
+    blocks: they are judged as ridge judges them, but nothing tells which block is clearly worse."""
     merit = {timestep: best_three(list(ranking[:, column])) for column, timestep in enumerate(space.timesteps)}
-    kept = sorted(merit, key=lambda timestep: -merit[timestep])[: rules.num_kept(0, len(merit))]
+    num_kept = rules.num_kept(max(0, rules.first_cut - 1), len(merit))
+    kept = sorted(merit, key=lambda timestep: -merit[timestep])[:num_kept]
     return {timestep: blocks for timestep, blocks in space.sites.items() if timestep in kept}
 
 
 def best_three(values: list[float]) -> float:
     """The mean of the three highest."""
     return float(np.mean(sorted(values)[-3:]))
-
-
-def paired_loss(correct: np.ndarray, best: np.ndarray) -> tuple[float, float]:
-    """(points of accuracy lost, their standard error) by one probe against another on the same images."""
-    deficit = best.astype(float) - correct.astype(float)
-    return float(100 * deficit.mean()), float(100 * deficit.std() / len(deficit) ** 0.5)
-
-
-def clearly_worse(correct: np.ndarray, best: np.ndarray) -> bool:
-    lost, stderr = paired_loss(correct, best)
-    return lost > CLEARLY * stderr

@@ -64,6 +64,10 @@ class FeatureSource:
     """Images.fingerprint, by which a worker knows the set; the key may hold the one that version 0.2 knew it by."""
     cache_images: bool = False
     """Whether decoded images are kept beside the store."""
+    family: str = ""
+    """The class of the network."""
+    flops: float = 0
+    """Floating-point operations of a full forward pass of one image; those of a VAE before it are not counted."""
 
     @property
     def fits_on(self) -> str:
@@ -125,6 +129,8 @@ def open_source(
         reading=replace(dataset.images.reading, check=False),
         images=dataset.images.fingerprint,
         cache_images=config.cache_images and not dataset.images.in_memory and not backbone.encoder.fingerprint,
+        family=type(backbone.network).__name__,
+        flops=backbone.flops,
     )
     for note in dataset.notes[: 1 if config.check_data else None]:
         log.warning(f"{config.dataset}: {note}")
@@ -258,6 +264,8 @@ def with_whole_paths(config: Flags, start: Path | None = None) -> Flags:
         whole[name] = absolute(getattr(config, name), base)
     whole["store"] = config.store if is_address(config.store) else str(base / Path(config.store).expanduser())
     whole |= {"data_root": str(base / Path(config.data_root).expanduser()), "out": base / config.out}
+    if getattr(config, "warm_start", None) is not None:
+        whole["warm_start"] = base / config.warm_start  # type: ignore[attr-defined]
     for name in ("baseline", "against"):
         if hasattr(config, name):
             whole[name] = tuple(absolute(each, base) for each in getattr(config, name))

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from storage.feature_store import FeatureStore
 from storage.tracking import Tracker
 from sweeps.cli import check_writable
@@ -19,10 +21,10 @@ from sweeps.findings.answer import Answer, choose
 from sweeps.findings.logged import finished_report, incomplete
 from sweeps.flags import ModelAndData, as_flags
 from sweeps.layer_noise import LayerNoise
-from sweeps.probing import cost, examples
+from sweeps.probing import atlas, cost, examples
 from sweeps.probing.extractor import Extracted
 from sweeps.probing.filling import Filling
-from sweeps.probing.findings import Findings, warm_start
+from sweeps.probing.findings import Findings, first_cells
 from sweeps.probing.plan import remember, round_size, rules_for, set_up_search, sweep_folder
 from sweeps.probing.publish import publish
 from sweeps.probing.screening import (
@@ -59,12 +61,19 @@ class ProbeSweep:
     """What a sweep does with a task on a pool of workers.
 
     least_passes: full forward passes that it takes at least. grid_passes: those of all that could be extracted; by
-    default of the exhaustive grid.
+    default of the exhaustive grid. progress: shared with other sweeps on the pool, where there are some.
     """
 
-    def __init__(self, task: ProbeTask, pool: Pool, least_passes: float, grid_passes: float = 0):
+    def __init__(
+        self,
+        task: ProbeTask,
+        pool: Pool,
+        least_passes: float,
+        grid_passes: float = 0,
+        progress: Progress | None = None,
+    ):
         self.task, self.pool = task, pool
-        self.progress = Progress(least_passes, grid_passes or task.grid_passes)
+        self.progress = progress or Progress(least_passes, grid_passes or task.grid_passes)
         self.filling = Filling(task.source, pool, self._extracted, self.progress.step)
         self.new_passes = 0.0
         """Full forward passes that were run, not found in the store."""
@@ -83,21 +92,25 @@ class ProbeSweep:
             scores = self.filling.score(first, second, second[1:] + second[-1:], num_labels)
             return LabelFree.of(self.task.space, self.pool.run(scores).result())
 
-    def screen(self, rules: ScreeningRules, label_free: LabelFree | None = None) -> Screening:
+    def screen(self, rules: ScreeningRules, ranking: np.ndarray | None = None) -> Screening:
         """Closed-form ridge at every site, on growing numbers of images, until few timesteps are left.
 
-        label_free: whose ranking makes the first cut, if any.
+        ranking: [blocks, timesteps], makes the first cut, if there is one.
         """
+        with self.progress:
+            return self.pool.run(self.screening(rules, ranking)).result()
+
+    async def screening(self, rules: ScreeningRules, ranking: np.ndarray | None = None) -> Screening:
+        """Do what screen() does, beside other work of the pool."""
         space = self.task.space
-        sites = best_timesteps(space, rules, label_free.ranking) if label_free else space.sites
+        sites = space.sites if ranking is None else best_timesteps(space, rules, ranking)
         screening = Screening(rules, space, (), sites)
         poolings = {block: self.task.screening_poolings(block) for block in space.block_names}
         for num_images in rules.rounds:
             needs = [Need(t, "train", num_images, blocks) for t, blocks in screening.sites.items()]
             self._begin(f"screen on {num_images:,} images", needs, sum(len(need.blocks) for need in needs))
-            with self.progress:
-                answers = self.pool.run(self.filling.screen(needs, poolings)).result()
-                screening = screening.after({need: self.task.counted(right) for need, right in answers.items()})
+            answers = await self.filling.screen(needs, poolings)
+            screening = screening.after({need: self.task.counted(right) for need, right in answers.items()})
         return screening
 
     def run(self, halving: HalvingSearch, tracker: Tracker, title: str) -> tuple[Trial, ...]:
@@ -107,15 +120,16 @@ class ProbeSweep:
 
     def run_all(self, searches: Sequence[HalvingSearch], tracker: Tracker, title: str) -> list[tuple[Trial, ...]]:
         """As run(), of searches that go side by side."""
+        runs = [self.as_run(each) for each in searches]
+        return [tuple(trials) for trials in run_searches(runs, tracker, self.progress, self.pool.busy, title)]
 
-        def run(search: HalvingSearch) -> Run:
-            def prepare(fit: Fit, lost: bool):
-                return self.pool.run(self.filling.fill(search.task.needs(*fit), lost))
+    def as_run(self, search: HalvingSearch) -> Run:
+        """A search whose features come from this sweep's store."""
 
-            return Run(search, self.task.source.store, prepare)
+        def prepare(fit: Fit, lost: bool):
+            return self.pool.run(self.filling.fill(search.task.needs(*fit), lost))
 
-        found = run_searches([run(each) for each in searches], tracker, self.progress, self.pool.busy, title)
-        return [tuple(trials) for trials in found]
+        return Run(search, self.task.source.store, prepare)
 
     def _begin(self, title: str, needs: list[Need], num_steps: int) -> None:
         self.progress.stage(title, num_steps, sum(need.num_images for need in needs))
@@ -128,24 +142,45 @@ class ProbeSweep:
 class Search(ProbeSweep):
     """A sweep that searches: it has flags, a folder, and a run in MLflow."""
 
-    def __init__(self, config: LayerNoise, task: ProbeTask, pool: Pool, tracker: Tracker, started_seconds: float):
+    def __init__(
+        self,
+        config: LayerNoise,
+        task: ProbeTask,
+        pool: Pool,
+        tracker: Tracker,
+        started_seconds: float,
+        progress: Progress | None = None,
+    ):
         self.config, self.tracker, self.started_seconds = config, tracker, started_seconds
-        self.rules = rules_for(config, task)
+        self.warm = atlas.warm_start(sweep_folder(config, task), config.warm_start, task, keep=True)
+        """Where other sweeps have it begin."""
+        self.rules = rules_for(config, task, self.warm.ranking is not None)
         self.failed: list[str] = []
         """What could not be made for the report, and why."""
-        super().__init__(task, pool, cost.least_and_most(task, self.rules)[0])
+        super().__init__(task, pool, cost.least_and_most(task, self.rules)[0], progress=progress)
 
     def search(self, screening: Screening) -> tuple[Trial, ...]:
         """Try cells at the sites that screening has left."""
+        return self.run(self.halving(screening), self.tracker, "search")
+
+    def halving(self, screening: Screening) -> HalvingSearch:
+        """The search of cells at the sites that screening has left."""
         config, task = self.config, replace(self.task, sites=screening.sites)
         size = round_size(config, self.task)
-        rules, first = (config.num_trials, config.search, config.seed, size), warm_start(task, screening)
-        return self.run(HalvingSearch(task, *rules, first=first), self.tracker, "search")
+        rules, first = (
+            (config.num_trials, config.search, config.seed, size),
+            first_cells(task, screening, self.warm.cells),
+        )
+        return HalvingSearch(task, *rules, first=first)
+
+    def choose(self, screening: Screening, trials: Sequence[Trial]) -> Answer:
+        """The answer among the trials."""
+        task = replace(self.task, sites=screening.sites)
+        return choose(task, trials, task.space.cost, task.weights, self.config.prefer)
 
     def answer(self, screening: Screening, trials: tuple[Trial, ...]) -> Answer:
         """Choose among the trials. Where the search was bounded, fit the answer on all images."""
-        task = replace(self.task, sites=screening.sites)
-        answer = choose(task, trials, task.space.cost, task.weights, self.config.prefer)
+        task, answer = replace(self.task, sites=screening.sites), self.choose(screening, trials)
         if not task.is_bounded:
             return answer
         halving = HalvingSearch(task.on_all_images(answer.cell), 1, "grid", cells=[answer.cell])
@@ -162,8 +197,12 @@ class Search(ProbeSweep):
         spent = self._cost(task, screening, trials, answer)
         found = Findings(
             task, trials, answer, screening, label_free, raw_pixels, shown, spent, folder, self.tracker.where,
-            round_size(self.config, self.task) if find_sampler(self.config.search).rounds else None,
+            round_size(self.config, self.task) if find_sampler(self.config.search).rounds else None, self.warm.said,
         )  # fmt: skip
+        if self.config.atlas:
+            entry = atlas.entry_of(folder.name, task, screening, answer, raw_pixels)
+            added, trouble = atlas.add(self.config.out / "atlas", entry)
+            found, self.failed = replace(found, added=added), [*self.failed, trouble]
         began = time.time()
         drawn, undrawn = draw(found, folder / "figures")
         self.pool.busy.append((began, time.time()))

@@ -5,12 +5,12 @@ from shlex import quote
 import numpy as np
 
 from ddae.label_free import Trust
+from ddae.probe import paired_loss
 from ddae.units import rounded
 from sweeps.cli import aligned
 from sweeps.findings.answer import without_text
 from sweeps.probing.cost import Cost
 from sweeps.probing.findings import Findings, FirstChoice
-from sweeps.probing.screening import paired_loss
 from sweeps.search.task import Result, Trial
 
 WHAT = {
@@ -35,6 +35,7 @@ def report(found: Findings) -> str:
             f"{'trials':<15}{found.tracked}",
             f"{'test it, once':<15}python sweeps/final_test.py --sweep {quote(str(found.folder))}",
             f"{'use it':<15}python sweeps/hand_over.py --sweep {quote(str(found.folder))}",
+            *([f"{'atlas':<15}{found.added}"] if found.added else []),
         ]
     )
 
@@ -117,6 +118,7 @@ def facts(found: Findings) -> dict[str, str]:
         f"{timesteps}; {len(found.tried)} tried{in_rounds}, {stopped} stopped early",
         **({"search passes": passes_text(cost, cost.search_passes)} if task.is_bounded else {}),
         **({"final passes": f"{passes_text(cost, cost.final_passes)}, for the answer"} if task.is_bounded else {}),
+        **({"began": found.began} if found.began else {}),
         "cost": passes_text(cost, cost.passes, " forward passes") + f"{new}; {cost.head_seconds:.0f} s of heads",
         "time": f"{cost.wall_seconds:.0f} s; during {cost.ray_share:.0%} of it no process was at work (starting and "
         "waiting for Ray)",

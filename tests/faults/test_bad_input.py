@@ -2,7 +2,7 @@
 
 import pytest
 
-from sweeps import cli, label_free, layer_noise, pretrain, similarity
+from sweeps import atlas, cli, label_free, layer_noise, pretrain, similarity, transfer
 
 CASES = [
     (["--blocks", "up.9"], "block='up.9' is not known; allowed: down.0.0,"),
@@ -89,6 +89,12 @@ CASES = [
     (["--white", "nan"], "white=nan must be 0 or more"),
     (["--label-column", "class"], "label_column='class' is for Hugging Face sets"),
     (["--group-by", "(.*)"], "group_by='(.*)': dataset='digits' has no files or columns to group by"),
+    (["--warm-start", "nowhere"], "warm_start='nowhere' is no folder; give an atlas, as out/atlas"),
+    (
+        ["--warm-start", "/tmp", "--search", "grid"],
+        "warm_start='/tmp' does not go with --search grid; leave one of them",
+    ),
+    (["--warm-start", "/tmp", "--start", "label-free"], "does not go with --start label-free"),
     (["--config"], "--config wants a file"),
     (["--config", "/dev"], "--config /dev cannot be read (Is a directory)"),
 ]
@@ -157,6 +163,39 @@ AGAINST = ["--against", "timm:test_resnet@random"]
 def test_similarity(error_of, tiny_model, args, expected):
     given = ["--backbone", tiny_model, "--dataset", "digits", *args]
     assert expected in error_of(similarity, similarity.Similarity, given)
+
+
+TRANSFER = [
+    (["--backbones"], "backbones=[]: give one or more, and each once"),
+    (["--datasets", "digits", "digits"], "datasets=['digits', 'digits']: give one or more, and each once"),
+    (["--datasets", "digits", "nowhere"], "dataset='nowhere' is neither a known name nor a folder"),
+    (["--backbones", "random:nowhere"], "backbone='nowhere' is neither a folder or file here"),
+    (["--sigmas", "0"], "sigmas=[0.0]: give numbers above 0, as 0.03 0.1 0.4"),
+    (
+        ["--sigmas", "1e9"],
+        "model0 on digits: sigmas=[1000000000.0] are all beyond the noise that the network knows, 0.01",
+    ),
+    (["--site-images", "7"], "site_images=7 must be 8 or more, or 0 for the default"),
+    (["--heads", "linaer"], "model0 on digits: head='linaer' is not known"),
+]
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--atlas", "nowhere"], "nowhere is no folder; give an atlas, as layer_noise.py makes it in --out"),
+        (["--atlas", "."], ". holds no entry of an atlas; layer_noise.py adds one when a sweep ends"),
+        (["--merge", "nowhere"], "nowhere is no folder"),
+    ],
+)
+def test_atlas(error_of, args, expected):
+    assert expected in error_of(atlas, atlas.Atlas, args)
+
+
+@pytest.mark.parametrize(("args", "expected"), TRANSFER)
+def test_transfer(error_of, tiny_model, args, expected):
+    given = ["--backbones", tiny_model, "--datasets", "digits", *args]
+    assert expected in error_of(transfer, transfer.Transfer, given)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ddae.backbones import Block
-from sweeps.probing.screening import Screening, ScreeningRules, best_timesteps, choose_rungs, clearly_worse, survivors
+from ddae.probe import clearly_worse
+from sweeps.probing.screening import Screening, ScreeningRules, best_timesteps, choose_rungs, survivors
 from sweeps.probing.source import Need
 from sweeps.probing.space import Space
 
