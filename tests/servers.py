@@ -34,7 +34,8 @@ def serving(
     """The server of a command, inside the environment, from when it is ready until the block ends. log: what it
     prints."""
     path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"]))
-    env = own_environment(PATH=path, MLFLOW_DISABLE_TELEMETRY="true", **env)
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes fewer
+    env = own_environment(PATH=path, **quiet, **env)
     with log.open("wb") as printed:
         server = subprocess.Popen(command, cwd=cwd, env=env, stdout=printed, stderr=printed, start_new_session=True)
     try:
