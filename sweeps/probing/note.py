@@ -9,7 +9,7 @@ from sweeps.probing.findings import Findings
 NOTED = "answer", "images", "without copies", "balanced", "accuracy", "search passes", "final passes", "cost"
 HEAT_MAP = "block_timestep.png"
 MAX_LETTERS = 4000
-"""Of the table: MLflow takes a description of 8,000."""
+"""The most that the table may have: MLflow takes a description of 8,000."""
 
 
 def note(found: Findings) -> str:
