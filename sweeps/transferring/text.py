@@ -112,8 +112,9 @@ def facts(found: Findings) -> dict[str, str]:
         "images": "; ".join(images.values())
         + ". An own cell was chosen on the very val images on which another is said to lose, which makes losses a "
         "little too large; one below 0 is a cell that the dataset's own search has passed over",
-        "cost": f"{sum(each.passes for each in found.searched):,.0f} forward passes, {found.new_passes:,.0f} of them "
-        f"just now; {found.wall_seconds:.0f} s",
+        "cost": f"{found.new_passes:,.0f} forward passes were run just now; it takes "
+        f"{sum(each.passes for each in found.searched):,.0f} where each image passes once at a timestep; "
+        f"{found.wall_seconds:.0f} s",
         "hand one over": f"{commands(found)[0]} fits nothing anew, as its trials stand in the store; then "
         "final_test.py and hand_over.py",
     }

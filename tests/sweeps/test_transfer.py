@@ -137,6 +137,10 @@ def test_a_random_network_is_told_from_a_trained_one():
             [extract(backbone, dataset, rows, 60, ["up.1.0"], key)["up.1.0"]], backbone.block("up.1.0").channels
         )
         right[name] = ridge.leave_one_out(pool(maps, 2), labels, dataset.num_classes)
+    again = load_backbone("random:ddpm-fashion-mnist")
+    assert again.fingerprint == backbone.fingerprint != load_backbone("ddpm-fashion-mnist").fingerprint
+    weights = zip(again.network.parameters(), backbone.network.parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in weights)
     trained, drawn = right.values()
     lost = Loss(*paired_loss(drawn, trained))
     assert lost.points > 5 and not lost.is_tied
