@@ -121,6 +121,7 @@ def test_no_traceback_shows_a_password(monkeypatch, capsys):
 LOOK = ["--dataset", "digits", "--timesteps", "100", "--blocks", "mid", "up.0.0", "--num-images", "64"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "picture"), [("similarity", "similarity.png"), ("label_free", "label_free.png")])
 def test_a_picture_takes_no_numbers_from_those_who_look(command, picture, fork, tiny_model, tmp_path):
     out = finish(fork(command, "--backbone", tiny_model, *LOOK, cwd=tmp_path))

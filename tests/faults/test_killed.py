@@ -1,44 +1,38 @@
-"""SIGKILL of the driver at many moments of one sweep, and of a trial's worker in another."""
+"""SIGKILL of the driver at several moments of one sweep, and of a trial's worker in another."""
 
 import os
 import signal
-import time
 
 import pytest
 
 from tests.commands import PATIENCE_SECONDS, start, wait_for
 from tests.faults.sweeps import ARGS, children, finish, kill, kill_one, listens_at, progress, table
 
-NUM_START_UP = 2
-NUM_LATER = int(os.environ.get("NUM_KILLS", 3)) - NUM_START_UP
-"""NUM_KILLS=20 for twenty moments in all."""
+NUM_KILLS = int(os.environ.get("NUM_KILLS", 2))
+"""NUM_KILLS=20 for twenty moments."""
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
 
 
 def test_driver(undisturbed, fork, tiny_model, tmp_path):
-    """At first it starts from nothing, as a user starts it; later its like is forked, which takes less time."""
+    """A sweep is started from nothing, as a user does, and interrupted; what goes on with it is forked, which takes less
+    time, and killed."""
     command = "layer_noise", "--backbone", tiny_model, *ARGS
-    for attempt in range(NUM_START_UP):
-        process = start(*command, cwd=tmp_path)
-        if attempt < NUM_START_UP - 1:
-            time.sleep(3)
-            kill(process)
-        else:
-            assert wait_for(lambda: any(tmp_path.rglob("*.arrow")), process)
-            assert listens_at(process) == LOOPBACK
-            process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=PATIENCE_SECONDS)
-            assert process.returncode == 130 and err.splitlines()[-1].startswith("stopped; what was finished is kept")
+    process = start(*command, cwd=tmp_path)
+    assert wait_for(lambda: any(tmp_path.rglob("*.arrow")), process)
+    assert listens_at(process) == LOOPBACK
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130 and err.splitlines()[-1].startswith("stopped; what was finished is kept")
 
     begun, whole, num_killed = progress(tmp_path), progress(undisturbed), 0
-    for attempt in range(NUM_LATER):
-        least = max(progress(tmp_path), begun + (whole - begun) * attempt // NUM_LATER)
+    for attempt in range(NUM_KILLS):
+        least = max(progress(tmp_path), begun + (whole - begun) * attempt // NUM_KILLS)
         process = fork(*command, cwd=tmp_path)
         if not wait_for(lambda least=least: progress(tmp_path) > least, process):
             break
         kill(process)
         num_killed += 1
-    assert num_killed > 0.8 * NUM_LATER
+    assert num_killed > 0.8 * NUM_KILLS
     finish(fork(*command, cwd=tmp_path))
     assert table(tmp_path) == table(undisturbed)
     assert children(tmp_path) == children(undisturbed)

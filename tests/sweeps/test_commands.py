@@ -239,6 +239,7 @@ def test_the_ranking_can_start_the_search(folder, fork, tiny_model, place):
     assert again.partition("\ncost ")[0] == out.partition("\ncost ")[0]
 
 
+@pytest.mark.slow
 def test_scores_are_followed_along_a_training(fork, tmp_path):
     out = ["--dataset", "digits", "--out", str(tmp_path / "ddpm")]
     small = ["--channels", "8", "16", "--batch-size", "8", "--steps", "6", "--learning-rate", "10"]

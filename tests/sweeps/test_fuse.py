@@ -120,11 +120,15 @@ def test_a_fused_head_is_saved_and_loaded(tiny_model, tmp_path):
         np.testing.assert_allclose(ddae.load(tmp_path / head).predict_proba(images), fused.predict_proba(images), 1e-4)
 
 
-def test_what_cannot_be_fused_is_one_line(fork, tiny_model, place, folder, tmp_path):
+def test_what_cannot_be_fused_is_one_line(fork, place, folder, tmp_path):
     assert "head='joined' is not known" in refused(fork, "--heads", "joined", cwd=place)
     assert "max_blocks=1 must be 2 or more" in refused(fork, "--max-blocks", "1", cwd=place)
     assert "is a sweep of fuse" in refused(fork, "--sweep", str(folder), cwd=place)
     assert "no finished sweep" in refused(fork, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_one_feature_alone_is_not_fused(fork, tiny_model, tmp_path):
     one = ["--timesteps", "0", "--blocks", "mid", "--poolings", "2", "--heads", "linear", "--num-trials", "1"]
     run(fork, "layer_noise", "--backbone", tiny_model, "--dataset", "digits", *one, cwd=tmp_path)
     assert "there is nothing to fuse" in refused(fork, cwd=tmp_path)

@@ -119,6 +119,7 @@ def test_samples_are_what_the_head_takes_for_their_class(classifier, tiny_model,
     assert found[30].mean() > found[0].mean() + 1
 
 
+@pytest.mark.slow
 def test_the_command_in_the_manifest_makes_the_same_images(whole, tmp_path):
     script, *args = manifest(whole, 5)["command"].split()[1:]
     args[args.index("--out") + 1] = str(tmp_path)

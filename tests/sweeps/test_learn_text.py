@@ -62,6 +62,7 @@ def test_the_learned_text_is_what_the_next_command_takes(command, tmp_path, tiny
     assert null.fingerprint != learned.fingerprint and not torch.equal(null.inputs.text, learned.inputs.text)
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_the_last_epoch(command, monkeypatch, tmp_path):
     assert command("--epochs", "2", "--out", "whole")[0] == 0
     epochs_begun = []
@@ -90,6 +91,7 @@ def test_it_goes_on_from_the_last_epoch(command, monkeypatch, tmp_path):
     assert len(epochs_begun) == 5 and written == {path: path.stat().st_mtime_ns for path in written}
 
 
+@pytest.mark.slow
 def test_other_settings_are_another_training(command, tmp_path):
     for args in ([], ["--timestep", "10"], ["--image-size", "128"], ["--block", "b9"], ["--data-seed", "1"]):
         assert command("--epochs", "1", *args)[0] == 0

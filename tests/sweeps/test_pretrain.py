@@ -1,7 +1,10 @@
 import json
-import subprocess
+import runpy
 import sys
+from contextlib import chdir, redirect_stderr
+from io import StringIO
 from pathlib import Path
+from unittest import mock
 
 import datasets
 import numpy as np
@@ -11,11 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ddae.backbones import load_backbone
+from ddae.pretrain import Pretraining
 from sweeps.flags import ImagesAndLabels
 from sweeps.pretrain import Pretrain
 from sweeps.pretraining import recipe_of, set_up
 
-COMMAND = [sys.executable, str(Path(__file__).parents[2] / "sweeps" / "pretrain.py"), "--dataset", "digits"]
+COMMAND = [str(Path(__file__).parents[2] / "sweeps" / "pretrain.py"), "--dataset", "digits"]
 SMALL = ["--channels", "8", "16", "--batch-size", "8", "--steps", "6", "--checkpoint-every", "3"]
 
 SNAPSHOT = "unet/diffusion_pytorch_model.safetensors"
@@ -23,29 +27,29 @@ WEIGHTS = f"model/{SNAPSHOT}"
 
 
 def train(out, *args, interrupt_at=None):
-    code = COMMAND if interrupt_at is None else [sys.executable, "-c", STOPPED.format(step=interrupt_at), *COMMAND[2:]]
-    command = [*code, *SMALL, "--out", str(out), *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=out.parent)
+    """The command, in this process, which has imported what it needs. interrupt_at: the step at which it is."""
+    loss = Pretraining.loss
 
+    def interrupted(training, network, step):
+        if step == interrupt_at:
+            raise KeyboardInterrupt
+        return loss(training, network, step)
 
-STOPPED = """
-from ddae.pretrain import Pretraining
-from sweeps import cli, pretrain
-loss = Pretraining.loss
-def interrupted(training, network, step):
-    if step == {step}:
-        raise KeyboardInterrupt
-    return loss(training, network, step)
-Pretraining.loss = interrupted
-cli.run(pretrain.main, pretrain.Pretrain, "")
-"""
+    printed, code = StringIO(), 0
+    argv = mock.patch.object(sys, "argv", [*COMMAND, *SMALL, "--out", str(out), *args])
+    with argv, mock.patch.object(Pretraining, "loss", interrupted), chdir(out.parent), redirect_stderr(printed):
+        try:
+            runpy.run_path(COMMAND[0], run_name="__main__")
+        except SystemExit as exit:
+            code = exit.code
+    return code, printed.getvalue()
 
 
 def test_training_goes_on_where_it_stopped(tmp_path):
-    assert train(tmp_path / "whole", "--snapshot-every", "2").returncode == 0
-    assert train(tmp_path / "parts", interrupt_at=4).returncode == 130
+    assert train(tmp_path / "whole", "--snapshot-every", "2")[0] == 0
+    assert train(tmp_path / "parts", interrupt_at=4)[0] == 130
     assert not (tmp_path / "parts" / "model").exists()
-    assert train(tmp_path / "parts", "--snapshot-every", "2").returncode == 0
+    assert train(tmp_path / "parts", "--snapshot-every", "2")[0] == 0
     whole, parts = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     steps = [
@@ -58,7 +62,7 @@ def test_training_goes_on_where_it_stopped(tmp_path):
 
 
 def test_the_result_is_a_model_with_a_card_and_pictures(tmp_path):
-    assert train(tmp_path).returncode == 0
+    assert train(tmp_path)[0] == 0
     backbone = load_backbone(str(tmp_path / "model"))
     assert backbone.image_size == 8 and len(backbone.blocks) == 7
     weights = load_file(tmp_path / WEIGHTS)
@@ -70,7 +74,7 @@ def test_the_result_is_a_model_with_a_card_and_pictures(tmp_path):
 
 
 def test_edm_learns_and_is_loaded_with_its_own_noise(tmp_path):
-    assert train(tmp_path, "--family", "edm", "--steps", "60").returncode == 0
+    assert train(tmp_path, "--family", "edm", "--steps", "60")[0] == 0
     backbone = load_backbone(str(tmp_path / "model"))
     assert backbone.sigma(1) == pytest.approx(0.002) and len(backbone.blocks) == 7
     assert "small unconditional EDM on digits" in (tmp_path / "model" / "README.md").read_text()
@@ -79,12 +83,12 @@ def test_edm_learns_and_is_loaded_with_its_own_noise(tmp_path):
 
 
 def test_other_settings_do_not_go_on_from_a_checkpoint(tmp_path):
-    assert train(tmp_path).returncode == 0
-    again = train(tmp_path, "--learning-rate", "0.1")
-    assert again.returncode == 2
-    assert "was made with other settings (learning_rate=0.001 and not 0.1); give another --out" in again.stderr
-    again = train(tmp_path, "--dropout", "0.1", "--steps", "9")
-    assert "(steps=6 and not 9, dropout=the default and not 0.1); give another --out" in again.stderr
+    assert train(tmp_path)[0] == 0
+    code, error = train(tmp_path, "--learning-rate", "0.1")
+    assert code == 2
+    assert "was made with other settings (learning_rate=0.001 and not 0.1); give another --out" in error
+    _, error = train(tmp_path, "--dropout", "0.1", "--steps", "9")
+    assert "(steps=6 and not 9, dropout=the default and not 0.1); give another --out" in error
 
 
 def write_images(folder, num=10, dtype=np.uint8, high=255):
