@@ -118,9 +118,10 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def searched(config: Transfer, backbone: str, dataset: str) -> LayerNoise:
-    """The flags of layer_noise.py for a pair. What is to be known of a dataset is looked up and said once."""
+    """The flags of layer_noise.py for a pair. What is to be known of a dataset is looked up and said once, but where
+    images are left out that cannot be read: every network has to leave out the same."""
     shared = {each.name for each in fields(LayerNoise)} & {each.name for each in fields(Transfer)} - {"sync", "dry_run"}
-    check_data = config.check_data and backbone == config.backbones[0]
+    check_data = config.check_data and (config.skip_unreadable or backbone == config.backbones[0])
     given = {name: getattr(config, name) for name in shared} | {"check_data": check_data}
     return LayerNoise(**given | {"backbone": backbone, "dataset": dataset})
 
