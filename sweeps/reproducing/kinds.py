@@ -320,8 +320,8 @@ def of_samples(config: Reproduce, entry: Entry, recipe: Generation, backbone: st
         backbone=backbone, dataset=entry.dataset, data_root=config.data_root, check_data=config.check_data,
         extractor=(f"inception:{config.models / INCEPTION[0]}",), against="train", image_size=entry.image_size,
         precision=config.precision, num_samples=number, sampler=recipe.sampler, steps=recipe.steps, seed=config.seed,
-        force=number != recipe.num_samples, batch_size=config.batch_size, out=config.out / f"samples-{entry.name}",
-        device=config.device, dry_run=config.dry_run,
+        force=number != recipe.num_samples, batch_size=config.batch_size, device=config.device,
+        dry_run=config.dry_run, out=config.out / f"samples-{entry.name}-{config.seed}",
     )  # fmt: skip
     return SamplesMeasurement(sampling.set_up(wanted), recipe.num_samples)
 
