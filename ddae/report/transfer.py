@@ -45,9 +45,10 @@ def regret_map(losses: Mapping[tuple[str, str], Loss], names: Sequence[str], tit
 
 
 def agreements(rows: Mapping[str, tuple[Agreement, float]], path: Path) -> "Figure":
-    """rows: name -> (Spearman correlation, what the datasets' own halves let expect of equal orders)."""
-    names = [shortened(name, 72) for name in rows]
-    figure, axes = make_axes(6.5 + room_for(names, 8), 1.1 + 0.27 * len(rows))
+    """rows: scope, a colon and what is compared -> (Spearman correlation, what the datasets' own halves let expect of
+    equal orders)."""
+    names = [[shortened(part, 72) for part in name.split(": ", 1)] for name in rows]
+    figure, axes = make_axes(6.5 + room_for([part for parts in names for part in parts], 8), 1.1 + 0.4 * len(rows))
     for number, (found, ceiling) in enumerate(rows.values()):
         first = number == 0
         axes.plot(
@@ -59,7 +60,7 @@ def agreements(rows: Mapping[str, tuple[Agreement, float]], path: Path) -> "Figu
         )
         axes.plot(found.value, number, "D", color="black", ms=5, label="Spearman" if first else None)
         axes.plot(ceiling, number, "|", color=FAINT, ms=11, mew=2, label="equal orders" if first else None)
-    axes.set_yticks(range(len(names)), names, size=8)
+    axes.set_yticks(range(len(names)), ["\n".join(parts) for parts in names], size=8)
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-1.02, 1.02), xlabel="Spearman correlation of the sites' accuracies")
     axes.axvline(0, color=FAINT, linewidth=0.8, zorder=0)
     figure.legend(loc="outside upper left", frameon=False, fontsize=8, ncols=3)

@@ -21,6 +21,7 @@ from sweeps.flags import as_args
 from sweeps.pretrain import Pretrain
 from sweeps.pretraining import set_up
 
+pytestmark = pytest.mark.slow
 FLAGS = {
     "dataset": "digits", "channels": (8, 16), "network": "ddpm++", "batch_size": 8, "steps": 40, "flip": True,
     "augment": 0.5, "class_conditional": True, "dropout": 0.1, "accumulate": 2, "autocast": False,
