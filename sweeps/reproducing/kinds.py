@@ -134,11 +134,13 @@ class ProbeMeasurement:
         return lines
 
     def measure(self, folder: Path) -> Measured:
+        is_held = self.task.check_memory([self.cell], self.task.num_train)  # refused before anything is extracted
         if address() or sum(need.num_images for need in self.needs) > IN_PROCESS:
             with open_pool(self.flags, self.task.source, folder) as pool:
                 passes = self.task.space.forward_passes(self.needs)
                 ProbeSweep(self.task, pool, passes, passes).fill(self.needs)
-        kept = Kept(StoredCheckpoint(self.task.source.store, content_key(fit=self.key)), self.key)
+        order = "held" if is_held else f"streamed in {self.task.memory:,} bytes"  # by which rows are shuffled
+        kept = Kept(StoredCheckpoint(self.task.source.store, content_key(fit=self.key)), f"{self.key} {order}")
         fitted = refit(self.task, self.cell, self.dataset, ("test",), kept)
         return measured(fitted.correct("test"), self.task.num_train)
 
