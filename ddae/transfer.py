@@ -41,7 +41,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Agreement:
-    """A rank correlation with a 95 % interval."""
+    """A rank correlation, and a 95 % interval of what it is without noise."""
 
     value: float
     low: float
@@ -82,12 +82,15 @@ def one_for_all(correct: Correct[C], chosen: Mapping[str, C]) -> list[ForAll]:
 
 
 def left_out(correct: Correct[C], chosen: Mapping[str, C]) -> dict[str, tuple[C, Loss]]:
-    """dataset -> the one cell for all the others, and what it loses on this one, which had no say."""
+    """dataset -> which of the cells that were chosen on the others is the one for all of them, and what it loses on
+    this dataset, which had no say."""
     found = {}
     for name in chosen:
         others = {other: cell for other, cell in chosen.items() if other != name}
         if others:
-            cell: C = one_for_all({other: correct[other] for other in others}, others)[0].cell
+            cells = dict.fromkeys(others.values())
+            known = {other: {cell: correct[other][cell] for cell in cells} for other in others}
+            cell: C = one_for_all(known, others)[0].cell
             found[name] = cell, Loss(*paired_loss(correct[name][cell], correct[name][chosen[name]]))
     return found
 
@@ -138,7 +141,7 @@ def agreement(a: np.ndarray, b: np.ndarray, scope: Scope, num_resamples: int = 1
 
     The interval is the basic bootstrap's (Davison & Hinkley 1997, equation 5.6) over the images of each dataset. Images
     that are drawn anew add noise, which lowers a rank correlation as much as the noise that is in it already; the basic
-    interval reflects it, so it may reach further above the value than below.
+    interval reflects it, so it is one for the correlation without noise, and may lie above the value as a whole.
     """
     rng = np.random.default_rng(seed)
     value = float(scope(a.mean(-1), b.mean(-1)))

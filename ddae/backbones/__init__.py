@@ -60,7 +60,7 @@ def load_random(name: str, settings: Settings) -> Backbone:
     """Loads the network of this name, with weights that are drawn anew."""
     backbone = load_backbone(name, replace(settings, weights=""))
     draw_weights(backbone.network)
-    backbone.fingerprint = hashlib.sha256(f"random weights of {backbone.fingerprint}".encode()).hexdigest()
+    backbone.fingerprint = hashlib.sha256(f"random tensors of {backbone.fingerprint}".encode()).hexdigest()
     return backbone
 
 

@@ -18,8 +18,8 @@ LEAST_GFLOPS = 1e-6
 
 
 def regret_map(losses: Mapping[tuple[str, str], Loss], names: Sequence[str], title: str, path: Path) -> "Figure":
-    """losses: (row, column) -> points lost by what was chosen on the row and is used on the column; those that are told
-    apart from none have a frame."""
+    """losses: (row, column) -> points lost by what was chosen on the row and is used on the column; losses of more than
+    two standard errors have a frame."""
     from matplotlib.patches import Rectangle
 
     points = np.array([[losses[row, column].points for column in names] for row in names])
@@ -50,14 +50,20 @@ def agreements(rows: Mapping[str, tuple[Agreement, float]], path: Path) -> "Figu
     names = [[shortened(part, 72) for part in name.split(": ", 1)] for name in rows]
     figure, axes = make_axes(6.5 + room_for([part for parts in names for part in parts], 8), 1.1 + 0.4 * len(rows))
     for number, (found, ceiling) in enumerate(rows.values()):
-        axes.plot([found.low, found.high], [number, number], color="black", linewidth=1)
         first = number == 0
-        axes.plot(found.value, number, "D", color="black", ms=5, label="Spearman, 95 %" if first else None)
+        axes.plot(
+            [found.low, found.high],
+            [number, number],
+            color="black",
+            linewidth=1,
+            label="without noise, 95 %" if first else None,
+        )
+        axes.plot(found.value, number, "D", color="black", ms=5, label="Spearman" if first else None)
         axes.plot(ceiling, number, "|", color=FAINT, ms=11, mew=2, label="equal orders" if first else None)
     axes.set_yticks(range(len(names)), ["\n".join(parts) for parts in names], size=8)
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-1.02, 1.02), xlabel="Spearman correlation of the sites' accuracies")
     axes.axvline(0, color=FAINT, linewidth=0.8, zorder=0)
-    figure.legend(loc="outside upper left", frameon=False, fontsize=8, ncols=2)
+    figure.legend(loc="outside upper left", frameon=False, fontsize=8, ncols=3)
     return save(open_frame(figure), path)
 
 

@@ -27,6 +27,7 @@ RESULTS = "results.json", "report.txt", "not_logged.txt", "not_drawn.txt"
 """What must be as the command has left it: the last two are not there where all is whole."""
 DECIDES = "RAY_", "MLFLOW_", "CUDA_", "NVIDIA_", "HF_", "TORCH_", "AWS_", "XDG_"
 """How the names of variables begin that may change what the long way does."""
+CACHE = "__pycache__"
 RACY_SECONDS = 2
 """A file that was changed so shortly before the command began, or since, may not be the one that it has read."""
 
@@ -76,6 +77,7 @@ def key_of(config: "DataclassInstance") -> str:
     decides = [
         {name: str(value) for name, value in as_flags(config).items()},
         os.getcwd(),
+        [str(package) for package in CODE],
         sys.version,
         sorted(packages()),
         sorted((name, value) for name, value in os.environ.items() if name.startswith(DECIDES)),
@@ -92,8 +94,8 @@ def packages() -> Iterator[str]:
 
 
 def states(roots: Iterable[str]) -> tuple[dict[str, str], int]:
-    """root -> a hash of the names, sizes and times of all files in it, empty where there is none; and the last time at
-    which one of them was changed, in nanoseconds since the epoch.
+    """root -> a hash of the names of all files and folders in it and of the files' sizes and times, empty where there
+    is none; and the last time at which one of them was changed, in nanoseconds since the epoch.
 
     Raises OSError where something cannot be looked at.
     """
@@ -101,13 +103,15 @@ def states(roots: Iterable[str]) -> tuple[dict[str, str], int]:
     for root in roots:
         stamps = sorted(stamps_of(root))
         newest = max([newest, *(changed for *_, changed in stamps)])
-        found[root] = xxhash.xxh3_128_hexdigest(json.dumps(stamps).encode()) if stamps else ""
+        names_and_files = [(path, size, *times) if size >= 0 else path for path, size, *times in stamps]
+        found[root] = xxhash.xxh3_128_hexdigest(json.dumps(names_and_files).encode()) if stamps else ""
     return found, newest
 
 
 def stamps_of(root: str) -> Iterator[tuple[str, int, int, int]]:
-    """(path, size, mtime, ctime) of a file, or of every file and folder below a folder, links followed; Python's own
-    caches are left out."""
+    """(path, size, mtime, ctime) of a file, or of every file and folder below a folder, links followed. A folder has
+    size -1, and the time at which something last came into it or went. Python's own caches are left out, and the times
+    of folders that hold one."""
     waiting, seen = [root], set()
     while waiting:
         path = waiting.pop()
@@ -121,5 +125,6 @@ def stamps_of(root: str) -> Iterator[tuple[str, int, int, int]]:
             yield path, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         elif (status.st_dev, status.st_ino) not in seen:
             seen.add((status.st_dev, status.st_ino))
-            yield path, 0, 0, 0
-            waiting += [os.path.join(path, name) for name in os.listdir(path) if name != "__pycache__"]
+            names = os.listdir(path)
+            yield path, -1, 0, 0 if CACHE in names else status.st_ctime_ns
+            waiting += [os.path.join(path, name) for name in names if name != CACHE]

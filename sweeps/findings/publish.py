@@ -21,12 +21,12 @@ class Publication:
     draw: Callable[[], Sequence[Section]]
     """Makes the page's sections, with pictures in the folder's figures/."""
     page: Callable[[Sequence[Section]], Page]
-    """Of the sections that could be drawn."""
+    """Makes the page, from the sections that could be drawn."""
     tables: Mapping[str, Callable[[Path], object]]
     """File -> what writes it."""
     trials: Sequence[tuple[Task, Trial]]
     metrics: Mapping[str, float]
-    """Of the parent run, which has them beside the note."""
+    """The parent run has them, beside the note."""
     note: str
     results: Callable[[], dict[str, Any]]
     """All numbers, for results.json."""

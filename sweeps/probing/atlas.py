@@ -91,11 +91,13 @@ def short_name(name: str) -> str:
 
 def advise(task: ProbeTask, entries: Sequence[Entry]) -> WarmStart:
     """Where to begin, from sweeps on other datasets: those of the same network or, where there are none, of networks of
-    the same class, whose sites are matched by noise and by their share of a forward pass."""
+    the same class, whose sites are matched by noise and by their share of a forward pass. Where random weights are best
+    says nothing of trained ones."""
     source, space = task.source, task.space
     others = [entry for entry in entries if entry.dataset_fingerprint != (source.images or source.key.images)]
     same = [entry for entry in others if entry.backbone_sha256 == source.key.backbone]
-    found = one_a_dataset(same or [entry for entry in others if entry.family == source.family])
+    trained = [entry for entry in others if not entry.backbone.startswith("random:")]
+    found = one_a_dataset(same or [entry for entry in trained if entry.family == source.family])
     if not found:
         return WarmStart(None, said="as usual: the atlas has no sweep of this network or its class on another dataset")
     depths, sigmas = [block.flops_share for block in space.blocks], list(space.sigmas.values())

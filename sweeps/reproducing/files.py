@@ -109,9 +109,9 @@ def check_there(entry: Entry, model: Model, models: Path, data_root: Path) -> No
         )
 
 
-def check_cell(entry: Entry, block: str) -> None:
-    """Raises ValueError where the paper does not say which feature it reads, and no flag does."""
-    if getattr(entry.recipe, "block", "-") == "" and not block:
+def check_cell(entry: Entry, is_given: bool) -> None:
+    """Raises ValueError where the paper does not say which feature it reads. is_given: whether flags do."""
+    if getattr(entry.recipe, "block", "-") == "" and not is_given:
         head = entry.recipe.head if isinstance(entry.recipe, Probe) else "linear"
         raise ValueError(
             f"{entry.name}: {entry.source} does not say which block and timestep it reads; search them with "

@@ -134,11 +134,13 @@ class ProbeMeasurement:
         return lines
 
     def measure(self, folder: Path) -> Measured:
+        is_held = self.task.check_memory([self.cell], self.task.num_train)  # refused before anything is extracted
         if address() or sum(need.num_images for need in self.needs) > IN_PROCESS:
             with open_pool(self.flags, self.task.source, folder) as pool:
                 passes = self.task.space.forward_passes(self.needs)
                 ProbeSweep(self.task, pool, passes, passes).fill(self.needs)
-        kept = Kept(StoredCheckpoint(self.task.source.store, content_key(fit=self.key)), self.key)
+        order = "held" if is_held else f"streamed in {self.task.memory:,} bytes"  # by which rows are shuffled
+        kept = Kept(StoredCheckpoint(self.task.source.store, content_key(fit=self.key)), f"{self.key} {order}")
         fitted = refit(self.task, self.cell, self.dataset, ("test",), kept)
         return measured(fitted.correct("test"), self.task.num_train)
 
@@ -320,8 +322,8 @@ def of_samples(config: Reproduce, entry: Entry, recipe: Generation, backbone: st
         backbone=backbone, dataset=entry.dataset, data_root=config.data_root, check_data=config.check_data,
         extractor=(f"inception:{config.models / INCEPTION[0]}",), against="train", image_size=entry.image_size,
         precision=config.precision, num_samples=number, sampler=recipe.sampler, steps=recipe.steps, seed=config.seed,
-        force=number != recipe.num_samples, batch_size=config.batch_size, out=config.out / f"samples-{entry.name}",
-        device=config.device, dry_run=config.dry_run,
+        force=number != recipe.num_samples, batch_size=config.batch_size, device=config.device,
+        dry_run=config.dry_run, out=config.out / f"samples-{entry.name}-{config.seed}",
     )  # fmt: skip
     return SamplesMeasurement(sampling.set_up(wanted), recipe.num_samples)
 

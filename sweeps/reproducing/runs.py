@@ -63,7 +63,7 @@ def set_up(config: Reproduce) -> Setup:
     are missing, and for what cannot be run."""
     entry = chosen(config)
     model = MODELS[entry.model]
-    check_cell(entry, getattr(entry.recipe, "block", ""))
+    check_cell(ENTRIES[entry.name], bool(config.block) and config.timestep >= 0)
     check_there(entry, model, config.models, Path(config.data_root))
     paths = [str(config.models / path) for path, _ in model.files]
     text = paths[1] if entry.model == "sd-text" else ""

@@ -110,21 +110,22 @@ def adm(
     dataset: str = "imagenet",
     block: str = "b24",
     timestep: int = 90,
-    epochs: int = 28,
+    says: str = "",
 ) -> Entry:
     """A head on ADM's unconditional 256-pixel network."""
     differs: tuple[str, ...] = (UNSAID, CNN) if head.startswith("cnn") else (UNSAID,)
     if head.startswith("attention") and dataset == "imagenet":
         differs += (DEPTH,)
-    recipe = Probe(block, timestep, head, pooling, gans(epochs))
-    return Entry(name, source, published, tolerance, "adm", dataset, recipe, differs=differs)  # fmt: skip
+    recipe = Probe(block, timestep, head, pooling, gans())
+    return Entry(name, source, published, tolerance, "adm", dataset, recipe, differs=differs, says=says)
 
 
 GANS = (
     Entry("gans-unet-encoder", "GANs, Table 1", 64.32, 1.0, "adm-classifier", "imagenet", OwnScores("scores"),
           differs=("t = 0 adds the least noise of the schedule",)),
     adm("gans-linear", "GANs, Tables 1 and 3", 61.95),
-    adm("gans-linear-pool2", "GANs, Table 1", 64.96, pooling=2),
+    adm("gans-linear-pool2", "GANs, Table 1", 64.96, pooling=2,
+        says="the row is not labelled where it was read; that it is pool 2 is inferred from Table 6"),
     adm("gans-attention", "GANs, Tables 1 and 3", 71.89, "attention-5", 8),
     Entry("gans-fid", "GANs, Table 1", 26.21, 1.0, "adm", "imagenet", Generation("ancestral", 250),
           differs=("the variance is DDPM's, not the one that the network predicts",)),
@@ -144,7 +145,8 @@ GANS = (
           ("b18", "sd", "b18", 512, 64.67), ("b15", "sd", "b15", 512, 55.77),
           ("b18-256", "sd", "b18", 256, 41.37), ("text", "sd-text", "b18", 512, 65.18))),
     Entry("gans-linear-augmented", "GANs, Table 6", 65.07, 1.0, "adm", "imagenet",
-          Probe("b24", 90, "ddae", 2, gans(15), "resized-crop"), differs=(UNSAID, CENTRE)),
+          Probe("b24", 90, "ddae", 2, gans(15), "resized-crop"), differs=(UNSAID, CENTRE),
+          says="the augmentation is not named; resized crops are those of Figure 7"),
     *(Entry(f"gans-code-{name}", "GANs' code (diffssl)", None, 1.0, "adm", "imagenet",
             Probe("b24", 150, head, pooling, Training("sgd", rate, 128, 28, step_epochs=7), "large-crop"),
             differs=differs, says="the code's recipe; no number is printed for it")

@@ -155,8 +155,8 @@ def same_order(found: Findings, path: Path) -> Section:
         "Are the sites in the same order?",
         "Two datasets order the sites of a network as differently as the diamond lies from the grey tick.",
         "Accuracy of ridge at every site, each image left out once. Lines are 95 % intervals of a bootstrap over the "
-        "images, which allows for the noise that pulls a correlation towards 0. Over blocks and over timesteps it is "
-        "the mean of the correlations at each of the other.",
+        "images for the correlation without their noise, which pulls it towards 0: they may lie above the diamond. "
+        "Over blocks and over timesteps it is the mean of the correlations at each of the other.",
         agreements(rows, path),
         "Spearman correlations between datasets",
         Table(AGREEMENT, agreement_rows(found)),

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from ddae.backbones import LIBRARIES, Backbone
+from ddae.backbones import Backbone
 from ddae.noise_ablation import nearest_timesteps
 from storage.ledger import content_key
 from sweeps.flags import check_numbers
 from sweeps.layer_noise import LayerNoise
 from sweeps.probing import plan
+from sweeps.probing.atlas import short_name
 from sweeps.probing.screening import MIN_IMAGES_A_CLASS, ScreeningRules
 from sweeps.probing.source import Need, load_model
 from sweeps.probing.space import Cell
@@ -107,20 +108,15 @@ def open_pairs(config: Transfer) -> Iterator[tuple[Pair, plan.Setup]]:
 
 def short_names(names: Sequence[str]) -> list[str]:
     """The names without their folders, where that leaves them different."""
-
-    def short(name: str) -> str:
-        library, colon, inside = name.partition(":")
-        known = colon and library in LIBRARIES
-        return f"{library}:{short(inside)}" if known else name.rstrip("/").rpartition("/")[2]
-
-    found = [short(name) for name in names]
+    found = [short_name(name) for name in names]
     return found if len(set(found)) == len(found) else list(names)
 
 
 def searched(config: Transfer, backbone: str, dataset: str) -> LayerNoise:
-    """The flags of layer_noise.py for a pair. What is to be known of a dataset is looked up and said once."""
+    """The flags of layer_noise.py for a pair. What is to be known of a dataset is looked up and said once, but where
+    images are left out that cannot be read: every network has to leave out the same."""
     shared = {each.name for each in fields(LayerNoise)} & {each.name for each in fields(Transfer)} - {"sync", "dry_run"}
-    check_data = config.check_data and backbone == config.backbones[0]
+    check_data = config.check_data and (config.skip_unreadable or backbone == config.backbones[0])
     given = {name: getattr(config, name) for name in shared} | {"check_data": check_data}
     return LayerNoise(**given | {"backbone": backbone, "dataset": dataset})
 

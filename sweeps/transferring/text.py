@@ -21,13 +21,15 @@ def report(found: Findings) -> str:
         if len(found.datasets) > 1:
             lines += [
                 "",
-                f"{backbone}: points lost by the cell chosen on the row, used on the column; * told apart from 0",
+                f"{backbone}: points lost by the cell chosen on the row, used on the column; * beyond two standard "
+                "errors",
             ]
             lines += aligned(regret_rows(found, backbone))
     if found.agreements:
         lines += [
             "",
-            "Spearman correlation of two datasets' sites, 95 % interval; of equal orders, as their halves tell",
+            "Spearman correlation of two datasets' sites; 95 % interval of what it is without the images' noise, which "
+            "lowers it; what equal orders would come to, as their halves tell",
         ]
         lines += aligned([AGREEMENT, *agreement_rows(found)])
     lines += ["", *(f"{name:<15}{fact}" for name, fact in facts(found).items())]
@@ -77,7 +79,7 @@ def loss_text(lost: Loss) -> str:
     return f"{lost.points:.1f} +- {lost.stderr:.1f}{'' if lost.is_tied else ' *'}"
 
 
-AGREEMENT = "network", "over", "datasets", "Spearman", "95 %", "equal orders"
+AGREEMENT = "network", "over", "datasets", "Spearman", "without noise, 95 %", "equal orders"
 
 
 def agreement_rows(found: Findings) -> list[tuple[str, ...]]:

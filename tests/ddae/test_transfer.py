@@ -115,6 +115,7 @@ def test_what_is_left_out_has_no_say():
     found = left_out(correct, {"X": "a", "Y": "b", "Z": "a"})
     cell, lost = found["Y"]
     assert cell == "a" and lost.points > 5
+    assert left_out(correct, {"X": "c", "Y": "a", "Z": "c"})["Y"][0] == "c"  # a, which Y brought in, is better there
     assert left_out({"X": on_two()["X"]}, {"X": "a"}) == {}
 
 

@@ -130,6 +130,20 @@ def test_what_may_have_changed_under_the_command_is_not_remembered(place):
     assert report() is None
 
 
+def test_a_file_that_goes_under_the_command_counts_as_a_change(place):
+    """Its folder alone shows it."""
+    (dog := place / "images" / "dog" / "2.png").unlink()
+    assert again.states([str(dog.parent)])[1] == dog.parent.stat().st_ctime_ns
+    (dog.parent / "__pycache__").mkdir()
+    assert again.states([str(dog.parent)])[1] == 0
+
+
+def test_another_clone_of_the_code_is_another_command(place, monkeypatch):
+    remember(place)
+    monkeypatch.setattr(again, "CODE", (place / "clone",))
+    assert report() is None
+
+
 def test_another_report_in_the_folder_is_not_remembered(place):
     remember(place, printed="another answer")
     assert report() is None

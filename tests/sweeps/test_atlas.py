@@ -76,7 +76,8 @@ def test_a_sweep_that_goes_on_replaces_its_own_entry(task, tmp_path):
         (lambda text: '{"name": "something else"}', "KeyError"),
         (lambda text: "[]", "TypeError"),
         (lambda text: "[" * 100_000, "is no entry of an atlas"),
-        (lambda text: " " * 2**20 + text, "it has more than 1,048,576 bytes"),
+        (lambda text: text.replace('"num_train": ', '"num_train": false, "was": '), "num_train=False"),
+        (lambda text: " " * 2**24 + text, "it has more than 16,777,216 bytes"),
         (lambda text: "\udcff", "UnicodeDecodeError"),
     ],
 )
@@ -122,6 +123,7 @@ def test_a_network_of_the_same_class_is_matched_by_noise_and_depth(task):
     found = advise(task, [replace(theirs, sites=renamed), entry(task, ("mid", 0), backbone_sha256="z", family="DiT")])
     assert task.space.ranked(found.ranking)[0] == ("up.1.0", 300) and "of other networks of its class" in found.said
     assert advise(task, [entry(task, family="DiT", backbone_sha256="z")]).ranking is None
+    assert advise(task, [replace(theirs, backbone="random:tiny")]).ranking is None
 
 
 def test_a_sweep_goes_on_from_where_it_began_however_the_atlas_grows(task, tmp_path):

@@ -134,6 +134,8 @@ def test_bad_input_is_one_line():
         runs.set_up(Reproduce("gans-liner"))
     with pytest.raises(ValueError, match="does not say which block and timestep"):
         runs.set_up(Reproduce("ddae-cifar10-edm-imagenet-linear"))
+    with pytest.raises(ValueError, match="give --block and --timestep"):
+        runs.set_up(Reproduce("ddae-cifar10-edm-imagenet-finetune", block="out_6"))
     with pytest.raises(ValueError, match="views=3 and fresh_augmentation=True"):
         runs.set_up(Reproduce("gans-linear", views=3, fresh_augmentation=True))
     with pytest.raises(ValueError, match="reads no block"):

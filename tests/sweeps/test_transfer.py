@@ -18,7 +18,7 @@ from ddae.pooling import pool
 from ddae.probe import paired_loss, to_maps
 from ddae.transfer import Loss
 from sweeps.transfer import Transfer
-from sweeps.transferring.setup import estimate, set_up
+from sweeps.transferring.setup import estimate, searched, set_up
 from tests.commands import PATIENCE_SECONDS
 
 ARGS = ["--sigmas", "0.05", "0.3", "--poolings", "1", "--heads", "ridge", "--num-trials", "4", "--site-images", "100"]
@@ -110,6 +110,13 @@ def test_every_pair_is_in_the_atlas_and_a_sweep_begins_there(place, fork, tiny_m
     assert len(next(iter(results["timesteps_at"].values()))) == 2  # of five
     assert (folder / "warm_start.json").exists() and len(list(place.glob("out/atlas/*.json"))) == 5
     assert "nothing is sent anywhere" in out.splitlines()[-1]
+
+
+def test_every_network_leaves_out_the_same_images():
+    config = Transfer(backbones=("a", "b"))
+    assert [searched(config, name, "x").check_data for name in "ab"] == [True, False]
+    skipping = replace(config, skip_unreadable=True)
+    assert [searched(skipping, name, "x").check_data for name in "ab"] == [True, True]
 
 
 def test_networks_get_the_same_noise_and_costs_are_said(tiny_model, tmp_path, monkeypatch):
