@@ -35,8 +35,8 @@ class Loss:
 
     @property
     def is_tied(self) -> bool:
-        """Whether it is no loss as far as these images can tell."""
-        return self.points <= CLEARLY * self.stderr
+        """Whether these images cannot tell the two apart."""
+        return abs(self.points) <= CLEARLY * self.stderr
 
 
 @dataclass(frozen=True)

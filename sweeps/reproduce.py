@@ -17,12 +17,9 @@ Environment: as layer_noise.py.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from sweeps import cli
-
-if TYPE_CHECKING:
-    from sweeps.reproducing.findings import Findings
 
 
 @dataclass(frozen=True)
@@ -66,13 +63,6 @@ class Reproduce:
     """Open every image before anything is computed; of 100,000 images or more only 1,000."""
     dry_run: bool = False
     """Say what it would cost, and stop."""
-
-
-def reproduce(config: Reproduce) -> "Findings":
-    """Measure an entry, or go on with it, and return what was found."""
-    from sweeps.reproducing import runs
-
-    return runs.measure(runs.set_up(config))
 
 
 def main(config: Reproduce) -> None:

@@ -44,7 +44,7 @@ def publish(found: Findings, config: NoiseAblation, tracker: Tracker) -> None:
         },
         trials=[(found.task, trial) for trial in found.tried],
         metrics={"wall_seconds": found.wall_seconds},
-        note=answer_text(found),
+        note=lambda: answer_text(found),
         results=lambda: results(found, config),
     )
     publish_sweep(publication, found.folder, tracker)

@@ -50,7 +50,7 @@ def publish(found: Findings, config: FeatureLearning, tracker: Tracker) -> None:
         tables=tables,
         trials=trials,
         metrics=metrics(found),
-        note=answer_text(found),
+        note=lambda: answer_text(found),
         results=lambda: results(found, config),
     )
     publish_sweep(publication, found.folder, tracker)

@@ -26,8 +26,8 @@ class Publication:
     """File -> what writes it."""
     trials: Sequence[tuple[Task, Trial]]
     metrics: Mapping[str, float]
-    """The parent run has them, beside the note."""
-    note: str
+    note: Callable[[], str]
+    """The parent run in MLflow has both."""
     results: Callable[[], dict[str, Any]]
     """All numbers, for results.json."""
     more_files: Sequence[str] = ()
@@ -46,7 +46,7 @@ def publish(found: Publication, folder: Path, tracker: Tracker) -> None:
         failed += [attempt(folder / name, write) for name, write in found.tables.items()]
         files = ["report.html", "report.txt", *found.tables, "config.yaml", *found.more_files]
         artifacts = [*sorted((folder / "figures").glob("*.png")), *(folder / name for name in files)]
-        logged.keep(folder, tracker, found.trials, found.metrics, found.note, artifacts, failed)
+        logged.keep(folder, tracker, found.trials, found.metrics, found.note(), artifacts, failed)
         write_results(folder, found.results())
     logged.log(folder, tracker)
 

@@ -49,7 +49,7 @@ def publish(found: Findings, config: Finetune, tracker: Tracker, trials: Sequenc
         tables={"trials.csv": lambda path: write_csv(path, found.trials)},
         trials=trials,
         metrics={**found.answer.result.metrics, "wall_seconds": found.wall_seconds},
-        note=answer_text(found),
+        note=lambda: answer_text(found),
         results=lambda: results(found, config),
     )
     publish_sweep(publication, found.folder, tracker)

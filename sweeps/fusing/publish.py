@@ -49,7 +49,7 @@ def publish(found: Findings, config: Fuse, tracker: Tracker) -> None:
             "passes_an_image": answer.passes,
             "wall_seconds": found.wall_seconds,
         },
-        note=answer_text(found),
+        note=lambda: answer_text(found),
         results=lambda: results(found, config),
     )
     publish_sweep(publication, found.folder, tracker)

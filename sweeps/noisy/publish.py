@@ -55,7 +55,7 @@ def publish(found: Findings, config: NoiseConditional, tracker: Tracker) -> None
         },
         trials=[*trials, *found.baselines.values()],
         metrics={**found.answer.last.metrics, "wall_seconds": found.wall_seconds},
-        note=answer_text(found),
+        note=lambda: answer_text(found),
         results=lambda: results(found, config),
         more_files=["noisy_classifier.json"],
     )

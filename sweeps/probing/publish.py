@@ -54,7 +54,7 @@ def publish(
             "share_of_grid": cost.passes / cost.grid_passes,
             "wall_seconds": cost.wall_seconds,
         },
-        note=note(found),
+        note=lambda: note(found),
         results=lambda: results(found, config),
         undrawn=undrawn,
     )

@@ -16,7 +16,7 @@ from sweeps.findings.folder import ANY_LETTER, only_process, write_results
 from sweeps.findings.logged import finished_report, incomplete
 from sweeps.flags import SEEDS, as_flags, check_numbers
 from sweeps.reproduce import Reproduce
-from sweeps.reproducing.entry import Entry, Generation
+from sweeps.reproducing.entry import Entry, Generation, Probe
 from sweeps.reproducing.files import DATASETS, MODELS, check_cell, check_there, needed
 from sweeps.reproducing.findings import Findings
 from sweeps.reproducing.kinds import Measurement, measurement
@@ -82,6 +82,7 @@ def chosen(config: Reproduce) -> Entry:
     if config.views and config.fresh_augmentation:
         raise ValueError(f"views={config.views} and fresh_augmentation=True are two answers to one question; give one")
     entry = ENTRIES[config.name]
+    check_read(config, entry)
     given: dict[str, str | int] = {"block": config.block} if config.block else {}
     given |= {"timestep": config.timestep} if config.timestep >= 0 else {}
     if not given:
@@ -89,9 +90,23 @@ def chosen(config: Reproduce) -> Entry:
     if isinstance(entry.recipe, Generation):
         raise ValueError(f"{entry.name} samples, and reads no block; leave --block and --timestep out")
     before = getattr(entry.recipe, "block", "")
-    told = ", ".join(f"{name} {value}" for name, value in given.items())
-    changed = (f"the feature is what the flags say: {told}",) if before else (f"its feature was searched: {told}",)
+    cell = ", ".join(f"{name} {value}" for name, value in given.items())
+    changed = (f"the feature is what the flags say: {cell}",) if before else (f"its feature was searched: {cell}",)
     return replace(entry, recipe=replace(entry.recipe, **given), differs=(*entry.differs, *changed))  # type: ignore[arg-type]
+
+
+def check_read(config: Reproduce, entry: Entry) -> None:
+    """Raises ValueError for a flag that is given and that entries of this kind do not read."""
+    recipe = entry.recipe
+    read: set[str] = set()
+    if isinstance(recipe, Generation):
+        read = {"num_samples", "batch_size"}
+    elif isinstance(recipe, Probe):
+        read = {"memory", "views", "fresh_augmentation"} if recipe.training else {"memory"}
+    for name in ("views", "fresh_augmentation", "num_samples", "batch_size", "memory"):
+        if name not in read and getattr(config, name) != getattr(Reproduce, name):
+            flag = name.replace("_", "-")
+            raise ValueError(f"{entry.name} ({recipe.kind}) does not read --{flag}; leave it out")
 
 
 def measure(setup: Setup) -> Findings:

@@ -67,7 +67,7 @@ def publish(found: Findings, config: Transfer, tracker: Tracker) -> None:
         },
         trials=[(each.pair.task, trial) for each in found.searched for trial in each.trials],
         metrics=metrics(found),
-        note=answer_text(found),
+        note=lambda: answer_text(found),
         results=lambda: results(found, config),
     )
     publish_sweep(publication, found.folder, tracker)

@@ -146,7 +146,7 @@ def check(config: Transfer) -> None:
         given = getattr(config, name)
         if not given or len(set(given)) < len(given):
             raise ValueError(f"{name}={list(given)}: give one or more, and each once")
-    if any(not sigma > 0 for sigma in config.sigmas):
+    if any(not 0 < sigma < float("inf") for sigma in config.sigmas):
         raise ValueError(f"sigmas={list(config.sigmas)}: give numbers above 0, as 0.03 0.1 0.4")
     check_numbers(config, site_images=(0, 10**9))
     if 0 < config.site_images < 8:

@@ -14,7 +14,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
 
 
 def test_driver(undisturbed, fork, tiny_model, tmp_path):
-    """A sweep is started from nothing, as a user does, and interrupted; what goes on with it is forked, which takes less
+    """A sweep is started from nothing, as a user does, and interrupted; what goes on is forked, which takes less
     time, and killed."""
     command = "layer_noise", "--backbone", tiny_model, *ARGS
     process = start(*command, cwd=tmp_path)
