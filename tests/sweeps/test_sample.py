@@ -52,6 +52,7 @@ def test_images_are_kept_with_all_that_makes_them_again(whole, tiny_model):
     assert manifest["recipe"].items() >= {"sampler": "ddim", "steps": 3, "seed": 0, "start": "noise"}.items()
 
 
+@pytest.mark.slow
 def test_the_command_in_the_manifest_makes_the_same_images(whole, tmp_path):
     script, *args = json.loads((whole / "manifest.json").read_text())["command"].split()[1:]
     args[args.index("--out") + 1] = str(tmp_path)

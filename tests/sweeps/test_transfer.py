@@ -97,6 +97,7 @@ def test_a_pair_of_it_is_a_sweep_of_layer_noise(found):
     assert found["commands"][0].startswith("python sweeps/layer_noise.py --backbone")
 
 
+@pytest.mark.slow
 def test_every_pair_is_in_the_atlas_and_a_sweep_begins_there(place, fork, tiny_model):
     assert len(list(place.glob("out/atlas/*.json"))) == 4
     assert "nothing is sent anywhere" in (place / "printed").read_text().splitlines()[-1]

@@ -7,7 +7,7 @@ from sweeps.probing.sweep import COLUMNS
 from tests.faults.sweeps import finish
 from tests.ui.mlflow_ui import WITHOUT_BROWSER, Browser, ui
 
-pytestmark = pytest.mark.skipif(bool(WITHOUT_BROWSER), reason=WITHOUT_BROWSER)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WITHOUT_BROWSER), reason=WITHOUT_BROWSER)]
 ARGS = ["--dataset", "digits", "--timesteps", "0", "600", "--poolings", "1", "2", "--blocks", "mid", "up.0.0"]
 ARGS += ["--heads", "ridge", "knn", "--search", "grid"]
 
