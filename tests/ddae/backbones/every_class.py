@@ -5,10 +5,12 @@ small: by the folder's own configuration, or by arguments(id) where the pipeline
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.ddae.backbones.every_class_cross import CROSS
 from tests.ddae.backbones.every_class_joint import JOINT
@@ -62,3 +64,16 @@ def loading(name: str) -> dict[str, Any]:
 
 
 FOLDERS: dict[str, Callable[[Path], None]] = {name: partial(write, name) for name in PIPELINES}
+
+ALWAYS = {
+    "DDPMPipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline EDM", "PixArtSigmaPipeline", "SanaPipeline",
+    "StableDiffusionInstructPix2PixPipeline", "LDMPipeline", "FluxPipeline", "StableDiffusion3Pipeline",
+    "QwenImagePipeline", "PRXPixelPipeline", "ConsistencyModelPipeline", "Kandinsky5T2IPipeline",
+}  # fmt: skip
+"""One of each kind, which run without -m slow: pixels and latents, noise, velocity, EDM's and flows, UNets, and
+transformers with text beside the image and in one sequence with it."""
+
+
+def classes(but: Container[str] = ()) -> list[Any]:
+    """Every id for a test's parameters; those that are not in ALWAYS are slow."""
+    return [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in FOLDERS if name not in but]

@@ -159,8 +159,7 @@ def random_network(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("step", [4, 14])
-@pytest.mark.parametrize("suffix", ["pkl", "pt"])
+@pytest.mark.parametrize(("step", "suffix"), [(4, "pkl"), (14, "pt")])
 def test_the_other_networks_of_the_code_are_as_the_formulae_have_them(name, step, suffix, tmp_path):
     state, path = random_network(name), tmp_path / f"network.{suffix}"
     if suffix == "pkl":

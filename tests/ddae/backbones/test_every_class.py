@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from ddae.backbones import Settings, load_backbone
 from ddae.noise import VE, Flow
-from tests.ddae.backbones.every_class import FOLDERS, NOT_BUILT, PIPELINES, arguments
+from tests.ddae.backbones.every_class import FOLDERS, NOT_BUILT, PIPELINES, arguments, classes
 
 NUM_STEPS = 3
 
@@ -42,15 +42,6 @@ ELSEWHERE = {
 """What is not compared here, and why."""
 
 
-ALWAYS = {
-    "DDPMPipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline EDM", "PixArtSigmaPipeline", "SanaPipeline",
-    "StableDiffusionInstructPix2PixPipeline", "LDMPipeline", "FluxPipeline", "StableDiffusion3Pipeline",
-    "QwenImagePipeline", "PRXPixelPipeline", "ConsistencyModelPipeline", "Kandinsky5T2IPipeline",
-}  # fmt: skip
-"""One of each kind, which run without -m slow: pixels and latents, noise, velocity, EDM's and flows, UNets, and
-transformers with text beside the image and in one sequence with it."""
-
-
 def test_every_denoiser_of_images_that_diffusers_exports_has_a_folder():
     import diffusers
 
@@ -60,14 +51,7 @@ def test_every_denoiser_of_images_that_diffusers_exports_has_a_folder():
     assert {name for name in exported if "ControlNet" not in name} <= built | set(NOT_BUILT)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow)
-        for name in FOLDERS
-        if name not in REFUSED | ELSEWHERE
-    ],
-)
+@pytest.mark.parametrize("name", classes(but=REFUSED | ELSEWHERE))
 @torch.no_grad()
 def test_every_block_is_what_it_is_in_the_pipelines_own_run(name: str, tmp_path, monkeypatch):
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution

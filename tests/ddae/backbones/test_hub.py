@@ -81,6 +81,7 @@ def fingerprint(address: str, home: Path) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [".safetensors", ".bin"])
 def test_no_more_of_stable_diffusion_is_fetched_than_is_read(hub, weights, tiny_stable_diffusion, tmp_path):
     address, folder, downloaded = hub

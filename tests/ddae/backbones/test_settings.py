@@ -36,6 +36,7 @@ def test_faster_passes_keep_the_features(settings):
     assert least_cosine(exact, faster) >= 0.999
 
 
+@pytest.mark.slow
 def test_compiled_passes_keep_the_features_and_serve_any_blocks_and_timesteps(tiny_model):
     exact, compiled = (load_backbone(tiny_model, each) for each in (Settings(), Settings(compile=True)))
     assert least_cosine(features(exact), features(compiled)) >= 0.9999
