@@ -13,14 +13,12 @@ from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.ablation.findings import Findings, statements
 from sweeps.cli import aligned
-from sweeps.findings.publish import Publication
+from sweeps.findings.publish import Publication, trial_tables
 from sweeps.findings.publish import publish as publish_sweep
-from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import as_flags, command_of
 from sweeps.noise_ablation import NoiseAblation
 from sweeps.probing.source import absolute
-from sweeps.search.study import write_study
 
 HEADER = "configuration", "steps", "val accuracy", "at", "FD", "FD from real", "real-real FD"
 WORDS = {word: page.WORDS[word] for word in ("block", "timestep, t", "sigma", "pooling", "cell, trial")} | {
@@ -38,10 +36,7 @@ def publish(found: Findings, config: NoiseAblation, tracker: Tracker) -> None:
         report(found),
         draw=lambda: sections(found),
         page=lambda drawn: page_of(found, config, drawn),
-        tables={
-            "trials.csv": lambda path: write_csv(path, found.trials),
-            "optuna.log": lambda path: write_study(path, found.task, found.tried),
-        },
+        tables=trial_tables(found),
         trials=[(found.task, trial) for trial in found.tried],
         metrics={"wall_seconds": found.wall_seconds},
         note=lambda: answer_text(found),

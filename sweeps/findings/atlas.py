@@ -4,7 +4,8 @@ shown to anybody and merged with others. A file holds numbers and fingerprints; 
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,10 @@ class Entry:
 
 def write(folder: Path, entry: Entry, replaces: bool = True) -> Path:
     """Add an entry to an atlas; one that is there already stays. replaces: whether it takes the place of what the same
-    sweep has found before."""
+    sweep has found before, whose pixels it keeps where it has none and the head is the same."""
     folder.mkdir(parents=True, exist_ok=True)
+    if replaces and entry.raw_pixels is None:
+        entry = replace(entry, raw_pixels=known_pixels(folder, entry))
     path = folder / entry.name
     if not path.exists():
         with published(path) as part:
@@ -96,6 +99,15 @@ def write(folder: Path, entry: Entry, replaces: bool = True) -> Path:
         if earlier != path:
             earlier.unlink(missing_ok=True)
     return path
+
+
+def known_pixels(folder: Path, entry: Entry) -> float | None:
+    for path in folder.glob(f"{entry.series}*.json"):
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            earlier = parse(path)
+            if earlier.raw_pixels is not None and earlier.answer.head == entry.answer.head:
+                return earlier.raw_pixels
+    return None
 
 
 def read(folder: Path) -> list[Entry]:

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ddae.report.page import Page, Section, render
 from storage.tracking import Tracker
 from sweeps.findings import logged
 from sweeps.findings.folder import ANY_LETTER, answered, attempt, write_results
+from sweeps.findings.table import write_csv
+from sweeps.search.study import write_study
 from sweeps.search.task import Task, Trial
 
 
@@ -34,6 +36,28 @@ class Publication:
     """Files of the folder that MLflow is to have besides."""
     undrawn: Sequence[str] = ()
     """What could not be drawn before, and why."""
+
+
+class Tried(Protocol):
+    """Findings of one Task."""
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def tried(self) -> Sequence[Trial]: ...
+
+    @property
+    def trials(self) -> Sequence[Mapping[str, Any]]:
+        """One row a trial."""
+
+
+def trial_tables(found: Tried) -> dict[str, Callable[[Path], object]]:
+    """The trials as rows, and as a study of Optuna's."""
+    return {
+        "trials.csv": lambda path: write_csv(path, found.trials),
+        "optuna.log": lambda path: write_study(path, found.task, found.tried),
+    }
 
 
 def publish(found: Publication, folder: Path, tracker: Tracker) -> None:

@@ -12,15 +12,13 @@ from ddae.report.training import accuracy_curves
 from storage.tracking import Tracker
 from sweeps.cli import aligned
 from sweeps.findings.folder import read_test, test_text
-from sweeps.findings.publish import Publication
+from sweeps.findings.publish import Publication, trial_tables
 from sweeps.findings.publish import publish as publish_sweep
-from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import as_flags, command_of
 from sweeps.fuse import Fuse
 from sweeps.fusing.findings import Findings, Fused
 from sweeps.fusing.selection import Path
-from sweeps.search.study import write_study
 
 HEADER = "", "features", "pooling", "head", "passes an image", "numbers an image", "val", "gain"
 WORDS = {word: page.WORDS[word] for word in ("block", "timestep, t", "pooling", "head", "cell, trial")} | {
@@ -37,10 +35,7 @@ def publish(found: Findings, config: Fuse, tracker: Tracker) -> None:
         report(found),
         draw=lambda: sections(found),
         page=lambda drawn: page_of(found, config, drawn),
-        tables={
-            "trials.csv": lambda path: write_csv(path, found.trials),
-            "optuna.log": lambda path: write_study(path, found.task, found.tried),
-        },
+        tables=trial_tables(found),
         trials=[(found.task, trial) for trial in found.tried],
         metrics={
             **answer.trial.last.metrics,

@@ -15,16 +15,14 @@ from ddae.report.page import Page, Section, Table
 from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.cli import aligned
-from sweeps.findings.publish import Publication
+from sweeps.findings.publish import Publication, trial_tables
 from sweeps.findings.publish import publish as publish_sweep
-from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import as_flags, command_of
 from sweeps.noisy.findings import OWN, Findings
 from sweeps.noisy.task import official
 from sweeps.noisy_classifier import NoiseConditional
 from sweeps.probing.source import with_whole_paths
-from sweeps.search.study import write_study
 from sweeps.search.task import Task, Trial
 
 SHOWN = 10
@@ -48,11 +46,7 @@ def publish(found: Findings, config: NoiseConditional, tracker: Tracker) -> None
         report(found),
         draw=lambda: sections(found),
         page=lambda drawn: page_of(found, config, drawn),
-        tables={
-            "trials.csv": lambda path: write_csv(path, found.trials),
-            "levels.csv": lambda path: write_levels(path, found),
-            "optuna.log": lambda path: write_study(path, found.task, found.tried),
-        },
+        tables={**trial_tables(found), "levels.csv": lambda path: write_levels(path, found)},
         trials=[*trials, *found.baselines.values()],
         metrics={**found.answer.last.metrics, "wall_seconds": found.wall_seconds},
         note=lambda: answer_text(found),

@@ -19,6 +19,7 @@ from sweeps.findings import atlas
 from sweeps.findings.answer import Answer
 from sweeps.findings.atlas import Answered, Entry, Site
 from sweeps.probing.screening import Screening
+from sweeps.probing.source import FeatureSource
 from sweeps.probing.space import Cell
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import Result
@@ -94,7 +95,7 @@ def advise(task: ProbeTask, entries: Sequence[Entry]) -> WarmStart:
     the same class, whose sites are matched by noise and by their share of a forward pass. Where random weights are best
     says nothing of trained ones."""
     source, space = task.source, task.space
-    others = [entry for entry in entries if entry.dataset_fingerprint != (source.images or source.key.images)]
+    others = [entry for entry in entries if not is_of(entry, source)]
     same = [entry for entry in others if entry.backbone_sha256 == source.key.backbone]
     trained = [entry for entry in others if not entry.backbone.startswith("random:")]
     found = one_a_dataset(same or [entry for entry in trained if entry.family == source.family])
@@ -113,6 +114,12 @@ def advise(task: ProbeTask, entries: Sequence[Entry]) -> WarmStart:
     return WarmStart(
         mean_standing(depths, sigmas, rankings), tuple(cell for cell in dict.fromkeys(cells) if cell in known), said
     )
+
+
+def is_of(entry: Entry, source: FeatureSource) -> bool:
+    """Whether a sweep was on this dataset; a fingerprint alone is another one at another image size."""
+    has_its_name = entry.dataset == source.dataset and source.dataset in DATASETS
+    return has_its_name or entry.dataset_fingerprint == (source.images or source.key.images)
 
 
 def one_a_dataset(entries: Sequence[Entry]) -> list[Entry]:

@@ -11,16 +11,14 @@ from ddae.units import rounded
 from storage.secrets import hidden
 from storage.tracking import Tracker
 from sweeps.findings.folder import read_test, test_text
-from sweeps.findings.publish import Publication
+from sweeps.findings.publish import Publication, trial_tables
 from sweeps.findings.publish import publish as publish_sweep
-from sweeps.findings.table import write_csv
 from sweeps.findings.versions import versions
 from sweeps.flags import ModelAndData, as_flags, command_of
 from sweeps.probing import text
 from sweeps.probing.findings import Findings
 from sweeps.probing.note import note
 from sweeps.probing.source import with_whole_paths
-from sweeps.search.study import write_study
 from sweeps.search.task import Result, Trial
 
 SAYS = {
@@ -39,10 +37,7 @@ def publish(
         text.report(found),
         draw=lambda: drawn,
         page=lambda drawn: page(found, drawn, config),
-        tables={
-            "trials.csv": lambda path: write_csv(path, found.trials),
-            "optuna.log": lambda path: write_study(path, found.task, found.tried),
-        },
+        tables=trial_tables(found),
         trials=[(found.task, trial) for trial in found.fitted],
         metrics={
             **answer.result.metrics,

@@ -167,11 +167,8 @@ class Search(ProbeSweep):
         """The search of cells at the sites that screening has left."""
         config, task = self.config, replace(self.task, sites=screening.sites)
         size = round_size(config, self.task)
-        rules, first = (
-            (config.num_trials, config.search, config.seed, size),
-            first_cells(task, screening, self.warm.cells),
-        )
-        return HalvingSearch(task, *rules, first=first)
+        first = first_cells(task, screening, self.warm.cells)
+        return HalvingSearch(task, config.num_trials, config.search, config.seed, size, first=first)
 
     def choose(self, screening: Screening, trials: Sequence[Trial]) -> Answer:
         """The answer among the trials."""

@@ -59,9 +59,9 @@ class Findings:
         text = f"{entry.name}: measured {shown}, published {entry.published_text} ({entry.source})"
         if self.difference is None:
             return f"{text}; there is nothing to compare with"
-        way = "above" if self.difference > 0 else "below"
+        way = f"{rounded(abs(self.difference), 3)} {'above' if self.difference > 0 else 'below'}"
         verdict = "within" if self.is_within else "NOT within"
-        return f"{text}: {rounded(abs(self.difference), 3)} {way}, {verdict} the tolerance of {entry.tolerance:g}"
+        return f"{text}: {way if self.difference else 'equal'}, {verdict} the tolerance of {entry.tolerance:g}"
 
     @property
     def text(self) -> str:

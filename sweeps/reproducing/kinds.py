@@ -163,7 +163,8 @@ class ScoresMeasurement:
 
     @property
     def differs(self) -> list[str]:
-        return ["scores are kept as float16"]
+        order = "class k of the network is taken for the k-th of the images' classes, in the order of their names"
+        return ["scores are kept as float16", order]
 
     def estimate(self) -> list[str]:
         return [f"passes    {self.need.num_images:,} test images, once"]

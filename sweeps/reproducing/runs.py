@@ -12,7 +12,7 @@ from storage.ledger import content_key
 from storage.tracking import Tracker, check_server, tracking_uri
 from sweeps.cli import aligned, check_writable
 from sweeps.findings import logged
-from sweeps.findings.folder import ANY_LETTER, only_process, write_results
+from sweeps.findings.folder import ANY_LETTER, answered, only_process, write_results
 from sweeps.findings.logged import finished_report, incomplete
 from sweeps.flags import SEEDS, as_flags, check_numbers
 from sweeps.reproduce import Reproduce
@@ -117,11 +117,12 @@ def measure(setup: Setup) -> Findings:
             setup.entry, setup.measurement.measure(folder), setup.measurement.feature, setup.differs, folder,
             tracker.where,
         )  # fmt: skip
-        report = folder / "report.txt"
-        report.write_text(found.text, **ANY_LETTER)
-        note = f"```\n{found.text}\n```"
-        logged.keep(folder, tracker, [], found.metrics, note, [report, folder / "config.yaml"])
-        write_results(folder, {"task": TASK, "flags": as_flags(setup.config), "answer": found.results})
+        with answered(found.text):
+            report = folder / "report.txt"
+            report.write_text(found.text, **ANY_LETTER)
+            note = f"```\n{found.text}\n```"
+            logged.keep(folder, tracker, [], found.metrics, note, [report, folder / "config.yaml"])
+            write_results(folder, {"task": TASK, "flags": as_flags(setup.config), "answer": found.results})
         logged.log(folder, tracker)
     return found
 
@@ -145,8 +146,8 @@ def list_entries() -> str:
     rows = [["entry", "source", "published", "tolerance", "kind", "network", "images"]]
     for entry in ENTRIES.values():
         tolerance = f"{entry.tolerance:g}" if entry.published is not None else ""
-        told = [entry.published_text, tolerance, entry.recipe.kind, entry.model, entry.dataset]
-        rows.append([entry.name, entry.source, *told])
+        what = entry.recipe.kind, entry.model, entry.dataset
+        rows.append([entry.name, entry.source, entry.published_text, tolerance, *what])
     files = [["network", "below --models", "where to get it"]]
     for name, model in MODELS.items():
         files += [[name, path, where] for path, where in model.files] or [[name, "no file", model.backbone]]

@@ -82,6 +82,8 @@ class Findings:
     """Full forward passes that were run just now; the store held the others."""
     added: str = ""
     """Where it lies in the atlas, if it does."""
+    not_added: str = ""
+    """Why it could not be added, if so."""
 
     @property
     def backbones(self) -> list[str]:

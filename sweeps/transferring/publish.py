@@ -66,9 +66,10 @@ def publish(found: Findings, config: Transfer, tracker: Tracker) -> None:
             if rows
         },
         trials=[(each.pair.task, trial) for each in found.searched for trial in each.trials],
-        metrics=metrics(found),
+        metrics={"wall_seconds": found.wall_seconds, "forward_passes": sum(each.passes for each in found.searched)},
         note=lambda: answer_text(found),
         results=lambda: results(found, config),
+        undrawn=[found.not_added],
     )
     publish_sweep(publication, found.folder, tracker)
 
@@ -85,13 +86,6 @@ def flags_of(config: Transfer) -> dict[str, Any]:
             store=config.store if is_address(config.store) else str(Path(config.store).absolute()),
         )
     )
-
-
-def metrics(found: Findings) -> dict[str, float]:
-    """What MLflow has of the whole sweep."""
-    known = {"wall_seconds": found.wall_seconds, "forward_passes": sum(each.passes for each in found.searched)}
-    best = max(found.searched, key=lambda each: merit(each))
-    return {**best.own.last.metrics, **known}
 
 
 def merit(each: Searched) -> float:
@@ -111,8 +105,14 @@ def page_of(found: Findings, config: Transfer, drawn: Sequence[Section]) -> Page
         sections=drawn,
         command=hidden(command_of(config, "transfer")),
         versions=versions(
-            **{name: each.pair.task.source.key.backbone[:12] for name, each in found.on(found.datasets[0]).items()},
-            **{name: each.pair.task.source.key.images[:12] for name, each in found.under(found.backbones[0]).items()},
+            **{
+                f"network {name}": each.pair.task.source.key.backbone[:12]
+                for name, each in found.on(found.datasets[0]).items()
+            },
+            **{
+                f"images of {name}": each.pair.task.source.key.images[:12]
+                for name, each in found.under(found.backbones[0]).items()
+            },
         ),
         says="of the val images are classified correctly by",
         words=WORDS if several else {word: said for word, said in WORDS.items() if word != "equal orders"},

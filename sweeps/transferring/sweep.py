@@ -114,22 +114,21 @@ class TransferSweep:
             searched.append(
                 Searched(each.pair, sites, screening, tuple(tried), replace(answer, final=final), fitted, passes)
             )
-        added = self._add_to_atlas(searched) if self.setup.config.atlas else ""
+        added, trouble = self._add_to_atlas(searched) if self.setup.config.atlas else ("", "")
         raw_pixels, new_passes = self._raw_pixels(searched), sum(each.new_passes for each in self.searches)
         wall_seconds = time.time() - self.started_seconds
         where = self.setup.folder, self.tracker.where
-        return Findings(tuple(searched), raw_pixels, *where, wall_seconds, new_passes, added)
+        return Findings(tuple(searched), raw_pixels, *where, wall_seconds, new_passes, added, trouble)
 
-    def _add_to_atlas(self, searched: Sequence[Searched]) -> str:
-        """Add an entry for every pair. Returns what is said of it."""
+    def _add_to_atlas(self, searched: Sequence[Searched]) -> tuple[str, str]:
+        """Add an entry for every pair. Returns what is said of it, and why that failed, if it did."""
         folder = self.setup.config.out / "atlas"
         for each in searched:
             pair, sweep = each.pair, sweep_folder(each.pair.config, each.pair.task).name
             _, trouble = atlas.add(folder, atlas.entry_of(sweep, pair.task, each.screening, each.answer, None))
             if trouble:
-                log.warning(trouble)
-                return ""
-        return f"{folder}, {len(searched)} files: {atlas.SAYS}"
+                return "", trouble
+        return f"{folder}, {len(searched)} files: {atlas.SAYS}", ""
 
     def _candidates(self, answers: Sequence[Answer], every_site: Sequence[Screening]) -> dict[str, list[Cell]]:
         """backbone -> its answers on all datasets, and, as each of them pools and classifies, the site that is best on

@@ -39,6 +39,11 @@ def entry(task, best=("up.1.0", 300), dataset="another", **changes):
     return replace(made, dataset_fingerprint=dataset, **changes)
 
 
+def elsewhere(*args, **changes):
+    """An entry of a dataset without a public name."""
+    return replace(entry(*args, **changes), dataset="")
+
+
 def test_an_entry_ranks_sites_by_how_long_they_stayed(task):
     made = entry(task)
     first, second, *_ = made.sites
@@ -102,13 +107,20 @@ def test_atlases_merge_and_are_listed(task, tmp_path, capsys):
     assert "0 of them new" in capsys.readouterr().out
 
 
+def test_what_pixels_reach_is_kept_by_a_sweep_that_has_not_measured_it(task, tmp_path):
+    atlas.write(tmp_path, entry(task, raw_pixels=0.7))
+    atlas.write(tmp_path, entry(task, ("mid", 900)))
+    [kept] = atlas.read(tmp_path)
+    assert kept.raw_pixels == 0.7 and kept.answer.block == "mid"
+
+
 def test_a_sweep_begins_at_the_sites_that_won_for_the_same_network(task):
     strangers = [
-        entry(task, ("mid", 0), "x", backbone_sha256="other"),
-        entry(task, ("mid", 0), "y", backbone_sha256="z"),
+        elsewhere(task, ("mid", 0), "x", backbone_sha256="other"),
+        elsewhere(task, ("mid", 0), "y", backbone_sha256="z"),
     ]
-    own = entry(task, ("mid", 900), dataset=task.source.images)
-    found = advise(task, [own, *strangers, entry(task, ("up.1.0", 300))])
+    own = elsewhere(task, ("mid", 900), dataset=task.source.images)
+    found = advise(task, [own, *strangers, elsewhere(task, ("up.1.0", 300))])
     assert task.space.ranked(found.ranking)[0] == ("up.1.0", 300) and "1 other sweep of this network" in found.said
     assert [(cell.block, cell.timestep) for cell in found.cells] == [("up.1.0", 300)]
     rules = rules_for(LayerNoise(), task, warm=True)
@@ -118,20 +130,24 @@ def test_a_sweep_begins_at_the_sites_that_won_for_the_same_network(task):
 
 
 def test_a_network_of_the_same_class_is_matched_by_noise_and_depth(task):
-    theirs = entry(task, ("up.1.0", 300), backbone_sha256="other")
+    theirs = elsewhere(task, ("up.1.0", 300), backbone_sha256="other")
     renamed = tuple(replace(site, block=f"their.{site.block}", timestep=site.timestep // 10) for site in theirs.sites)
-    found = advise(task, [replace(theirs, sites=renamed), entry(task, ("mid", 0), backbone_sha256="z", family="DiT")])
+    found = advise(
+        task, [replace(theirs, sites=renamed), elsewhere(task, ("mid", 0), backbone_sha256="z", family="DiT")]
+    )
     assert task.space.ranked(found.ranking)[0] == ("up.1.0", 300) and "of other networks of its class" in found.said
-    assert advise(task, [entry(task, family="DiT", backbone_sha256="z")]).ranking is None
+    assert advise(task, [elsewhere(task, family="DiT", backbone_sha256="z")]).ranking is None
     assert advise(task, [replace(theirs, backbone="random:tiny")]).ranking is None
+    at_another_size = replace(theirs, dataset="digits")
+    assert advise(task, [at_another_size]).ranking is None
 
 
 def test_a_sweep_goes_on_from_where_it_began_however_the_atlas_grows(task, tmp_path):
     folder, its = tmp_path / "atlas", tmp_path / "sweep"
     its.mkdir()
-    atlas.write(folder, entry(task, ("up.1.0", 300)))
+    atlas.write(folder, elsewhere(task, ("up.1.0", 300)))
     began = warm_start(its, folder, task, keep=True)
-    atlas.write(folder, entry(task, ("mid", 0), dataset="third"))
+    atlas.write(folder, elsewhere(task, ("mid", 0), dataset="third"))
     again = warm_start(its, folder, task, keep=True)
     assert np.array_equal(again.ranking, began.ranking) and again.cells == began.cells and again.said == began.said
     fresh = warm_start(tmp_path / "new", folder, task)
