@@ -4,6 +4,7 @@ import re
 import shlex
 import time
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -92,6 +93,9 @@ def set_up(config: NoiseAblation) -> Setup:
         raise ValueError(f"--extractor is needed for dataset={config.dataset!r}, as efficientnet-lite0")
     extractor = load_extractor(absolute(name) if Path(name).exists() else name, device)
     trainings = {each: training_of(config, each, not n) for n, each in enumerate(config.configurations)}
+    for one, other in combinations(trainings, 2):
+        if trainings[one].recipe == trainings[other].recipe:
+            raise ValueError(f"configurations {one!r} and {other!r} are the same training; give one of them")
     images = next(iter(trainings.values())).read_images()
     if len(images.classes) < 2:
         raise ValueError(f"dataset={config.dataset!r} has one class, and features of it cannot be told apart")
@@ -133,6 +137,10 @@ def training_of(config: NoiseAblation, name: str, says: bool) -> Pretraining:
     if others := [each for each in SAME if getattr(flags, each) != getattr(common, each)]:
         flag = others[0].replace("_", "-")
         raise ValueError(f"configuration={name!r}: --{flag} is the same for all, or not for this command; leave it out")
+    if flags.family == "vae":
+        raise ValueError(
+            f"configuration={name!r} has no noise; give a kind of diffusion, and an autoencoder by --latents"
+        )
     key = content_key(recipe=recipe_of(flags), snapshots=config.num_snapshots)
     folder = "-".join(re.findall(r"[\w.+-]+", name.replace("--", ""))) or "full"
     return pretraining.set_up(replace(flags, out=config.out / "networks" / f"{folder[:40]}-{key[:8]}"), says)

@@ -119,6 +119,8 @@ def test_of_two_objectives_those_are_best_of_which_none_is_better_in_both(tmp_pa
         ({"configurations": ("--num-levls 3",)}, "'--num-levls 3': .* is no flag"),
         ({"configurations": ("--num-levels many",)}, "--num-levels many': .*many"),
         ({"configurations": ("--dataset digits --steps 3",)}, "--steps is the same for all"),
+        ({"configurations": ("--family vae",)}, "'--family vae' has no noise"),
+        ({"configurations": ("full", "--num-levels 1000")}, "'full' and '--num-levels 1000' are the same training"),
         ({"training": "--out there"}, "--out is the same for all, or not for this command"),
         ({"configurations": ()}, "give one or more, and each once"),
         ({"configurations": ("full", "full")}, "give one or more, and each once"),
