@@ -38,7 +38,8 @@ from toy import Toy, stands_ready, toy_space
 from ddae.backbones import Backbone
 from ddae.backbones.base import Reduce
 from ddae.ridge import leave_one_out
-from sweeps.cluster.pool import FOR_FITS, Pool
+from sweeps.cluster.given import FOR_FITS
+from sweeps.cluster.pool import Pool
 from sweeps.cluster.session import ray_session
 from sweeps.cluster.tune import Run
 from sweeps.driver import run_searches

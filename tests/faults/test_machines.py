@@ -14,7 +14,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from storage.feature_store import FeatureStore
-from sweeps.cluster.pool import FOR_FITS, Pool
+from sweeps.cluster.given import FOR_FITS
+from sweeps.cluster.pool import Pool
 from sweeps.cluster.tune import Run, run_trials
 from sweeps.flags import ModelAndData
 from sweeps.probing.filling import Filling
