@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("ddae", "storage", "sweeps")
 PATHS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for package in ("ddae", "storage", "sweeps")
+    for package in PACKAGES
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 TREES = {module: ast.parse(path.read_text()) for module, path in PATHS.items()}
@@ -55,6 +56,15 @@ def inside(name: str, packages: set[str]) -> bool:
     return any(f"{name}.".startswith(f"{package}.") for package in packages)
 
 
+def defined(tree: ast.Module) -> set[str]:
+    """The names that a module has: what is imported, defined or assigned at its top level."""
+    names = {alias.asname or alias.name for node in tree.body if isinstance(node, IMPORT) for alias in node.names}
+    names |= {node.name for node in tree.body if isinstance(node, FUNCTION | ast.ClassDef)}
+    return names | {
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+
+
 def rules(table: dict[str, set[str]], module: str) -> Iterator[set[str]]:
     """Those of the packages that the module is in."""
     yield from (names for package, names in table.items() if inside(module, {package}))
@@ -68,6 +78,20 @@ def loaded_with(module: str) -> set[str]:
     """The modules here that its top-level imports name."""
     names = [name for node in TREES[module].body if isinstance(node, IMPORT) for name in imports(node)]
     return {name if name in PATHS else name.rpartition(".")[0] for name in names} & PATHS.keys()
+
+
+def test_what_is_imported_exists():
+    """Also by tests and benchmarks that CI does not run."""
+    here = {name: defined(tree) for name, tree in TREES.items()}
+    missing = []
+    for path in (
+        path for folder in (*PACKAGES, "tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")
+    ):
+        for name in set(imports(ast.parse(path.read_text()))) - here.keys():
+            module, _, member = name.rpartition(".")
+            if inside(name, set(PACKAGES)) and member not in here.get(module, ()):
+                missing.append(f"{path.relative_to(ROOT)}: {name}")
+    assert missing == []
 
 
 @every_module
