@@ -20,6 +20,11 @@ _WARNED: set[int] = set()
 """Devices, as stat has them, of which a line was said."""
 
 
+def cache_folder() -> Path:
+    """What this machine keeps for itself; it may be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "ddae-sweeps"
+
+
 @contextmanager
 def locked(path: Path, timeout_seconds: float = -1, says: bool = True) -> Iterator[None]:
     """One process at a time is in the block. Where the file system has no locks, that holds for the processes of this

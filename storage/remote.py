@@ -16,6 +16,8 @@ import pyarrow as pa
 import xxhash
 from pyarrow import fs
 
+from storage.files import cache_folder
+
 PYARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
 """Schemes that pyarrow knows; all others are fsspec's."""
 OBJECT_STORES = ("s3", "gcs", "abfs")
@@ -57,8 +59,7 @@ class Remote:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
         decides = f"{self.address} {endpoint if self.address.startswith('s3:') else ''}"
         name = re.sub(r"\W+", "-", self.address)[:80]
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
-        return home / "ddae-sweeps" / f"{name}-{xxhash.xxh3_64_hexdigest(decides.encode())}"
+        return cache_folder() / f"{name}-{xxhash.xxh3_64_hexdigest(decides.encode())}"
 
     def check(self) -> None:
         """Raises ValueError where the address is wrong, or nobody answers there, or not to this user."""

@@ -3,16 +3,17 @@
 import json
 import logging
 import os
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from storage.files import locked, published
+from storage.files import cache_folder, locked, published
 from storage.secrets import hidden
 from storage.tracking_server import DEFAULT_URI, NotLogged, ask, cause, environment, tracking_uri
 
@@ -44,7 +45,6 @@ def check_server(uri: str) -> None:
 
 def create_database(uri: str) -> None:
     """A SQLite file that is not there yet, whole or not at all: MLflow does not go on with half a schema."""
-    from mlflow import MlflowClient
     from sqlalchemy.engine import make_url
 
     path = Path((uri.startswith("sqlite:") and make_url(uri).database) or "")
@@ -54,7 +54,28 @@ def create_database(uri: str) -> None:
     with locked(path.with_name(f".{path.name}.lock")):
         if not path.exists():
             with published(path) as part:
-                MlflowClient(f"sqlite:///{part}").search_experiments(max_results=1)
+                part.write_bytes(empty_database())
+
+
+def empty_database() -> bytes:
+    """MLflow's SQLite file before its first experiment, which this machine keeps: MLflow takes seconds to make one."""
+    import mlflow
+
+    kept = cache_folder() / f"mlflow-{mlflow.__version__}.db"
+    with suppress(OSError, sqlite3.Error), closing(sqlite3.connect(f"{kept.as_uri()}?mode=ro", uri=True)) as database:
+        if database.execute("pragma quick_check").fetchone() == ("ok",):
+            return kept.read_bytes()
+    with TemporaryDirectory() as folder:
+        made = Path(folder, "mlflow.db")
+        mlflow.MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+        with closing(sqlite3.connect(made)) as database, database:
+            database.execute("delete from experiments")  # the default one, whose files would go to that folder
+        content = made.read_bytes()
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with published(kept) as part:
+            part.write_bytes(content)
+    return content
 
 
 def refusal(message: str) -> Exception:

@@ -21,9 +21,11 @@ SWEEPS = Path(__file__).parents[1] / "sweeps"
 PRELOADED = [
     "sweeps.probing.sweep",
     "diffusers.models.unets.unet_2d",
-    "mlflow",
+    "mlflow.store.tracking.sqlalchemy_store",
     "sklearn.datasets",
     "matplotlib.pyplot",
+    "matplotlib.backends.backend_svg",
+    "contourpy",
 ]
 
 PATIENCE_SECONDS = 300

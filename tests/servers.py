@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from storage.tracking import create_database
 from tests.commands import own_environment, wait_for
 
 
@@ -49,6 +50,7 @@ def serving(
 @contextmanager
 def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen]:
     """With its database and artifacts in that folder."""
+    create_database(f"sqlite:///{folder}/mlflow.db")
     command = ["mlflow", "server", "--workers", "1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)]
     with serving(command, partial(answers, f"http://127.0.0.1:{port}/health"), folder / "log", folder) as server:

@@ -241,8 +241,7 @@ LEVELS = (-3.0, -1.0, 0.5, 2.0)
 ALIKE = np.full(4, 0.25)
 
 
-@pytest.mark.parametrize("embedding", [False, True])
-@pytest.mark.parametrize("standardise", [False, True])
+@pytest.mark.parametrize(("embedding", "standardise"), [(False, True), (True, False)])
 def test_a_planted_signal_is_found_at_every_level_and_shuffled_labels_are_not(embedding, standardise):
     columns, labels = planted(LEVELS, num_draws=2)
     unseen, _ = planted(LEVELS, seed=1)
@@ -254,6 +253,7 @@ def test_a_planted_signal_is_found_at_every_level_and_shuffled_labels_are_not(em
     assert score(wrong, unseen, labels, LEVELS).mean() < 0.6
 
 
+@pytest.mark.slow
 def test_a_level_that_is_hardly_trained_on_collapses_and_its_own_statistics_mend_it():
     """Features of the first level lie elsewhere, and it is seen once in a thousand times."""
     rare = np.array([0.001, 0.333, 0.333, 0.333])
@@ -314,7 +314,9 @@ class Memory:
             raise Interrupted
 
 
-@pytest.mark.parametrize("patience", [1, 45, 299])
+@pytest.mark.parametrize(
+    "patience", [45, pytest.param(1, marks=pytest.mark.slow), pytest.param(299, marks=pytest.mark.slow)]
+)
 def test_a_training_that_goes_on_ends_as_one_that_does_not(monkeypatch, patience):
     monkeypatch.setattr(kept, "SECONDS", 0)
     columns, labels = planted(LEVELS)

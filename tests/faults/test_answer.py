@@ -165,7 +165,8 @@ def as_an_earlier_version(folder: Path) -> None:
     (folder / "tracked.json").unlink()
 
 
-@pytest.mark.parametrize("earlier", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("earlier", [False, True])
 def test_a_sweep_is_used_from_any_working_folder(begin, fork, images, tmp_path, earlier):
     finish(begin("--dataset", "./pets", cwd=images))
     [folder] = images.glob("out/layer-noise-*")

@@ -99,7 +99,7 @@ def command(tiny_model, tmp_path_factory):
         yield run
 
 
-@fuzzed(30)
+@fuzzed(12)
 @given(flags=FLAGS)
 def test_flags(command, flags):
     args = []
@@ -113,7 +113,7 @@ def test_flags(command, flags):
         command(*args)
 
 
-@fuzzed(30)
+@fuzzed(12)
 @given(flags=FLAGS)
 def test_a_config_file_of_flags(command, flags):
     command(config=yaml.safe_dump(flags, allow_unicode=True).encode())

@@ -5,11 +5,12 @@ from pathlib import Path
 from threading import Thread
 from typing import ClassVar
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
 from storage import tracking_server
-from storage.tracking import THIS_RUN, NotLogged, Tracker, check_server, tracking_uri
+from storage.tracking import THIS_RUN, NotLogged, Tracker, check_server, create_database, empty_database, tracking_uri
 from tests.servers import free_port
 
 
@@ -201,6 +202,7 @@ def test_a_store_that_cannot_be_used_says_what_to_do(uri, remedy):
 )
 def test_files_that_have_nowhere_to_go_are_told_before_there_are_any(where, remedy, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
+    create_database(uri)
     MlflowClient(uri).create_experiment("digits", artifact_location=where)
     tracker = Tracker(uri, "digits", "sweep", "sweep")
     assert remedy in tracker.artifact_trouble()
@@ -219,6 +221,7 @@ def test_files_that_can_be_written_are_no_trouble(sqlite):
 @pytest.mark.parametrize("as_address", [str, Path.as_uri])
 def test_files_go_to_a_folder_of_any_name(as_address, tmp_path):
     uri, folder = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "a#b c"
+    create_database(uri)
     MlflowClient(uri).create_experiment("digits", artifact_location=as_address(folder))
     assert Tracker(uri, "digits", "sweep", "sweep").artifact_trouble() == ""
     assert folder.is_dir() and {path.name for path in tmp_path.iterdir() if path.is_dir()} == {folder.name}
@@ -237,6 +240,25 @@ def test_a_deleted_experiment_says_how_to_restore_it(tmp_path):
     tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(ValueError, match=f"has been deleted; restore it: .* restore -x {tracker.experiment_id}$"):
         Tracker(uri, "gone", "sweep", "sweep")
+
+
+@pytest.mark.parametrize("kept", [b"not a database", "not a folder"])
+def test_a_new_database_is_a_copy_of_one_that_this_machine_keeps(kept, tmp_path, monkeypatch):
+    """Whatever became of that one; and MLflow's default experiment keeps its files where the user works."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "cache" / "ddae-sweeps" / f"mlflow-{mlflow.__version__}.db"
+    file.parent.mkdir(parents=True)
+    if kept == "not a folder":
+        file.parent.rmdir()
+        file.parent.write_text(kept)
+    else:
+        file.write_bytes(kept)
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "digits", "sweep", "sweep")
+    default, ours = sorted(tracker.client.search_experiments(), key=lambda each: each.name)
+    assert (default.experiment_id, default.artifact_location) == ("0", str(tmp_path / "mlruns" / "0"))
+    assert ours.name == "digits" and ours.experiment_id != "0"
+    assert kept == "not a folder" or file.read_bytes() == empty_database()
 
 
 def test_a_database_that_cannot_be_opened_is_one_line():

@@ -343,7 +343,3 @@ def test_a_mistake_is_one_line(classifier, tmp_path):
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].startswith("error: class 'coat' is not there")
     assert "Traceback" not in ended.stderr
-    helped = command("--help", cwd=tmp_path)
-    assert helped.returncode == 0
-    for flag in ("--classifier", "--scale", "--judge", "--extractor"):
-        assert flag in helped.stdout

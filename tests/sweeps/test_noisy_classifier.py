@@ -139,6 +139,7 @@ def test_a_killed_run_goes_on_and_finds_the_same(fork, place, found, tmp_path):
     assert NoisyClassifier.load(results.parent).dataset == "digits"
 
 
+@pytest.mark.slow
 def test_a_block_may_be_named_instead_of_a_sweep(fork, tiny_model, tmp_path):
     flags = [
         "--backbone",

@@ -325,6 +325,14 @@ def ready(fit, lost) -> Future:
     return done
 
 
+def on_ray(test):
+    """The test on a Ray; of those tasks that have a command, which is tested as well, all but one with the slow ones."""
+    tasks = [
+        name if name in ("descent", "layer-noise") else pytest.param(name, marks=pytest.mark.slow) for name in TASKS
+    ]
+    return pytest.mark.usefixtures("ray")(pytest.mark.parametrize("task", tasks, indirect=True)(test))
+
+
 @pytest.fixture
 def tracker(tmp_path) -> Tracker:
     return Tracker(f"sqlite:///{tmp_path}/mlflow.db", "tasks", "sweep", "sweep")
@@ -341,7 +349,7 @@ def run(tasks: Sequence[Task], store: Path, tracker: Tracker, num_trials: int = 
     return [tried(trials) for trials in run_searches(runs, tracker, Progress(), busy)], busy
 
 
-@pytest.mark.usefixtures("ray")
+@on_ray
 def test_a_rerun_is_a_resume_and_a_trial_is_a_child(task, bench, tmp_path, tracker):
     run([task], tmp_path, tracker, num_trials=3)
     next((tmp_path / "ledger").rglob("*.json")).unlink()
@@ -353,7 +361,7 @@ def test_a_rerun_is_a_resume_and_a_trial_is_a_child(task, bench, tmp_path, track
     assert (again, busy, children(tracker)) == ([trials], [], sorted(expected))
 
 
-@pytest.mark.usefixtures("ray")
+@on_ray
 def test_two_sweeps_interleave_under_one_parent(task, bench, tmp_path, tracker):
     other = Descent(notes=str(tmp_path), seed=1)
     [ours, theirs], busy = run([task, other], tmp_path, tracker)
