@@ -314,9 +314,7 @@ class Memory:
             raise Interrupted
 
 
-@pytest.mark.parametrize(
-    "patience", [45, pytest.param(1, marks=pytest.mark.slow), pytest.param(299, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("patience", [45, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 299))])
 def test_a_training_that_goes_on_ends_as_one_that_does_not(monkeypatch, patience):
     monkeypatch.setattr(kept, "SECONDS", 0)
     columns, labels = planted(LEVELS)

@@ -326,10 +326,9 @@ def ready(fit, lost) -> Future:
 
 
 def on_ray(test):
-    """The test on a Ray; of those tasks that have a command, which is tested as well, all but one with the slow ones."""
-    tasks = [
-        name if name in ("descent", "layer-noise") else pytest.param(name, marks=pytest.mark.slow) for name in TASKS
-    ]
+    """The test on a Ray; with tasks whose command is tested on one as well, it is slow."""
+    often = "descent", "layer-noise"
+    tasks = [name if name in often else pytest.param(name, marks=pytest.mark.slow) for name in TASKS]
     return pytest.mark.usefixtures("ray")(pytest.mark.parametrize("task", tasks, indirect=True)(test))
 
 
