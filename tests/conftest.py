@@ -1,8 +1,10 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import socket
+import sys
 import threading
 import uuid
 from contextlib import ExitStack, suppress
@@ -28,6 +30,24 @@ def environment():
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def run_command(monkeypatch, capsys):
+    """A function that runs a command in this process and returns its exit status, and what it printed and warned of."""
+
+    def run(command: str, *args: str, cwd: Path) -> tuple[object, str, str]:
+        script = Path(__file__).parents[1] / "sweeps" / f"{command}.py"
+        monkeypatch.setattr(sys, "argv", [str(script), *args])
+        monkeypatch.chdir(cwd)
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as exit:
+            return exit.code or 0, *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

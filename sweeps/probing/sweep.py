@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -189,8 +189,13 @@ class Search(ProbeSweep):
     ) -> Findings:
         """Take a closer look at the answer, and write and log all that was found."""
         task, folder = replace(self.task, sites=screening.sites), sweep_folder(self.config, self.task)
-        raw_pixels = self._on_a_worker("raw pixels", examples.raw_pixels, task, answer.cell.head)
-        shown = self._on_a_worker("report", examples.find_examples, task, answer.cell, answer.result.run_seconds)
+        raw_pixels, shown = self._on_workers(
+            {
+                "raw pixels": (examples.raw_pixels, task, answer.cell.head),
+                "examples": (examples.find_examples, task, answer.cell, answer.result.run_seconds),
+            }
+        )
+        self.progress.stage("report")
         spent = self._cost(task, screening, trials, answer)
         found = Findings(
             task, trials, answer, screening, label_free, raw_pixels, shown, spent, folder, self.tracker.where,
@@ -207,15 +212,20 @@ class Search(ProbeSweep):
         publish(found, drawn, self.config, self.tracker, [*self.failed, *undrawn])
         return found
 
-    def _on_a_worker(self, title: str, function, *args):
-        """None where it fails; the answer does not depend on it."""
-        self.progress.stage(title)
-        try:
-            with self.progress, one_line():
-                return self.pool.submit(function, *args).result()
-        except Exception as error:
-            self.failed.append(f"the stage {title!r} failed ({error})")
-            return None
+    def _on_workers(self, calls: Mapping[str, tuple]) -> list:
+        """What each (function, *arguments) returns, side by side; None where it fails, because the answer does not
+        depend on it."""
+        self.progress.stage(" and ".join(calls))
+        futures, found = {title: self.pool.submit(*call) for title, call in calls.items()}, []
+        with self.progress:
+            for title, future in futures.items():
+                try:
+                    with one_line():
+                        found.append(future.result())
+                except Exception as error:
+                    self.failed.append(f"the stage {title!r} failed ({error})")
+                    found.append(None)
+        return found
 
     def _cost(self, task: ProbeTask, screening: Screening, trials: tuple[Trial, ...], answer: Answer) -> cost.Cost:
         now, final = time.time(), [answer.final] if answer.final else []

@@ -157,7 +157,9 @@ def double_precision():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("family", HEADS | FUSIONS)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name == "attentive")) for name in HEADS | FUSIONS]
+)
 def test_the_version_of_a_head_stands_for_its_results(family, double_precision):
     found = (HEADS | FUSIONS)[family].version, golden(family)
     assert found == pytest.approx(GOLDEN.get(family), abs=1e-6), (

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.commands import PATIENCE_SECONDS, Fork
 
 Process = subprocess.Popen | Fork
-ARGS = ["--dataset", "digits", "--timesteps", "0", "100", "600", "--poolings", "1", "2", "--num-trials", "10"]
+ARGS = ["--dataset", "digits", "--timesteps", "0", "100", "600", "--poolings", "1", "2", "--num-trials", "6"]
 SMALL = ["--dataset", "digits", "--timesteps", "100", "--poolings", "1", "2", "--search", "grid"]
 SMALL += ["--blocks", "mid", "up.0.0", "--heads", "ridge"]
 CELL = "block", "timestep", "pooling", "head", "num_images", "val_accuracy"

@@ -25,7 +25,7 @@ from sweeps.guiding import estimate, run, set_up
 from sweeps.sample import Sample
 from tests.ddae.backbones.tiny import edm_folder
 
-COMMAND = Path(__file__).parents[2] / "sweeps" / "guide.py"
+ROOT = Path(__file__).parents[2]
 DIGITS = tuple("0123456789")
 
 
@@ -75,10 +75,6 @@ def manifest(out, scale):
     return json.loads((out / f"scale-{scale}" / "manifest.json").read_text())
 
 
-def command(*args, cwd):
-    return subprocess.run([sys.executable, COMMAND, *args], capture_output=True, text=True, check=False, cwd=cwd)
-
-
 @pytest.fixture(scope="module")
 def whole(classifier, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
@@ -120,12 +116,12 @@ def test_samples_are_what_the_head_takes_for_their_class(classifier, tiny_model,
 
 
 @pytest.mark.slow
-def test_the_command_in_the_manifest_makes_the_same_images(whole, tmp_path):
+def test_the_command_in_the_manifest_makes_the_same_images(whole, tmp_path, run_command):
     script, *args = manifest(whole, 5)["command"].split()[1:]
     args[args.index("--out") + 1] = str(tmp_path)
     assert script == "sweeps/guide.py"
-    ended = command(*args, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
+    code, _, err = run_command("guide", *args, cwd=tmp_path)
+    assert code == 0, err
     for scale in (0, 5):
         assert np.array_equal(images_in(tmp_path, scale), images_in(whole, scale))
 
@@ -157,7 +153,7 @@ def test_a_killed_command_goes_on_with_the_same_images(whole, classifier, tmp_pa
     flags = ["--classifier", classifier, "--classes", "3", "8", "--scale", "0", "5", "--num-samples", "6"]
     flags += ["--steps", "3", "--batch-size", "4", "--out", str(tmp_path)]
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *flags], stderr=subprocess.PIPE, cwd=COMMAND.parents[1], start_new_session=True
+        [sys.executable, "-c", SLOW, *flags], stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True
     )
     deadline = time.monotonic() + 300
     while not list(tmp_path.glob("scale-5/parts/*.npy")):
@@ -338,8 +334,6 @@ def test_networks_that_cannot_be_sampled_from_are_refused(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_mistake_is_one_line(classifier, tmp_path):
-    ended = command("--classifier", classifier, "--classes", "coat", cwd=tmp_path)
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1].startswith("error: class 'coat' is not there")
-    assert "Traceback" not in ended.stderr
+def test_a_mistake_is_one_line(classifier, tmp_path, run_command):
+    code, _, err = run_command("guide", "--classifier", classifier, "--classes", "coat", cwd=tmp_path)
+    assert code == 2 and err.splitlines()[-1].startswith("error: class 'coat' is not there") and "Traceback" not in err

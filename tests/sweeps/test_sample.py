@@ -17,7 +17,7 @@ from sweeps.sample import Sample
 from sweeps.sampling import estimate, run, set_up
 from tests.ddae.backbones.tiny import edm_folder
 
-COMMAND = Path(__file__).parents[2] / "sweeps" / "sample.py"
+ROOT = Path(__file__).parents[2]
 VIT = "timm:test_vit@random"
 
 
@@ -28,10 +28,6 @@ def samples(model, out, **flags):
 
 def images_in(out):
     return np.load(out / "samples.npz")["images"]
-
-
-def command(*args, cwd):
-    return subprocess.run([sys.executable, COMMAND, *args], capture_output=True, text=True, check=False, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +49,11 @@ def test_images_are_kept_with_all_that_makes_them_again(whole, tiny_model):
 
 
 @pytest.mark.slow
-def test_the_command_in_the_manifest_makes_the_same_images(whole, tmp_path):
+def test_the_command_in_the_manifest_makes_the_same_images(whole, tmp_path, run_command):
     script, *args = json.loads((whole / "manifest.json").read_text())["command"].split()[1:]
     args[args.index("--out") + 1] = str(tmp_path)
     assert script == "sweeps/sample.py"
-    assert command(*args, cwd=tmp_path).returncode == 0
+    assert run_command("sample", *args, cwd=tmp_path)[0] == 0
     assert np.array_equal(images_in(tmp_path), images_in(whole))
 
 
@@ -95,7 +91,7 @@ def test_a_killed_command_goes_on_with_the_same_images(whole, tiny_model, tmp_pa
     flags = ["--backbone", tiny_model, "--dataset", "digits", "--num-samples", "12", "--steps", "3"]
     flags += ["--batch-size", "5", "--out", str(tmp_path)]
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *flags], stderr=subprocess.PIPE, cwd=COMMAND.parents[1], start_new_session=True
+        [sys.executable, "-c", SLOW, *flags], stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True
     )
     deadline = time.monotonic() + 300
     while not list(tmp_path.glob("parts/*.npy")):
@@ -208,14 +204,11 @@ def test_mistakes_are_refused_before_anything_is_sampled(tiny_model, tmp_path, f
     assert "\n" not in str(error.value)
 
 
-def test_the_model_may_stand_first_and_a_mistake_is_one_line(tiny_model, tmp_path):
-    ended = command(tiny_model, "--dataset", "digits", "--num-samples", "1", cwd=tmp_path)
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1].startswith("error: num_samples=1")
-    assert "Traceback" not in ended.stderr
-    helped = command("--help", cwd=tmp_path)
-    assert helped.returncode == 0
-    assert "--extractor" in helped.stdout
+def test_the_model_may_stand_first_and_a_mistake_is_one_line(tiny_model, tmp_path, run_command):
+    code, _, err = run_command("sample", tiny_model, "--dataset", "digits", "--num-samples", "1", cwd=tmp_path)
+    assert code == 2 and err.splitlines()[-1].startswith("error: num_samples=1") and "Traceback" not in err
+    code, out, _ = run_command("sample", "--help", cwd=tmp_path)
+    assert code == 0 and "--extractor" in out
 
 
 def test_against_all_training_images_as_papers_do(whole, tiny_model, tmp_path):

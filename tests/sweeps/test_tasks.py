@@ -163,6 +163,10 @@ TASKS = {
 }
 
 
+TRAININGS = "finetune", "noisy-classifier"
+"""Whose fits take seconds."""
+
+
 @pytest.fixture(scope="module", params=TASKS)
 def task(request, tiny_model, tmp_path_factory) -> Task:
     """What it needs stands in the store."""
@@ -209,7 +213,15 @@ def numbers(result: Result) -> tuple:
     return dict(result.metrics), dict(result.params), result.right
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    ("task", "sampler"),
+    [
+        pytest.param(name, sampler, marks=[pytest.mark.slow] * (name in TRAININGS and sampler != "optuna"))
+        for name in TASKS
+        for sampler in SAMPLERS
+    ],
+    indirect=["task"],
+)
 def test_workers_and_the_order_of_their_answers_change_nothing(task, bench, sampler):
     expected = play(HalvingSearch(task, 10, sampler), bench)
     for num_workers in (2, 7):
