@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -159,7 +160,8 @@ class Pool:
                 self._place()
                 if (wanted := min(self._num_calls, MAX_REQUESTED)) != requested:
                     requested = wanted
-                    request_resources(bundles=[{self._device: self._share}] * wanted)
+                    whole = math.ceil(self._share)  # an older Ray takes no parts of devices here
+                    request_resources(bundles=[{self._device: whole}] * math.ceil(wanted * self._share / whole))
                 if not self._nodes and not warned and time.monotonic() > began + 6 * GROW_SECONDS:
                     warned = True
                     log.warning(f"the cluster has no {self._device} yet; waiting for one")
