@@ -4,12 +4,16 @@ import json
 import logging
 import os
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
+from subprocess import DEVNULL
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -61,21 +65,35 @@ def empty_database() -> bytes:
     """MLflow's SQLite file before its first experiment, which this machine keeps: MLflow takes seconds to make one."""
     import mlflow
 
-    kept = cache_folder() / f"mlflow-{mlflow.__version__}.db"
-    with suppress(OSError, sqlite3.Error), closing(sqlite3.connect(f"{kept.as_uri()}?mode=ro", uri=True)) as database:
-        if database.execute("pragma quick_check").fetchone() == ("ok",):
-            return kept.read_bytes()
-    with TemporaryDirectory() as folder:
-        made = Path(folder, "mlflow.db")
-        mlflow.MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
-        with closing(sqlite3.connect(made)) as database, database:
-            database.execute("delete from experiments")  # the default one, whose files would go to that folder
-        content = made.read_bytes()
-    with suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with published(kept) as part:
+    kept = kept_database()
+    with ExitStack() as held:
+        with suppress(OSError):  # where nothing can be kept, each process makes its own
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(kept.with_name(f".{kept.name}.lock"), says=False))
+        with suppress(OSError, sqlite3.Error), closing(sqlite3.connect(f"{kept.as_uri()}?mode=ro", uri=True)) as there:
+            if there.execute("pragma quick_check").fetchone() == ("ok",):
+                return kept.read_bytes()
+        with TemporaryDirectory() as folder:
+            made = Path(folder, "mlflow.db")
+            mlflow.MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+            with closing(sqlite3.connect(made)) as database, database:
+                database.execute("delete from experiments")  # the default one, whose files would go to that folder
+            content = made.read_bytes()
+        with suppress(OSError), published(kept) as part:
             part.write_bytes(content)
     return content
+
+
+def make_ahead() -> subprocess.Popen | None:
+    """Where this machine keeps no empty database, have another process make it while this one loads its libraries."""
+    if not tracking_uri().startswith("sqlite:") or kept_database().exists():
+        return None
+    command = [sys.executable, "-c", "from storage.tracking import empty_database; empty_database()"]
+    return subprocess.Popen(command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+
+
+def kept_database() -> Path:
+    return cache_folder() / f"mlflow-{version('mlflow')}.db"
 
 
 def refusal(message: str) -> Exception:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from storage.tracking import make_ahead
 from sweeps import cli, fuse
 from sweeps.findings import again
 from sweeps.flags import ModelAndData
@@ -125,6 +126,7 @@ def check_fuse(config: LayerNoise, setup: "Setup") -> None:
 
 def run(config: LayerNoise, key: str, started: float) -> None:
     """Print what the sweep has found, or has found before. key, started: of again.py."""
+    make_ahead()
     from sweeps.probing import sweep as probing
 
     setup = probing.set_up_search(config)

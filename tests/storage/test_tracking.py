@@ -1,16 +1,26 @@
 import os
 import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 from typing import ClassVar
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 
 from storage import tracking_server
-from storage.tracking import THIS_RUN, NotLogged, Tracker, check_server, create_database, empty_database, tracking_uri
+from storage.tracking import (
+    THIS_RUN,
+    NotLogged,
+    Tracker,
+    check_server,
+    create_database,
+    empty_database,
+    kept_database,
+    make_ahead,
+    tracking_uri,
+)
 from tests.servers import free_port
 
 
@@ -247,7 +257,7 @@ def test_a_new_database_is_a_copy_of_one_that_this_machine_keeps(kept, tmp_path,
     """Whatever became of that one; and MLflow's default experiment keeps its files where the user works."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    file = tmp_path / "cache" / "ddae-sweeps" / f"mlflow-{mlflow.__version__}.db"
+    file = tmp_path / "cache" / "ddae-sweeps" / f"mlflow-{version('mlflow')}.db"
     file.parent.mkdir(parents=True)
     if kept == "not a folder":
         file.parent.rmdir()
@@ -259,6 +269,15 @@ def test_a_new_database_is_a_copy_of_one_that_this_machine_keeps(kept, tmp_path,
     assert (default.experiment_id, default.artifact_location) == ("0", str(tmp_path / "mlruns" / "0"))
     assert ours.name == "digits" and ours.experiment_id != "0"
     assert kept == "not a folder" or file.read_bytes() == empty_database()
+
+
+def test_another_process_makes_the_database_ahead(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert make_ahead() is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    assert make_ahead().wait() == 0 and kept_database().read_bytes() == empty_database()
+    assert make_ahead() is None
 
 
 def test_a_database_that_cannot_be_opened_is_one_line():
