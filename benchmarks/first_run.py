@@ -106,11 +106,12 @@ def main(config: FirstRun) -> None:
     for _ in range(config.repeats):
         for name, command in CASES.items():
             seconds[name].append(seconds_of(command))
+            print(f"{name:<17} {seconds[name][-1]:5.1f} s", flush=True)
     medians = {name: median(each) for name, each in seconds.items()}
     faster = min(list(CASES)[1:], key=lambda name: medians[name])
     ratio = record.ratio(seconds, "the command", faster)
     for name, each in seconds.items():
-        print(f"{name:<17} {medians[name]:5.1f} s ({min(each):.1f} to {max(each):.1f})")
+        print(f"{name:<17} {medians[name]:5.1f} s in the median, {min(each):.1f} to {max(each):.1f}")
     print(f"ratio to {faster!r}: {ratio:.2f}; wanted: {GOAL_RATIO} at most, and {GOAL_SECONDS} s for the command")
     record.write("first_run", {"seconds": seconds, "ratio": {faster: ratio}})
 
