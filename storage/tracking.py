@@ -71,7 +71,7 @@ def empty_database() -> bytes:
             kept.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(kept.with_name(f".{kept.name}.lock"), says=False))
         with suppress(OSError, sqlite3.Error), closing(sqlite3.connect(f"{kept.as_uri()}?mode=ro", uri=True)) as there:
-            if there.execute("pragma quick_check").fetchone() == ("ok",):
+            if there.execute("select quick_check from pragma_quick_check, alembic_version").fetchone() == ("ok",):
                 return kept.read_bytes()
         with TemporaryDirectory() as folder:
             made = Path(folder, "mlflow.db")

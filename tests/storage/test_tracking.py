@@ -252,7 +252,7 @@ def test_a_deleted_experiment_says_how_to_restore_it(tmp_path):
         Tracker(uri, "gone", "sweep", "sweep")
 
 
-@pytest.mark.parametrize("kept", [b"not a database", "not a folder"])
+@pytest.mark.parametrize("kept", [b"", b"not a database", "not a folder"])
 def test_a_new_database_is_a_copy_of_one_that_this_machine_keeps(kept, tmp_path, monkeypatch):
     """Whatever became of that one; and MLflow's default experiment keeps its files where the user works."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
