@@ -54,6 +54,7 @@ def finish(training: TextTraining, checkpoint=None, **more) -> list[float]:
     return run_loop(training, checkpoint or Memory(), torch.device("cpu"), **more).losses
 
 
+@pytest.mark.slow
 def test_a_learned_text_fits_better_than_the_null_text_in_the_same_steps(backbone):
     frozen, learned = (
         finish(start(backbone, replace(recipe, num_epochs=30, batch_size=32))) for recipe in (FROZEN, RECIPE)

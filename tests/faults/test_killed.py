@@ -8,7 +8,7 @@ import pytest
 from tests.commands import PATIENCE_SECONDS, start, wait_for
 from tests.faults.sweeps import ARGS, children, finish, kill, kill_one, listens_at, progress, table
 
-NUM_KILLS = int(os.environ.get("NUM_KILLS", 2))
+NUM_KILLS = int(os.environ.get("NUM_KILLS", 1))
 """NUM_KILLS=20 for twenty moments."""
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
 

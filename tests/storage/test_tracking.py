@@ -271,6 +271,7 @@ def test_a_new_database_is_a_copy_of_one_that_this_machine_keeps(kept, tmp_path,
     assert kept == "not a folder" or file.read_bytes() == empty_database()
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_database_ahead(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

@@ -65,6 +65,7 @@ def test_the_same_sigma_is_another_timestep_in_each_schedule():
     assert nearest_timesteps(schedule("T64"), [0.4, 0.401]).keys() == {0.4}
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_with_more_configurations(fork, tmp_path):
     def run(*configurations):
         process = fork("noise_ablation", *ARGS, "--configurations", *configurations, cwd=tmp_path)

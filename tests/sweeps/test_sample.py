@@ -87,6 +87,7 @@ cli.run(sample.main, sample.Sample, "")
 """
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_with_the_same_images(whole, tiny_model, tmp_path, monkeypatch):
     flags = ["--backbone", tiny_model, "--dataset", "digits", "--num-samples", "12", "--steps", "3"]
     flags += ["--batch-size", "5", "--out", str(tmp_path)]
@@ -211,6 +212,7 @@ def test_the_model_may_stand_first_and_a_mistake_is_one_line(tiny_model, tmp_pat
     assert code == 0 and "--extractor" in out
 
 
+@pytest.mark.slow
 def test_against_all_training_images_as_papers_do(whole, tiny_model, tmp_path):
     """The distance of the same samples, without a floor, and with few real images no more than there are."""
     shown = samples(tiny_model, tmp_path, extractor=(VIT,), against="train", force=True)

@@ -163,10 +163,6 @@ TASKS = {
 }
 
 
-TRAININGS = "finetune", "noisy-classifier"
-"""Whose fits take seconds."""
-
-
 @pytest.fixture(scope="module", params=TASKS)
 def task(request, tiny_model, tmp_path_factory) -> Task:
     """What it needs stands in the store."""
@@ -213,19 +209,19 @@ def numbers(result: Result) -> tuple:
     return dict(result.metrics), dict(result.params), result.right
 
 
-@pytest.mark.parametrize(
-    ("task", "sampler"),
-    [
-        pytest.param(name, sampler, marks=[pytest.mark.slow] * (name in TRAININGS and sampler != "optuna"))
-        for name in TASKS
-        for sampler in SAMPLERS
-    ],
-    indirect=["task"],
-)
-def test_workers_and_the_order_of_their_answers_change_nothing(task, bench, sampler):
+def order_changes_nothing(task, bench, sampler):
     expected = play(HalvingSearch(task, 10, sampler), bench)
     for num_workers in (2, 7):
         assert play(HalvingSearch(task, 10, sampler), bench, num_workers, random.Random(0)) == expected
+
+
+def test_workers_and_the_order_of_their_answers_change_nothing(task, bench):
+    order_changes_nothing(task, bench, "optuna")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_nor_do_they_under_any_sampler(sampler, tmp_path):
+    order_changes_nothing(task := Descent(), Bench(task, tmp_path), sampler)
 
 
 def test_fewer_trials_are_a_prefix_of_more(task, bench):

@@ -137,6 +137,7 @@ def decode_all(source, together, decoded):
     decoded.put(extractor.images.num_decoded)
 
 
+@pytest.mark.slow
 def test_of_four_processes_one_decodes(source, expected):
     forked = multiprocessing.get_context("forkserver")
     forked.set_forkserver_preload(PRELOADED)
