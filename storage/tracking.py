@@ -23,6 +23,8 @@ from storage.tracking_server import DEFAULT_URI, NotLogged, ask, cause, environm
 
 __all__ = ["NotLogged", "Tracker", "check_server", "refusal", "tracking_uri"]
 
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # mlflow reads it when it is imported
+
 KEY_TAG = "ddae.key"
 THIS_RUN = "{run_id}"
 """Stands for the parent's id in its description, which another server gives another one."""
@@ -62,7 +64,8 @@ def create_database(uri: str) -> None:
 
 
 def empty_database() -> bytes:
-    """MLflow's SQLite file before its first experiment, which this machine keeps: MLflow takes seconds to make one."""
+    """MLflow's SQLite file before its first experiment. MLflow takes seconds to make one, so this machine keeps it, and
+    makes it anew where what it keeps is damaged."""
     import mlflow
 
     kept = kept_database()
@@ -134,7 +137,6 @@ class Tracker:
     """A sweep as one parent run with one child a trial. Give it the same sweep again and it goes on."""
 
     def __init__(self, uri: str, experiment: str, sweep_key: str, sweep_name: str):
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "6")  # two minutes without a server
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")

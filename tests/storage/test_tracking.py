@@ -1,5 +1,7 @@
 import os
 import socket
+import subprocess
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
@@ -269,6 +271,13 @@ def test_a_new_database_is_a_copy_of_one_that_this_machine_keeps(kept, tmp_path,
     assert (default.experiment_id, default.artifact_location) == ("0", str(tmp_path / "mlruns" / "0"))
     assert ours.name == "digits" and ours.experiment_id != "0"
     assert kept == "not a folder" or file.read_bytes() == empty_database()
+
+
+def test_mlflow_reports_to_nobody_from_whichever_process_loads_it():
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    code = "import os, sys, storage.tracking; print(os.environ['MLFLOW_DISABLE_TELEMETRY'], 'mlflow' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["true", "False"]
 
 
 @pytest.mark.slow
