@@ -58,11 +58,11 @@ def inside(name: str, packages: set[str]) -> bool:
 
 def defined(tree: ast.Module) -> set[str]:
     """The names that a module has: what is imported, defined or assigned at its top level."""
-    names = {alias.asname or alias.name for node in tree.body if isinstance(node, IMPORT) for alias in node.names}
-    names |= {node.name for node in tree.body if isinstance(node, FUNCTION | ast.ClassDef)}
-    return names | {
-        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
+    definitions = [node for node in tree.body if isinstance(node, FUNCTION | ast.ClassDef)]
+    others = [each for node in tree.body if node not in definitions for each in ast.walk(node)]
+    names = {node.name for node in definitions}
+    names |= {alias.asname or alias.name for node in others if isinstance(node, IMPORT) for alias in node.names}
+    return names | {node.id for node in others if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 
 def rules(table: dict[str, set[str]], module: str) -> Iterator[set[str]]:

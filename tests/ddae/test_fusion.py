@@ -50,7 +50,9 @@ def test_every_fusion_finds_what_neither_block_has_alone(name):
     assert fit_probe(name, (train[0], shuffled), val, 3, seed=0, channels=CHANNELS).correct.mean() < 0.45
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "attentive-8"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "attentive-8")) for name in NAMES]
+)
 def test_streamed_blocks_are_fitted_as_held_ones(name):
     (maps, labels), val = halves(300), halves(300, seed=1)
     maps, asked = maps.half().float(), val[0].half().float()

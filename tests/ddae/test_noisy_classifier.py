@@ -241,7 +241,10 @@ LEVELS = (-3.0, -1.0, 0.5, 2.0)
 ALIKE = np.full(4, 0.25)
 
 
-@pytest.mark.parametrize(("embedding", "standardise"), [(False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("embedding", "standardise"),
+    [(False, True), (True, False), *(pytest.param(each, each, marks=pytest.mark.slow) for each in (False, True))],
+)
 def test_a_planted_signal_is_found_at_every_level_and_shuffled_labels_are_not(embedding, standardise):
     columns, labels = planted(LEVELS, num_draws=2)
     unseen, _ = planted(LEVELS, seed=1)

@@ -337,3 +337,7 @@ def test_networks_that_cannot_be_sampled_from_are_refused(tmp_path):
 def test_a_mistake_is_one_line(classifier, tmp_path, run_command):
     code, _, err = run_command("guide", "--classifier", classifier, "--classes", "coat", cwd=tmp_path)
     assert code == 2 and err.splitlines()[-1].startswith("error: class 'coat' is not there") and "Traceback" not in err
+    code, out, _ = run_command("guide", "--help", cwd=tmp_path)
+    assert code == 0
+    for flag in ("--classifier", "--scale", "--judge", "--extractor"):
+        assert flag in out

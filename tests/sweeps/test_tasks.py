@@ -224,6 +224,12 @@ def test_nor_do_they_under_any_sampler(sampler, tmp_path):
     order_changes_nothing(task := Descent(), Bench(task, tmp_path), sampler)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_nor_do_they_in_any_task(task, bench, sampler):
+    order_changes_nothing(task, bench, sampler)
+
+
 def test_fewer_trials_are_a_prefix_of_more(task, bench):
     most = play(HalvingSearch(task, 10), bench)
     assert play(HalvingSearch(task, 5), bench) == most[:5]
