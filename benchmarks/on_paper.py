@@ -1,4 +1,4 @@
-"""ImageNet-1k x ADM on many GPUs, on paper: what a sweep would pass, store, ask for and cost.
+"""ImageNet-1k, and fine-grained sets, x ADM on many GPUs, on paper: what a sweep would pass, store, ask for and cost.
 
 python benchmarks/on_paper.py                                     # the defaults of sweeps/layer_noise.py
 python benchmarks/on_paper.py --num-timesteps 50 --views 8
@@ -10,6 +10,7 @@ assumed of machines and prices are the flags; the time of heads is measured on o
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import record
@@ -31,7 +32,26 @@ from sweeps.probing.source import VAL_FRACTION, FeatureSource, Need
 from sweeps.probing.space import Space, stored_pooling
 from sweeps.probing.task import SCREENED_FEATURES, ProbeTask
 
-NUM_IMAGES, NUM_CLASSES = 1_281_167, 1000
+
+class Images(NamedTuple):
+    """How many there are."""
+
+    train: int
+    """Val is taken from them."""
+    test: int
+    classes: int
+
+
+IMAGENET = Images(1_281_167, 50_000, 1000)
+FINE_GRAINED = {
+    "Aircraft": Images(6_667, 3_333, 100),
+    "Cars": Images(8_144, 8_041, 196),
+    "CUB": Images(5_994, 5_794, 200),
+    "Dogs": Images(12_000, 8_580, 120),
+    "Flowers": Images(2_040, 6_149, 102),
+    "NABirds": Images(23_929, 24_633, 555),
+}
+"""The sets of the GANs paper, section 4.2, as they are published."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +68,18 @@ class OnPaper:
     s3_gigabyte_month_dollars: float = 0.023
 
 
-def make_task(config: OnPaper, backbone: Backbone) -> tuple[ProbeTask, ScreeningRules]:
+def make_task(config: OnPaper, backbone: Backbone, images: Images) -> tuple[ProbeTask, ScreeningRules]:
     """As layer_noise.py has them, with labels of which only the number is known."""
     default = LayerNoise()
-    num_val = round(NUM_IMAGES * VAL_FRACTION)
+    num_val = round(images.train * VAL_FRACTION)
     step = 1000 // max(1, config.num_timesteps)
     timesteps = tuple(range(0, 1000, step)) if config.num_timesteps else backbone.schedule.defaults
     space = Space(backbone.blocks, dict.fromkeys(timesteps, 0.0), default.poolings, default.heads)
     key = FeatureKey("", "", 0, VAL_FRACTION, 0, stored_pooling(default.poolings))
-    source = FeatureSource("imagenet", "adm-256", "imagenet", "", backbone.settings, encoder="", store="", key=key)
-    labels = {"train": np.zeros(NUM_IMAGES - num_val), "val": np.zeros(num_val)}
-    task = ProbeTask(source, space, space.sites, labels, NUM_CLASSES, (NUM_IMAGES - num_val,), views=config.views)
+    source = FeatureSource("images", "adm-256", "images", "", backbone.settings, encoder="", store="", key=key)
+    labels = {"train": np.zeros(images.train - num_val), "val": np.zeros(num_val)}
+    rungs = (images.train - num_val,)
+    task = ProbeTask(source, space, space.sites, labels, images.classes, rungs, views=config.views)
     task = bounded(task, default.search_images)
     return task, rules_for(default, task)
 
@@ -99,21 +120,21 @@ def extraction(
     }
 
 
-def core_hours(fit: Callable[[Tensor, Tensor], object]) -> float:
+def core_hours(fit: Callable[[Tensor, Tensor, int], object], num_classes: int) -> float:
     """Of a fit to as many classes on one core of this machine, an image and number of it."""
     num_images, num_inputs = 2048, 1024
     torch.set_num_threads(1)
-    features, labels = torch.randn(num_images, num_inputs, 1, 1), torch.arange(num_images) % NUM_CLASSES
+    features, labels = torch.randn(num_images, num_inputs, 1, 1), torch.arange(num_images) % num_classes
     started = time.process_time()
-    fit(features, labels)
+    fit(features, labels, num_classes)
     return (time.process_time() - started) / 3600 / num_images / num_inputs
 
 
 def fits(task: ProbeTask, rules: ScreeningRules, channels: int) -> dict[str, dict[str, float]]:
     """Ridge at one site in each round of screening, and `linear` at each pooling, on the images of the search and on
     all."""
-    ridge = core_hours(lambda features, labels: leave_one_out(features, labels, NUM_CLASSES))
-    linear = core_hours(lambda features, labels: fit_linear(features, labels, NUM_CLASSES, 0))
+    ridge = core_hours(leave_one_out, task.num_classes)
+    linear = core_hours(linear_head, task.num_classes)
     cases = {f"ridge on {num:,}": (num, SCREENED_FEATURES, ridge, 8) for num in rules.rounds}
     for num in (*task.rungs, task.num_train):
         for pooling in task.space.poolings:
@@ -125,16 +146,42 @@ def fits(task: ProbeTask, rules: ScreeningRules, channels: int) -> dict[str, dic
             "numbers an image": inputs,
             "core hours": hours * images * inputs,
             "gigabytes of features": 4e-9 * images * inputs,
-            "gigabytes of scores": 1e-9 * images * NUM_CLASSES * score_bytes,
+            "gigabytes of scores": 1e-9 * images * task.num_classes * score_bytes,
         }
         for name, (images, inputs, hours, score_bytes) in cases.items()
+    }
+
+
+def linear_head(features: Tensor, labels: Tensor, num_classes: int) -> object:
+    return fit_linear(features, labels, num_classes, 0)
+
+
+def fine_grained(config: OnPaper, backbone: Backbone, images: Images) -> dict[str, float]:
+    """A sweep that loses no block, the answer's test set with it, and one fit of `linear` at 4x4."""
+    task, rules = make_task(config, backbone, images)
+    needs, searched = (list(planned(task, rules, task.space.block_names, final)) for final in (True, False))
+    row = extraction(config, task, backbone, needs, searched)
+    test = images.test * backbone.flops / (config.teraflops * 1e12) / 3600
+    numbers = max(block.channels for block in backbone.blocks) * max(task.space.poolings) ** 2
+    return {
+        "train": task.num_train,
+        "val": len(task.val_labels()),
+        "test": images.test,
+        "classes": images.classes,
+        "passes": row["passes"],
+        "times the images": row["times the images"],
+        "GPU hours": row["GPU hours"],
+        "GPU hours of test, at most": test,
+        "gigabytes": 1000 * row["terabytes"],
+        "shards": row["shards"],
+        "core hours of linear at 4x4": core_hours(linear_head, images.classes) * task.num_train * numbers,
     }
 
 
 def main(config: OnPaper) -> None:
     with torch.device("meta"):
         backbone = adm_256(Settings(device="meta"))
-    task, rules = make_task(config, backbone)
+    task, rules = make_task(config, backbone, IMAGENET)
     space = task.space
     [b24] = (block for block in backbone.blocks if block.alias == "b24")
     everything = [
@@ -153,11 +200,12 @@ def main(config: OnPaper) -> None:
     size_bytes = space.bytes_per_image(task.source.key.pooling)
     print(f"{backbone.flops / 1e12:.2f} TFLOP a pass, {size_bytes:,} bytes an image and timestep")
     print(f"{len(space.cells):,} cells, screening {rules.rounds}, rungs {task.rungs}, val {len(task.val_labels()):,}")
-    for rows in (columns, heads):
+    small = {name: fine_grained(config, backbone, images) for name, images in FINE_GRAINED.items()}
+    for rows in (columns, heads, small):
         print(f"\n{'':<24}" + "".join(f"{name:>26}" for name in rows))
         for name in next(iter(rows.values())):
             print(f"{name:<24}" + "".join(f"{row[name]:26,.6g}" for row in rows.values()))
-    record.write("on_paper", {"extraction": columns, "heads": heads})
+    record.write("on_paper", {"extraction": columns, "heads": heads, "fine_grained": small})
 
 
 if __name__ == "__main__":
