@@ -9,8 +9,9 @@ the store, as float16, and each head is fitted in a process of its own, on one t
 
 Peak memory is what the process has of its own (RssAnon, PyTorch included; the pages of the store are the
 system's). Reads: how often all features were read, and the bytes of these that came from the disk. Limits: what share
-of the time a matrix product of the same number of operations would take, and a plain read of the same bytes. --held
-fits again with all features in memory, for accuracies to be compared. A head's results are kept when it is done.
+of the time a matrix product of the same number of operations would take, and a plain read of the same bytes. CPU
+seconds, of the fit and of reading, decoding and pooling in it, say the same on a busy machine. --held fits again with
+all features in memory, for accuracies to be compared. A head's results are kept when it is done.
 """
 
 import json
@@ -31,6 +32,7 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddae.heads import find_head
+from ddae.pooling import pool
 from ddae.probe import fit_probe, to_maps
 from ddae.streaming import Features, Streamed
 from ddae.units import parse_size
@@ -47,6 +49,8 @@ class LargeHeads:
     num_classes: int = 1000
     signal: float = 0.14
     """Length of the class means, a number; the noise has a deviation of 1."""
+    pooling: int = SIDE
+    """Grid of the maps that heads see; the rows that are read stay 4x4."""
     memory: str = "1GB"
     heads: tuple[str, ...] = ("ridge", "knn", "mlp", "linear", "cnn", "attention")
     held: bool = False
@@ -112,9 +116,9 @@ def read(config: LargeHeads, num_images: int, split: str, memory_bytes: int | No
     labels = [labels_of(split, start, min(start + MAX_SHARD_ROWS, num), config.num_classes) for start in starts]
     shards = FeatureStore(config.store).read(split, num)
     features = (
-        to_maps(shards, CHANNELS)
+        pool(to_maps(shards, CHANNELS), config.pooling)
         if memory_bytes is None
-        else Streamed(shards, CHANNELS, SIDE, memory_bytes=memory_bytes)
+        else Streamed(shards, CHANNELS, config.pooling, memory_bytes=memory_bytes)
     )
     return features, torch.from_numpy(np.concatenate(labels))
 
@@ -123,20 +127,32 @@ def fit(config: LargeHeads, num_images: int, name: str, memory_bytes: int | None
     """One head, streamed or held."""
     torch.set_num_threads(1)
     train, val = (read(config, num_images, split, memory_bytes) for split in ("train", "val"))
-    num_rows, rows_of, from_disk = 0, Streamed._rows, field_of("/proc/self/io", "read_bytes:")
+    num_rows, reading, from_disk = 0, 0.0, field_of("/proc/self/io", "read_bytes:")
+    rows_of, maps_of = Streamed._rows, Streamed._maps
 
     def counted(self: Streamed, spans: list[tuple[int, int]]) -> torch.Tensor:
-        nonlocal num_rows
+        nonlocal num_rows, reading
+        began = time.thread_time()
         rows = rows_of(self, spans)
-        num_rows += len(rows)
+        num_rows, reading = num_rows + len(rows), reading + time.thread_time() - began
         return rows
 
-    Streamed._rows = counted  # type: ignore[method-assign]
+    def timed(self: Streamed, rows: torch.Tensor) -> torch.Tensor:
+        nonlocal reading
+        began = time.thread_time()
+        maps = maps_of(self, rows)
+        reading += time.thread_time() - began
+        return maps
+
+    Streamed._rows, Streamed._maps = counted, timed  # type: ignore[method-assign]
     started, before = time.perf_counter(), 1024 * field_of("/proc/self/status", "RssAnon:")
+    cpu_started = time.process_time()
     with Watch() as watch:
         fitted = fit_probe(name, train, val, config.num_classes, seed=0)
     return {
         "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu_started,
+        "reading_cpu_seconds": reading,
         "accuracy": float(fitted.correct.mean()),
         "peak_bytes": watch.peak,
         "bytes_before": before,
@@ -149,7 +165,8 @@ def num_operations(config: LargeHeads, num_images: int, name: str) -> float:
     """Operations of a fit, counted on few images: a fit's grow with their number, beyond the fewest steps."""
     counts, (head, sizes) = [], find_head(name)
     for num_rows in (2560, 5120):
-        maps, labels = torch.randn(num_rows, CHANNELS, SIDE, SIDE), torch.arange(num_rows) % config.num_classes
+        maps = torch.randn(num_rows, CHANNELS, config.pooling, config.pooling)
+        labels = torch.arange(num_rows) % config.num_classes
         with FlopCounterMode(display=False) as counter:
             fitted = head.fit(maps, labels, config.num_classes, 0, *sizes)
             fitted(maps[:1])

@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,6 +18,8 @@ BLOCK_BYTES = 2**26
 BLOCKS_IN_MEMORY = 16
 """A block is at most such a part of the memory: besides it there are its float16 rows, those that are read ahead, the
 standardised ones and the class scores."""
+HELD_BLOCK_BYTES = 2**24
+"""What a block takes, at most, of features that are only copied as they are read."""
 NUM_RUNS = 16
 """How many runs of rows, from all over the features, are shuffled together in one block."""
 
@@ -163,7 +165,32 @@ def stream_bytes(memory_bytes: int) -> int:
     return BLOCKS_IN_MEMORY // 2 * block_bytes(memory_bytes)
 
 
-def on_device(parts: Sequence[np.ndarray], device: str, most_bytes: int) -> Sequence[np.ndarray | Tensor]:
+def hold(
+    parts: Sequence[np.ndarray | Tensor],
+    channels: int,
+    device: str | torch.device,
+    into: Mapping[int, Tensor],
+    memory_bytes: int,
+) -> None:
+    """Copy float16 rows [n, C * S * S] into maps [N, C, p, p] at each pooling p, from one read.
+
+    memory_bytes: what the fit may have, of which reading takes hold_bytes(memory_bytes).
+    """
+    side = round((parts[0].shape[1] / channels) ** 0.5)
+    limit = min(memory_bytes, BLOCKS_IN_MEMORY * HELD_BLOCK_BYTES)
+    for rows, maps in blocks(Streamed(parts, channels, side, device, limit)):
+        for pooling, held in into.items():
+            held[rows] = pool(maps, pooling)
+
+
+def hold_bytes(memory_bytes: int) -> int:
+    """What blocks of features take together while they are copied: as they are read, pooled, and read ahead."""
+    return 4 * min(HELD_BLOCK_BYTES, block_bytes(memory_bytes))
+
+
+def on_device(
+    parts: Sequence[np.ndarray | Tensor], device: str | torch.device, most_bytes: int
+) -> Sequence[np.ndarray | Tensor]:
     """The rows on a GPU, once for all poolings, if they take no more there; else where they are."""
     if device == "cpu" or sum(part.nbytes for part in parts) > most_bytes:
         return parts

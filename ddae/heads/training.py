@@ -98,17 +98,20 @@ def memory(
     parts: Callable[..., Parts], recipe: Recipe, shape: tuple[int, ...], num_classes: int, *sizes: int
 ) -> tuple[int, int]:
     """Beside the features: of every setting the weights, their gradients and moments, and a batch with what it leaves
-    for the backward pass, which is guessed at 32 times the batch."""
-    batch = recipe.batch_size * (32 * math.prod(shape[1:]) + 4 * num_classes)
-    fixed = 4 * (len(recipe.settings) * (4 * num_weights(parts, shape, num_classes, *sizes) + batch))
+    for the backward pass, which is guessed at 32 times the batch, and 24 times for each Transformer block more."""
+    num_weights, num_blocks = size_of(parts, shape, num_classes, *sizes)
+    batch = recipe.batch_size * ((8 + 24 * max(1, num_blocks)) * math.prod(shape[1:]) + 4 * num_classes)
+    fixed = 4 * (len(recipe.settings) * (4 * num_weights + batch))
     return fixed, fixed
 
 
 @lru_cache(maxsize=1024)
-def num_weights(parts: Callable[..., Parts], shape: tuple[int, ...], num_classes: int, *sizes: int) -> int:
-    """The weights of one setting. A plan asks for it at every block, and many blocks have the same shape."""
-    network = untrained(parts, torch.empty(shape, device="meta"), num_classes, *sizes)
-    return sum(parameter.numel() for parameter in network.networks.parameters())
+def size_of(parts: Callable[..., Parts], shape: tuple[int, ...], num_classes: int, *sizes: int) -> tuple[int, int]:
+    """The weights and the Transformer blocks of one setting. A plan asks for them at every block, and many blocks have
+    the same shape."""
+    network = untrained(parts, torch.empty(shape, device="meta"), num_classes, *sizes).networks
+    num_weights = sum(parameter.numel() for parameter in network.parameters())
+    return num_weights, sum(isinstance(module, nn.MultiheadAttention) for module in network.modules())
 
 
 def train(

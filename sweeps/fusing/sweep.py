@@ -132,7 +132,7 @@ def check_memory(setup: Setup) -> None:
         return
     for cell in largest(setup).cells:
         try:
-            setup.probing.check_memory([cell], setup.probing.num_train)
+            setup.probing.check_memory(cell, setup.probing.num_train)
         except ValueError as error:
             raise ValueError(
                 f"{cell.head} on {len(cell.members)} features at {cell.pooling}x{cell.pooling}: {error}"

@@ -14,7 +14,6 @@ from ddae.backbones.offload import largest_layer_bytes, size_bytes
 from ddae.datasets import Dataset
 from ddae.features import extract
 from ddae.heads import find_head
-from ddae.streaming import stream_bytes
 from ddae.units import duration, rounded, size
 from sweeps.cli import aligned
 from sweeps.probing.screening import NUM_LABEL_FREE, Screening, ScreeningRules
@@ -179,8 +178,7 @@ def fits(task: ProbeTask) -> str:
 
 def memory(task: ProbeTask, cells: Sequence[Read]) -> str:
     """What a fit of the widest of these cells on all images takes."""
-    held, streamed = map(max, zip(*(task.fit_bytes([cell], task.num_train) for cell in cells), strict=True))
-    streamed += stream_bytes(task.memory)
+    held, streamed = map(max, zip(*(task.fit_bytes(cell, task.num_train) for cell in cells), strict=True))
     said = size(held) if held <= task.memory else f"{size(streamed)}, block by block"
     return f"up to {said}, of {size(task.memory)} that it may have"
 

@@ -133,7 +133,7 @@ def check_fits(task: ProbeTask, memory: str) -> None:
         task = replace(task, memory_bytes=task.memory_bytes or for_fits(task.device, task.part(num_cpus=1)))
     for cell in task.space.cells_at({task.space.timesteps[0]: task.space.block_names}):
         try:
-            task.check_memory([cell], task.num_train)
+            task.check_memory(cell, task.num_train)
         except ValueError as error:
             raise ValueError(f"{cell.head} at {cell.block} {cell.pooling}x{cell.pooling}: {error}") from error
 

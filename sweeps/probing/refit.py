@@ -95,9 +95,8 @@ class Refit:
     def _read(self, split: str):
         one_view = replace(self.task, views=1)
         num_images = len(self.task.labels[split])
-        held, _ = one_view.fit_bytes([self.cell], num_images)
-        limit = self.task.memory if held > self.task.memory else None
-        pooled, labels = one_view.features(self.cell, split, num_images, memory_bytes=limit)
+        is_held = one_view.fit_bytes(self.cell, num_images)[0] <= self.task.memory
+        pooled, labels = one_view.features(self.cell, split, num_images, {self.cell.pooling: is_held})
         return pooled[self.cell.pooling], labels
 
 

@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from ddae.datasets import is_uneven
-from ddae.features import width
 from ddae.fusion import Members, at_timesteps
 from ddae.heads import Kept, Recipe, find_head, memory_by
 from ddae.heads.parts import joined
 from ddae.memory import for_fits, is_out_of_memory
-from ddae.pooling import pool
-from ddae.probe import Fitted, balanced_accuracy, class_weights, fit_probe, standard_error, to_maps
-from ddae.streaming import Features, Streamed, on_device, stream_bytes
+from ddae.probe import Fitted, balanced_accuracy, class_weights, fit_probe, standard_error
+from ddae.streaming import Features, Streamed, hold, hold_bytes, on_device, stream_bytes
 from ddae.units import size
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
@@ -201,17 +199,20 @@ class ProbeTask:
         return tuple(self.space.block(block).channels for block, _ in cell.members)
 
     def run(self, cells: Sequence[Read], rung: int, checkpoints: Sequence[Checkpoint]) -> Iterator[Result]:
-        """Fit the heads of cells of one block and timestep, whose columns are read once; again in half of the memory
-        where the device turns out to have less."""
-        task, data = self, None
-        for cell, checkpoint in zip(cells, checkpoints, strict=True):
+        """Fit the heads of cells of one block and timestep, whose columns are read once for all that are held; again in
+        half of the memory, block by block, where the device turns out to have less."""
+        task: ProbeTask = self
+        served: Sequence[Read] = ()
+        data: tuple[Pooled, Pooled] | None = None
+        for number, (cell, checkpoint) in enumerate(zip(cells, checkpoints, strict=True)):
             started = time.time()
             while True:
                 try:
-                    data = data or task.read(cells, rung, hold=task is self)
-                    features: Features = data[0][0][cell.pooling]
-                    held = "held" if isinstance(features, Tensor) else f"{features.rows_at_once} rows at once"
-                    fitted = self.fit(cell, *data, Kept(checkpoint, f"{self.key(cell, rung)} {held}"))
+                    if data is None or cell not in served:
+                        data = None  # there may be no room for two
+                        served = task.together(cells[number:], rung, hold=task is self)
+                        data = task.read(served, rung, hold=task is self)
+                    result = self._result(cell, rung, data, checkpoint, started)
                     break
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
@@ -220,7 +221,16 @@ class ProbeTask:
                         reason = (str(error) or type(error).__name__).splitlines()[0]
                         raise ValueError(f"{self.device} has too little memory: {reason}") from error
                 task, data = self._in_half(), None
-            yield self.result(fitted, started, not isinstance(features, Tensor))
+            yield result
+
+    def _result(
+        self, cell: Read, rung: int, data: tuple["Pooled", "Pooled"], checkpoint: Checkpoint, started_seconds: float
+    ) -> Result:
+        """Fit the head of a cell, of which nothing but the result is kept."""
+        features = data[0][0][cell.pooling]
+        held = "held" if isinstance(features, Tensor) else f"{features.rows_at_once} rows at once"
+        fitted = self.fit(cell, *data, Kept(checkpoint, f"{self.key(cell, rung)} {held}"))
+        return self.result(fitted, started_seconds, not isinstance(features, Tensor))
 
     def _in_half(self) -> "ProbeTask":
         """The task in half of the memory, which its device turned out not to have."""
@@ -245,55 +255,74 @@ class ProbeTask:
         params = {"setting": fitted.setting} | ({"features": "streamed"} if streamed else {})
         return Result(metrics, params, started_seconds, time.time(), pack(fitted.correct))
 
+    def together(self, cells: Sequence[Read], num_train: int, hold: bool = True) -> list[Read]:
+        """The first of these cells of one site, and those of the others that the same read() can serve: the memory has
+        room for all features that it holds."""
+        served: list[Read] = []
+        held: dict[int, bool] = {}
+        maps = head = 0
+        for cell in cells:
+            is_held = self.check_memory(cell, num_train, hold)
+            more = self.maps_bytes(cell, num_train) if is_held and cell.pooling not in held else 0
+            most = max(head, self.head_bytes(cell, num_train)[not is_held])
+            is_alike = held.get(cell.pooling, is_held) == is_held
+            if not served or (is_alike and maps + more + most <= self.memory):
+                served.append(cell)
+                maps, head, held[cell.pooling] = maps + more, most, is_held
+        return served
+
     def read(self, cells: Sequence[Read], num_train: int, hold: bool = True) -> tuple["Pooled", "Pooled"]:
-        """The block and timestep of these cells from the store, at the cells' poolings, of train and of val; of
-        training images every view, one after the other. They are held where the fits have the memory for it, and
-        streamed where not.
+        """The block and timestep of these cells, which together() gave, from the store, at the cells' poolings, of
+        train and of val; of training images every view, one after the other. The features of each cell that has the
+        memory for it are held, all from one read, and the others streamed.
 
         Raises LookupError where the store lacks some, ValueError where the memory is too small in either way.
         """
-        hold = self.check_memory(cells, num_train, hold)
-        poolings = dict.fromkeys(cell.pooling for cell in cells)
-        limit = None if hold else self.memory
+        poolings = {cell.pooling: self.check_memory(cell, num_train, hold) for cell in cells}
         return (
-            self.features(cells[0], "train", num_train, poolings, limit),
-            self.features(cells[0], "val", len(self.val_labels(num_train)), poolings, limit),
+            self.features(cells[0], "train", num_train, poolings),
+            self.features(cells[0], "val", len(self.val_labels(num_train)), poolings),
         )
 
-    def features(
-        self, cell: Read, split: str, num_images: int, poolings: Iterable[int] = (), memory_bytes: int | None = None
-    ) -> "Pooled":
-        """What the cell reads from the store, at its own pooling or at others, several blocks side by side; of training
-        images every view.
+    def features(self, cell: Read, split: str, num_images: int, poolings: Mapping[int, bool] | None = None) -> "Pooled":
+        """What the cell reads from the store, several blocks side by side; of training images every view.
 
-        memory_bytes: None where they are to be held. Raises LookupError where the store lacks some.
+        poolings: pooling -> whether its features are held; by default those at the cell's own are. Raises LookupError
+        where the store lacks some.
         """
-        views, poolings = self.views if split == "train" else 1, tuple(poolings) or (cell.pooling,)
-        labels = torch.from_numpy(self.labels[split][:num_images]).repeat(views).to(self.device)
-        limit = None if memory_bytes is None else memory_bytes // len(cell.members)
-        found = [self._site(site, split, num_images, poolings, limit) for site in cell.members]
-        return {pooling: joined([each[pooling] for each in found]) for pooling in poolings}, labels
+        poolings, channels = poolings or {cell.pooling: True}, self.channels(cell)
+        views = self.train_views if split == "train" else range(1)
+        labels = torch.from_numpy(self.labels[split][:num_images]).repeat(len(views)).to(self.device)
+        shards = [self._shards(site, split, num_images, views) for site in cell.members]
+        found: dict[int, Features] = {}
+        if held := [p for p, is_held in poolings.items() if is_held]:
+            maps = {p: torch.empty(len(labels), sum(channels), p, p, device=self.device) for p in held}
+            its = zip(*(each.split(channels, 1) for each in maps.values()), strict=True)
+            for parts, num, into in zip(shards, channels, its, strict=True):
+                hold(parts, num, self.device, dict(zip(maps, into, strict=True)), self.memory)
+            found |= maps
+        limit = self.memory // len(shards)
+        if streamed := poolings.keys() - found:
+            shards = [on_device(parts, self.device, limit // 8) for parts in shards]
+        for p in streamed:
+            each = zip(shards, channels, strict=True)
+            found[p] = joined([Streamed(parts, num, p, self.device, limit) for parts, num in each])
+        return found, labels
 
-    def _site(
-        self, site: tuple[str, int], split: str, num_images: int, poolings: Iterable[int], memory_bytes: int | None
-    ) -> Mapping[int, Features]:
+    def _shards(
+        self, site: tuple[str, int], split: str, num_images: int, views: Iterable[int]
+    ) -> Sequence[np.ndarray | Tensor]:
+        """The rows of one block and timestep in the store, a view after the other."""
         (block, timestep), store = site, FeatureStore(self.source.store)
-        views, channels = self.train_views if split == "train" else range(1), self.space.block(block).channels
         needs = [Need(timestep, split, num_images, (block,), view=view) for view in views]
-        shards = [shard for need in needs for shard in store.read(self.source.column(need, block), num_images)]
-        if memory_bytes is not None:
-            parts = on_device(shards, self.device, memory_bytes // 8)
-            return {p: Streamed(parts, channels, p, self.device, memory_bytes) for p in poolings}
-        maps = to_maps(shards, channels, self.device)
-        return {pooling: pool(maps, pooling) for pooling in poolings}
+        return [shard for need in needs for shard in store.read(self.source.column(need, block), num_images)]
 
-    def check_memory(self, cells: Sequence[Read], num_train: int, hold: bool = True) -> bool:
-        """Whether fits of cells of one site hold their features, as they should where hold says so. Raises ValueError
-        where the memory is too small for streamed ones as well."""
-        held, streamed = self.fit_bytes(cells, num_train)
+    def check_memory(self, cell: Read, num_train: int, hold: bool = True) -> bool:
+        """Whether a fit holds its features, as it should where hold says so. Raises ValueError where the memory is too
+        small for streamed ones as well."""
+        held, streamed = self.fit_bytes(cell, num_train)
         if hold and held <= self.memory:
             return True
-        streamed += stream_bytes(self.memory)
         if streamed > self.memory:
             flag = "--gpus-per-fit" if self.gpus_per_fit and not self.memory_bytes else "--memory"
             raise ValueError(
@@ -302,20 +331,22 @@ class ProbeTask:
             )
         return False
 
-    def fit_bytes(self, cells: Sequence[Read], num_train: int) -> tuple[int, int]:
-        """What fits of cells of one site take where features are held; beside the blocks of streamed ones."""
-        rows, poolings, numbers, heads = self.views * num_train, {cell.pooling for cell in cells}, 0, []
-        for block in (self.space.block(name) for name, _ in cells[0].members):
-            stored = round((width(block, self.source.key.pooling) / block.channels) ** 0.5)
-            numbers += sum(block.channels * pooling**2 for pooling in {stored, *poolings})
-        if len(cells[0].members) > 1:  # they are copied side by side
-            numbers += sum(sum(self.channels(cells[0])) * pooling**2 for pooling in poolings)
-        for cell in cells:
-            channels = self.channels(cell)
-            shape = rows, sum(channels), cell.pooling, cell.pooling
-            heads.append(memory_by(self.recipe, cell.head, channels, shape, self.num_classes))
-        held, streamed = map(max, zip(*heads, strict=True))
-        return 4 * (rows + len(self.val_labels(num_train))) * numbers + held, streamed
+    def fit_bytes(self, cell: Read, num_train: int) -> tuple[int, int]:
+        """What a fit takes where features are held; where they are streamed."""
+        held, streamed = self.head_bytes(cell, num_train)
+        return self.maps_bytes(cell, num_train) + held, streamed
+
+    def maps_bytes(self, cell: Read, num_train: int) -> int:
+        """What the features of a cell take, held."""
+        rows = self.views * num_train + len(self.val_labels(num_train))
+        return 4 * rows * sum(self.channels(cell)) * cell.pooling**2
+
+    def head_bytes(self, cell: Read, num_train: int) -> tuple[int, int]:
+        """What a fit takes beside features that are held; with the blocks of streamed ones."""
+        channels = self.channels(cell)
+        shape = self.views * num_train, sum(channels), cell.pooling, cell.pooling
+        held, streamed = memory_by(self.recipe, cell.head, channels, shape, self.num_classes)
+        return max(held, hold_bytes(self.memory)), streamed + stream_bytes(self.memory)
 
     @property
     def device(self) -> str:

@@ -134,7 +134,7 @@ class ProbeMeasurement:
         return lines
 
     def measure(self, folder: Path) -> Measured:
-        is_held = self.task.check_memory([self.cell], self.task.num_train)  # refused before anything is extracted
+        is_held = self.task.check_memory(self.cell, self.task.num_train)  # refused before anything is extracted
         if address() or sum(need.num_images for need in self.needs) > IN_PROCESS:
             with open_pool(self.flags, self.task.source, folder) as pool:
                 passes = self.task.space.forward_passes(self.needs)

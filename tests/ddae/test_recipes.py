@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import cross_entropy
 
-from ddae.heads import Recipe, check_recipe, fit_by, memory_by
+from ddae.heads import Recipe, check_recipe, find_head, fit_by, memory_by
 from ddae.heads.recipes import OPTIMIZERS
 from ddae.heads.training import Batches
 from ddae.streaming import Streamed, between
@@ -78,3 +80,20 @@ def test_a_head_without_epochs_is_refused_and_a_key_is_the_same_everywhere():
     assert len(keys) == 3 and not any(" at 0x" in key for key in keys)
     small, large = (memory_by(replace(COSINE, batch_size=n), "mlp-8", (), (100, 4, 4, 4), 4)[0] for n in (4, 64))
     assert small < large
+
+
+@pytest.mark.parametrize("name", ["mlp-64", "cnn-16-16", "attention-1", "attention-5", "efficient-8", "bn-linear"])
+def test_what_a_fit_takes_has_room_for_what_a_batch_leaves_for_the_backward_pass(name):
+    (head, sizes), maps = find_head(name), torch.randn(32, 16, 4, 4)
+    assert head.parts
+    inputs, build = head.parts(maps, 10, *sizes)
+    left: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        left[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        cross_entropy(build()(inputs(maps)), torch.zeros(32, dtype=torch.int64))
+    recipe = replace(COSINE, batch_size=32)
+    assert sum(map(len, left.values())) < memory_by(recipe, name, (), maps.shape, 10)[1]

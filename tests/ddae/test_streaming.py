@@ -8,7 +8,7 @@ from ddae.heads import HEADS, Kept, expand, find_head, kept, linear
 from ddae.pooling import pool
 from ddae.probe import classify, fit_probe
 from ddae.scaling import Standardise
-from ddae.streaming import Streamed, blocks, shuffled, std_mean
+from ddae.streaming import Streamed, blocks, hold, hold_bytes, shuffled, std_mean
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,6 +44,16 @@ def test_blocks_are_the_features_in_order(pooling):
     assert max(len(each) for _, each in found) == 10
     assert [rows.start for rows, _ in found] == list(np.cumsum([0, *(len(each) for _, each in found)])[:-1])
     assert torch.equal(torch.cat([each for _, each in found]), pool(maps.float(), pooling))
+
+
+@pytest.mark.parametrize("memory_bytes", [1, 400_000, 10**9])
+def test_maps_at_all_poolings_are_copied_from_one_read(memory_bytes):
+    maps, _ = planted(300)
+    held = {pooling: torch.empty(300, CHANNELS, pooling, pooling) for pooling in (1, 2, 4)}
+    hold(stream(maps).parts, CHANNELS, "cpu", held, memory_bytes)
+    for pooling, found in held.items():
+        assert torch.equal(found, pool(maps.float(), pooling))
+    assert 0 <= hold_bytes(memory_bytes) <= max(1, memory_bytes // 4)
 
 
 @pytest.mark.parametrize("memory_bytes", [1, 200_000, 10**9])

@@ -1,4 +1,6 @@
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from ddae.backbones import Block, Settings
 from ddae.features import FeatureKey
 from ddae.heads import HEADS, StackedHead
 from ddae.probe import Fitted
+from ddae.streaming import Streamed
 from storage.feature_store import FeatureStore
 from sweeps.probing import task as task_module
 from sweeps.probing.source import FeatureSource, Need
@@ -167,11 +170,60 @@ def test_features_that_fit_no_memory_are_streamed(stored, megabytes, monkeypatch
 
 
 def test_what_a_fit_takes_grows_with_images_poolings_and_heads():
-    held, streamed = task_of().fit_bytes(CELLS, 800)
-    assert task_of().fit_bytes(CELLS, 1600)[0] > held > streamed
-    assert task_of().fit_bytes(CELLS, 1600)[1] == streamed
-    assert task_of().fit_bytes(CELLS[:1], 800)[0] < held
-    assert task_of(views=2).fit_bytes(CELLS, 800)[0] > held
+    for small, large in pairwise(CELLS):
+        held, streamed = task_of().fit_bytes(small, 800)
+        assert task_of().fit_bytes(small, 1600)[0] > held
+        assert task_of().fit_bytes(small, 1600)[1] == streamed
+        assert task_of(views=2).fit_bytes(small, 800)[0] > held
+        assert small.head != large.head or task_of().fit_bytes(large, 800)[0] > held
+
+
+@pytest.fixture
+def num_read(monkeypatch):
+    """Counts the rows that are read."""
+    counts, rows_of = Counter(), Streamed._rows
+
+    def counted(self, spans):
+        counts["rows"] += sum(stop - start for start, stop in spans)
+        return rows_of(self, spans)
+
+    monkeypatch.setattr(Streamed, "_rows", counted)
+    return counts
+
+
+RIDGE, LINEAR, WIDE = replace(CELL, head="ridge"), CELL, replace(CELL, head="ridge", pooling=2)
+
+
+def test_a_pooling_that_fits_the_memory_is_held_beside_one_that_is_streamed(stored, num_read, monkeypatch):
+    monkeypatch.setattr("ddae.heads.linear.SCORES_AT_ONCE", 1000)
+    expected = run(stored, [RIDGE, WIDE, LINEAR])
+    assert num_read["rows"] == 1000  # all poolings and heads from one read of train and val
+    num_read.clear()
+    found = run(replace(stored, memory_bytes=260_000), [RIDGE, WIDE, LINEAR])
+    assert num_read["rows"] == 1000 + (2 * 800 + 200)  # both at 1x1, and the other
+    assert [one.right for one in found] == [one.right for one in expected]
+    assert ["features" in one.params for one in found] == [False, True, False]
+
+
+def test_features_that_have_no_room_side_by_side_are_held_one_after_the_other(stored, num_read, monkeypatch):
+    monkeypatch.setattr("ddae.heads.linear.SCORES_AT_ONCE", 1000)
+    expected = run(stored, [RIDGE, LINEAR, WIDE])
+    num_read.clear()
+    task = replace(stored, memory_bytes=430_000)
+    assert task.together([RIDGE, LINEAR, WIDE], 800) == [RIDGE, LINEAR]
+    found = run(task, [RIDGE, LINEAR, WIDE])
+    assert num_read["rows"] == 2 * 1000
+    assert [one.right for one in found] == [one.right for one in expected]
+    assert not any("features" in one.params for one in found)
+
+
+def test_a_head_that_needs_more_than_another_is_streamed_alone(stored, monkeypatch):
+    """Logistic regression copies its features, and a network does not."""
+    monkeypatch.setattr("ddae.heads.linear.SCORES_AT_ONCE", 1000)
+    cells = [replace(CELL, head=head) for head in ("mlp-8", "linear", "mlp-16")]
+    more = replace(stored, labels={**stored.labels, "train": np.zeros(100_000, dtype=np.int64)}, memory_bytes=9_000_000)
+    assert [more.check_memory(cell, 100_000) for cell in cells] == [True, False, True]
+    assert more.together(cells, 100_000) == [cells[0], cells[2]] and more.together(cells[1:], 100_000) == cells[1:2]
 
 
 def test_a_memory_that_is_too_small_is_one_line(stored):
@@ -186,7 +238,7 @@ NO_ROOM = [
 ]
 
 
-@pytest.mark.parametrize("where", ["fit_probe", "to_maps"])
+@pytest.mark.parametrize("where", ["fit_probe", "hold"])
 @pytest.mark.parametrize("error", NO_ROOM, ids=lambda error: type(error).__name__)
 def test_a_device_without_memory_gets_half_once(stored, error, where, monkeypatch, caplog):
     expected, left, sound = run(stored, CELLS[:1]), 1, getattr(task_module, where)
