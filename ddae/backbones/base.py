@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
 from ddae.backbones import lean
 from ddae.backbones.hooks import hooked, run_on_meta
@@ -372,7 +371,7 @@ class Backbone:
 
             every = dict(self.network.named_modules())
             with (
-                FlopCounterMode(display=False) as counter,
+                lean.counting() as counter,
                 hooked(self.modules, keep),
                 hooked(every, lambda name, output: called.add(name)),
             ):

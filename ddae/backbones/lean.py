@@ -3,19 +3,20 @@ loads a network.
 
 diffusers.models.unets and .transformers import all of their models, and what these need, as soon as one is asked for.
 diffusers imports torch._dynamo, which is PyTorch's compiler, to mark classes for it, and does without where there is
-none; a network that is moved imports it to see whether it is offloaded; a scheduler is made after a look at all others
-that take its file.
+none; a network that is moved imports it to see whether it is offloaded, and PyTorch's counter of operations to be
+hidden from it. A scheduler is made after a look at all others that take its file.
 """
 
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 PACKAGES = "diffusers.models.transformers", "diffusers.models.unets"
 COMPILER = "torch._dynamo"
@@ -36,8 +37,10 @@ class OnDemand(ModuleType):
 def import_diffusers(compiles: bool = False) -> None:
     """Have diffusers import what is asked of it alone. What is imported already stays as it is. compiles: whether
     torch.compile will see its classes."""
+    if compiles:
+        importlib.import_module(COMPILER)
     if "diffusers" not in sys.modules:
-        with nullcontext() if compiles else _without_compiler():
+        with _without_compiler():
             importlib.import_module("diffusers")
     for name in PACKAGES:
         if name not in sys.modules and (spec := importlib.util.find_spec(name)):
@@ -57,6 +60,32 @@ def make_scheduler(kind: Any, config: Mapping[str, Any]) -> Any:
 def move(network: nn.Module, **where: Any) -> None:
     """Do what network.to does for one that diffusers does not offload."""
     nn.Module.to(network, **where)
+
+
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Counts the floating-point operations of the block. PyTorch hides the functions that it calls then from the
+    compiler; where that is not imported there is nothing to hide them from."""
+    if COMPILER not in sys.modules:
+        sys.modules[COMPILER] = _StandIn(COMPILER)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        if isinstance(sys.modules.get(COMPILER), _StandIn):
+            del sys.modules[COMPILER]
+
+
+class _StandIn(ModuleType):
+    """Hides nothing from the compiler, and is replaced by it where anything else is asked of it."""
+
+    def disable(self, function: Callable, *args: object, **options: object) -> Callable:
+        return function
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules[COMPILER] is self:
+            del sys.modules[COMPILER]
+        return getattr(importlib.import_module(COMPILER), name)
 
 
 @contextmanager
