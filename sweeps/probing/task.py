@@ -25,6 +25,7 @@ from ddae.units import size
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
 from sweeps.flags import SEEDS
+from sweeps.probing import kept_head
 from sweeps.probing.source import FeatureSource, Need
 from sweeps.probing.space import Cell, Sites, Space
 from sweeps.search.task import Axis, Checkpoint, Objective, Resources, Result, Value, pack
@@ -80,6 +81,8 @@ class ProbeTask:
     """A bounded search judges on so many val images, the first; 0 is all."""
     recipe: Recipe | None = None
     """By which heads are trained instead of their own; all views are augmented then."""
+    is_answer: bool = False
+    """What is fitted is kept, too."""
     name: str = "layer-noise"
     resource: str = "num_images"
     cells: tuple[Cell, ...] = field(init=False)
@@ -121,7 +124,7 @@ class ProbeTask:
         for timestep, blocks in at_timesteps(cell.members).items():
             share = self.space.pass_share(blocks)
             sites[timestep] = tuple(b for b in self.sites[timestep] if self.space.block(b).flops_share <= share)
-        return replace(self, rungs=(self.num_train,), sites=sites)
+        return replace(self, rungs=(self.num_train,), sites=sites, is_answer=True)
 
     def val_labels(self, rung: int | None = None) -> np.ndarray:
         """int64, of the val images that judge a cell which is fitted on so many images; by default on the most that the
@@ -220,6 +223,8 @@ class ProbeTask:
                         reason = (str(error) or type(error).__name__).splitlines()[0]
                         raise ValueError(f"{self.device} has too little memory: {reason}") from error
                 task, data = self._in_half(), None
+            if self.is_answer:
+                kept_head.keep(self, cell, fitted)
             yield self.result(fitted, started, not isinstance(features, Tensor))
 
     def _in_half(self) -> "ProbeTask":
