@@ -70,7 +70,7 @@ def findings(folder, metric="balanced_accuracy", exhaustive=False, space=SPACE, 
 def drawn(found, folder):
     sections, undrawn = draw(found, folder)
     assert not undrawn
-    return sections
+    return list(sections.values())
 
 
 def words(section):
