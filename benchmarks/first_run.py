@@ -80,6 +80,9 @@ class Here:
     async def call(self, function, *args):
         return function(*args)
 
+    def submit(self, function, *args) -> Future:
+        return self.run(self.call(function, *args))
+
     def run(self, work: Coroutine) -> Future:
         (done := Future()).set_result(self._loop.run_until_complete(work))
         return done

@@ -24,6 +24,8 @@ class Fitted:
     """Which of the head's settings."""
     correct: np.ndarray
     """bool [num_val]: which val images it gets right."""
+    predicted: np.ndarray
+    """int [num_val]: their classes as it has them."""
 
     @property
     def setting(self) -> str:
@@ -53,9 +55,10 @@ def fit_probe(
     else:
         family, sizes = find_head(name, channels)
         head = family.fit(*train, num_classes, seed, *sizes, kept=kept)
-    correct = (classify(head, val[0], num_classes) == val[1]).cpu().numpy()
+    predicted = classify(head, val[0], num_classes)
+    correct = (predicted == val[1]).cpu().numpy()
     best = int((correct if weights is None else correct * weights).mean(1).argmax())
-    return Fitted(head, best, correct[best])
+    return Fitted(head, best, correct[best], predicted[best].cpu().numpy())
 
 
 @torch.inference_mode()

@@ -32,8 +32,23 @@ those that are statistically tied with the best are equals.""",
         'for path in sorted((findings.folder / "figures").glob("*.png")):',
         "    display(Image(path, width=600))",
     ),
-    """The answer as a scikit-learn estimator. `python sweeps/final_test.py` measures it on the test images, once;
-`python sweeps/fuse.py` and `python sweeps/finetune.py` go on from here.""",
+    """Blocks of one pass can be read together at no more cost. What is fused is compared with the answer on the same
+val images, and is the answer only where it gains more than a standard error.""",
+    (
+        "from sweeps import finetune, fuse",
+        "",
+        'fuse.main(fuse.Fuse(sweep=findings.folder, heads=("joint-ridge",), num_trials=4))',
+    ),
+    """The network itself can be trained on, cut after the answer's block and with its head on top. Here it is on 200
+labels for 30 steps and with one seed, which shows how and not how well; `python sweeps/finetune.py` compares it with
+the same network from scratch and frozen, on all labels and with three seeds.""",
+    (
+        'short = {"num_labels": (200,), "epochs": (3,), "batch_size": 20, "num_trials": 1, "seeds": 1}',
+        'one = {"init": ("finetune",), "augment": ("none",), "learning_rates": (1e-3,), "head_start": ("probe",)}',
+        "finetune.main(finetune.Finetune(sweep=findings.folder, **short, **one))",
+    ),
+    """The sweep's answer as a scikit-learn estimator; the folders of the other two are handed over in the same way.
+`python sweeps/final_test.py` measures it on the test images, once.""",
     (
         "main(HandOver(sweep=findings.folder))",
         "winner = ddae.load(findings.folder)",

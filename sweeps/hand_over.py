@@ -3,9 +3,9 @@
     python sweeps/hand_over.py                                        # of the newest sweep under out/
     python sweeps/hand_over.py --sweep out/layer-noise-1a2b3c4d --features parquet
 
-Fits the answer again on all training images, whose features the store has, and writes model/ into the sweep's folder,
-for `ddae.load`, and the same as an MLflow model on the sweep's run, for `mlflow models serve`. The test set is not
-looked at. Repeated, it writes the same model, and logs it once.
+Takes the answer's head as it was fitted on all training images, or fits it again, and writes model/ into the sweep's
+folder, for `ddae.load`, and the same as an MLflow model on the sweep's run, for `mlflow models serve`. The test set is
+not looked at. Repeated, it writes the same model, and logs it once.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,6 @@ from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
 
-import datasets
 import numpy as np
 from PIL import Image
 
@@ -118,6 +117,8 @@ def write_features(fitted: Classifier, folder: Path, kind: str, splits: tuple[st
             files[split] = Path(folder if kind == "parquet" else scratch, f"{split}.parquet")
             write_parquet(fitted.features(split), files[split], rows)
         if kind == "hf":
+            import datasets
+
             datasets.disable_progress_bars()
             tables = datasets.DatasetDict.from_parquet({s: str(f) for s, f in files.items()}, cache_dir=scratch)
             tables.cast_column("label", datasets.ClassLabel(names=list(classes))).save_to_disk(folder)

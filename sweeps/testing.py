@@ -30,8 +30,8 @@ __all__ = [
 
 
 def measure(folder: Path, date: str) -> Tested:
-    """Fit the answer again on all training images, score it on the test images, and record that in the folder, then on
-    its page and in MLflow."""
+    """Score the answer, fitted on all training images, on the test images, and record that in the folder, then on its
+    page and in MLflow."""
     check_writable(folder)
     logged.check(folder)
     fitted: Classifier = room_of(folder).reopen(folder, ("test",))

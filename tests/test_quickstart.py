@@ -25,6 +25,9 @@ def test_the_notebook_runs(tmp_path):
     assert "val_accuracy" in results[0][-1]["text/plain"]
     assert "<table" in results[1][-1]["text/html"] and results[1][-1]["text/html"].count("<tr") > 4
     assert sum("image/png" in data for data in results[2]) >= 8
+    fused, tuned = ("".join(output.get("text", "") for output in codes[number]) for number in (3, 4))
+    assert "the sweep's answer" in fused and "joint-ridge" in fused
+    assert "finetune" in tuned and "200" in tuned
     [folder] = tmp_path.glob("out/layer-noise-*")
     names = json.loads((folder / "model" / "winner.json").read_text())["class_names"]
-    assert results[3][-1]["text/plain"].strip("'") in names
+    assert results[5][-1]["text/plain"].strip("'") in names

@@ -31,6 +31,7 @@ from ddae.backbones.checkpoints import open_checkpoint
 from ddae.backbones.contents import ADAPTER_FILES, LORA, averages_beside, check_not_zero
 from ddae.backbones.dit_layout import kind_of
 from ddae.backbones.files import SHIPPED, file_digest, first_line, local_path, model_class, model_files, subfolder
+from ddae.backbones.lean import import_diffusers
 from ddae.backbones.options import sidecars
 from ddae.backbones.random_weights import draw_weights
 from ddae.backbones.unsupported import refuse_unsupported
@@ -88,6 +89,7 @@ def load_backbone(name: str, settings: Settings = DEFAULT) -> Backbone:
     """
     if settings.text_embedding and not Path(settings.text_embedding).is_file():
         raise ValueError(f"text_embedding={settings.text_embedding!r} is no file; sweeps/learn_text.py makes one")
+    import_diffusers(settings.compile)
     library, _, model = name.partition(":")
     path = Path(name) if library in LIBRARIES else local_path(name)
     try:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
+from ddae.backbones import lean
 from ddae.backbones.hooks import hooked, run_on_meta
 from ddae.backbones.offload import check_room, offload, onload
 from ddae.backbones.predictions import Denoised
@@ -205,7 +205,7 @@ class Backbone:
         memory_format = torch.channels_last if self.settings.channels_last else torch.preserve_format
         device = "cpu" if self.settings.offload else self.settings.device
         check_room(self.network, device)
-        self.network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+        lean.move(self.network, device=device, memory_format=memory_format)
         self.network.eval().requires_grad_(False)
         self.strict = {spec.name for spec in self.specs}  # the family's blocks, without modules that are added
         self._find_blocks()
@@ -371,7 +371,7 @@ class Backbone:
 
             every = dict(self.network.named_modules())
             with (
-                FlopCounterMode(display=False) as counter,
+                lean.counting() as counter,
                 hooked(self.modules, keep),
                 hooked(every, lambda name, output: called.add(name)),
             ):

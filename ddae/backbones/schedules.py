@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ddae.backbones import lean
 from ddae.backbones.files import quiet, read_json
 from ddae.backbones.predictions import Denoised, of_scheduler
 from ddae.noise import VE, VP, Flow, Schedule
@@ -44,7 +45,7 @@ def make_scheduler(folder: Path, is_flow: bool = False) -> Any:
             f"the scheduler of {folder} is a {name}, which is no scheduler of diffusers {diffusers.__version__}"
         )
     with quiet():
-        return kind.from_config(config)
+        return lean.make_scheduler(kind, config)
 
 
 def noise_of(scheduler: Any, folder: Path, num_steps: int = 0) -> VP | Flow | VE:

@@ -15,9 +15,9 @@ from ddae.features import width
 from ddae.heads import find_head
 from ddae.noise import image_noise
 from ddae.pooling import pool
-from ddae.probe import classify
 from ddae.scaling import Standardise, unit_rows
 from storage.ledger import Ledger, content_key
+from sweeps.probing import kept_head
 from sweeps.probing.extractor import SHARD_ROWS, Extractor, opened
 from sweeps.probing.source import Need
 from sweeps.probing.space import Cell
@@ -124,14 +124,13 @@ def first_view(task: ProbeTask, cell: Cell, split: str, num_images: int) -> Tens
 
 def predictions(task: ProbeTask, cell: Cell) -> np.ndarray:
     """int [num_val]: the classes that the cell, fitted on all training images, predicts for val; from the ledger, else
-    fitted again and recorded there. Raises LookupError where its features are in the store no more."""
+    from the head that was kept, or fitted again, and recorded there. Raises LookupError where its features are in the
+    store no more."""
     ledger, key = Ledger(task.source.ledger), content_key(predictions=task.key(cell, task.num_train))
     record = ledger.get(key)
     if record is None:
-        train, val = task.read([cell], task.num_train)
-        fitted = task.fit(cell, train, val)
-        predicted = classify(fitted.head, val[0][cell.pooling], task.num_classes)[fitted.number]
-        record = {"predicted": predicted.tolist()}
+        fitted = kept_head.find(task, cell) or task.fit(cell, *task.read([cell], task.num_train))
+        record = {"predicted": fitted.predicted.tolist()}
         ledger.put(key, record)
     return np.array(record["predicted"])
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ddae import label_free, ridge
-from ddae.backbones import load_backbone
-from ddae.datasets import load_dataset
+from ddae.backbones import Backbone, load_backbone
+from ddae.datasets import Dataset, load_dataset
 from ddae.features import extract, read_view
 from ddae.pooling import pool
 from ddae.probe import to_maps
@@ -43,11 +43,12 @@ class Extracted:
 class Extractor:
     """One forward pass an image for all blocks that are needed."""
 
-    def __init__(self, source: FeatureSource):
+    def __init__(self, source: FeatureSource, backbone: Backbone | None = None, dataset: Dataset | None = None):
+        """backbone, dataset: where they are loaded; images of a given dataset are read from its own files."""
         self.source, self.store = source, FeatureStore(source.store)
-        self.backbone = load_backbone(source.backbone, source.settings)
+        self.backbone = backbone or load_backbone(source.backbone, source.settings)
         key = source.key
-        self.dataset = load_dataset(
+        self.dataset = dataset or load_dataset(
             source.dataset,
             self.backbone.image_size,
             source.data_root,
@@ -60,7 +61,8 @@ class Extractor:
                 f"{source.backbone} or {source.dataset} on {socket.gethostname()} is not the one the sweep was "
                 "started with"
             )
-        self.images = ImageCache(source, self.dataset, self.backbone.image_size) if source.cache_images else None
+        caches = source.cache_images and dataset is None
+        self.images = ImageCache(source, self.dataset, self.backbone.image_size) if caches else None
         if self.images:
             self.dataset = replace(self.dataset, images=replace(self.dataset.images, read=self.images.read))
         self.passes, self.num_encoded = 0.0, 0

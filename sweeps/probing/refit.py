@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddae.backbones import Backbone
 from ddae.datasets import Dataset
 from ddae.fusion import at_timesteps
 from ddae.fusion import name_of as name_of_members
@@ -19,6 +20,7 @@ from ddae.winner import Winner
 from sweeps.findings.folder import read_results
 from sweeps.findings.logged import name_of
 from sweeps.layer_noise import LayerNoise
+from sweeps.probing import kept_head
 from sweeps.probing.extractor import Extractor
 from sweeps.probing.plan import Setup, set_up_search, sweep_folder
 from sweeps.probing.source import Flags, Need, recorded_flags, with_whole_paths
@@ -157,25 +159,37 @@ def with_flags_of(folder: Path, config: Flags, instead: str, take_store: bool) -
 
 
 def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
-    """Fit the answer of the sweep in a folder again; its features are those of the store, or made again.
+    """The answer of the sweep in a folder, as it was fitted; its features are those of the store, or made again.
 
     splits: those whose features are wanted beside train and val.
     """
-    cell, (task, _, dataset) = answer_cell(folder), recorded(folder)
-    return refit(task, cell, dataset, splits)
+    cell, (task, backbone, dataset) = answer_cell(folder), recorded(folder)
+    return refit(task, cell, dataset, splits, backbone=backbone)
 
 
-def refit(task: ProbeTask, cell: Read, dataset: Dataset, splits: tuple[str, ...], kept: Kept | None = None) -> Refit:
-    """A cell on all training images. dataset: with all that opening its images has shown. splits: as in reopen(). kept:
-    where a fit that takes long keeps its state."""
+def refit(
+    task: ProbeTask,
+    cell: Read,
+    dataset: Dataset,
+    splits: tuple[str, ...],
+    kept: Kept | None = None,
+    backbone: Backbone | None = None,
+) -> Refit:
+    """A cell on all training images, with the head that was kept, or fitted again.
+
+    dataset: with all that opening its images has shown. splits: as in reopen(). kept: where a fit that takes long keeps
+    its state. backbone: the network, where it is loaded.
+    """
     labels = {**task.labels, **{split: dataset.labels(split) for split in splits}}
     task = replace(task, labels=labels, sites=at_timesteps(cell.members))
-    extractor = Extractor(task.source)
-    extractor.dataset, extractor.images = dataset, None
+    extractor = Extractor(task.source, backbone, dataset)
     for need in task.needs(cell, task.num_train):
         extractor.ensure(need)
     for split in splits:
         for timestep, names in at_timesteps(cell.members).items():
             extractor.ensure(Need(timestep, split, len(labels[split]), names))
-    fitted = task.fit(cell, *task.read([cell], task.num_train), kept)
+    fitted = kept_head.find(task, cell)
+    if fitted is None:
+        fitted = task.fit(cell, *task.read([cell], task.num_train), kept)
+        kept_head.keep(task, cell, fitted)
     return Refit(task, cell, extractor, fitted, task.result(fitted, 0.0))

@@ -1,7 +1,7 @@
 """The sections of report.html: each has a figure, and a sentence that is written from its data."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,27 +26,17 @@ FEW = 3
 """Fewer pairs of trials, or sites, tell nothing."""
 
 
-def draw(found: Findings, folder: Path) -> tuple[list[Section], list[str]]:
-    """Every section that the sweep has data for, and what could not be drawn, and why; the figures are written as PNG
-    files, too."""
-    drawn, undrawn = [], []
-    of_examples = {"samples": samples, "neighbours": neighbours, "confusion": confusions}
-    sections: dict[str, Callable[[Findings, Path], Section | None]] = {
-        "block_timestep": where,
-        "screening": screening,
-        "rungs": rungs,
-        "pooling_head": choices,
-        "cost": costs,
-        **(of_examples if found.examples else {}),
-        "label_free": scores,
-        "alignment_uniformity": plane,
-    }
-    for name, section in sections.items():
+def draw(found: Findings, folder: Path, names: Collection[str] = ()) -> tuple[dict[str, Section], list[str]]:
+    """Sections that the sweep has data for, by name, and what could not be drawn, and why; figures are also written as
+    PNG files. names: of those that are wanted; all if not given."""
+    drawn, undrawn = dict[str, Section](), list[str]()
+    for name in names or NAMES:
         try:
-            drawn.append(section(found, folder / f"{name}.png"))
+            if section := SECTIONS[name](found, folder / f"{name}.png"):
+                drawn[name] = section
         except Exception as error:  # the answer does not depend on a picture
             undrawn.append(f"the picture {folder / name}.png could not be drawn ({type(error).__name__}: {error})")
-    return [section for section in drawn if section is not None], undrawn
+    return drawn, undrawn
 
 
 def where(found: Findings, path: Path) -> Section:
@@ -247,9 +237,10 @@ def costs(found: Findings, path: Path) -> Section:
     )
 
 
-def samples(found: Findings, path: Path) -> Section:
-    """Images as they are, and as the network was given them."""
-    assert found.examples
+def samples(found: Findings, path: Path) -> Section | None:
+    """Images as they are, and as the network was given them; None where there are none, as for those below."""
+    if not found.examples:
+        return None
     task, examples, t = found.task, found.examples, found.cell.timestep
     names = [shortened(examples.classes[label]) for label in task.labels["val"][: len(examples.clean)]]
     latents = "; these are latents, of which three channels are shown as colours" if task.source.encoder else ""
@@ -262,9 +253,10 @@ def samples(found: Findings, path: Path) -> Section:
     )
 
 
-def neighbours(found: Findings, path: Path) -> Section:
+def neighbours(found: Findings, path: Path) -> Section | None:
     """Which training images lie nearest."""
-    assert found.examples
+    if not found.examples:
+        return None
     near, classes = found.examples.neighbours, found.examples.classes
     title = "Nearest neighbours"
     if near is None:
@@ -292,9 +284,10 @@ def neighbours(found: Findings, path: Path) -> Section:
     )
 
 
-def confusions(found: Findings, path: Path) -> Section:
+def confusions(found: Findings, path: Path) -> Section | None:
     """Which classes the answer confuses on val."""
-    assert found.examples
+    if not found.examples:
+        return None
     labels, classes, predicted = found.task.labels["val"], found.examples.classes, found.examples.predicted
     title = "Confusion matrix"
     if predicted is None:
@@ -389,3 +382,19 @@ def sentence(says: list[str]) -> str:
     """One sentence of several main clauses."""
     text = "; ".join(says)
     return f"{text[:1].upper()}{text[1:]}."
+
+
+SECTIONS: dict[str, Callable[[Findings, Path], Section | None]] = {
+    "block_timestep": where,
+    "screening": screening,
+    "rungs": rungs,
+    "pooling_head": choices,
+    "cost": costs,
+    "samples": samples,
+    "neighbours": neighbours,
+    "confusion": confusions,
+    "label_free": scores,
+    "alignment_uniformity": plane,
+}
+"""In the order of the page."""
+NAMES, OF_EXAMPLES = tuple(SECTIONS), ("samples", "neighbours", "confusion")

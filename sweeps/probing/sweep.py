@@ -2,14 +2,18 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from ddae.report.page import Section
 from storage.feature_store import FeatureStore
+from storage.ledger import Ledger
 from storage.tracking import Tracker
 from sweeps.cli import check_writable
 from sweeps.cluster.given import FOR_FITS
@@ -34,14 +38,14 @@ from sweeps.probing.screening import (
     ScreeningRules,
     best_timesteps,
 )
-from sweeps.probing.sections import draw
+from sweeps.probing.sections import NAMES, OF_EXAMPLES, draw
 from sweeps.probing.source import FeatureSource, Need, with_whole_paths
 from sweeps.probing.task import ProbeTask
 from sweeps.probing.text import report
 from sweeps.progress import Progress
 from sweeps.search.halving import HalvingSearch
 from sweeps.search.samplers import find_sampler
-from sweeps.search.task import Fit, Trial
+from sweeps.search.task import Fit, Result, Trial
 
 __all__ = [
     "finished_report",
@@ -52,6 +56,8 @@ __all__ = [
     "set_up_search",
     "sweep_folder",
 ]
+
+T = TypeVar("T")
 
 COLUMNS = "block", "timestep", "sigma", "pooling", "head", "num_images"
 """Params of a trial that MLflow's page of trials shows, in charts and in the table."""
@@ -155,6 +161,8 @@ class Search(ProbeSweep):
         self.warm = atlas.warm_start(sweep_folder(config, task), config.warm_start, task, keep=True)
         """Where other sweeps have it begin."""
         self.rules = rules_for(config, task, self.warm.ranking is not None)
+        self.raw_pixels: Future[Result] | None = None
+        """Under way, once the answer's head is known."""
         self.failed: list[str] = []
         """What could not be made for the report, and why."""
         super().__init__(task, pool, cost.least_and_most(task, self.rules)[0], progress=progress)
@@ -180,7 +188,11 @@ class Search(ProbeSweep):
         task, answer = replace(self.task, sites=screening.sites), self.choose(screening, trials)
         if not task.is_bounded:
             return answer
-        halving = HalvingSearch(task.on_all_images(answer.cell), 1, "grid", cells=[answer.cell])
+        final_task = task.on_all_images(answer.cell)
+        halving = HalvingSearch(final_task, 1, "grid", cells=[answer.cell])
+        if Ledger(task.source.ledger).get(task.key(answer.cell, task.num_train)) is None:
+            self.fill(final_task.needs(answer.cell, task.num_train))
+        self.raw_pixels = self.pool.submit(examples.raw_pixels, task, answer.cell.head)  # beside the only fit
         [final] = self.run(halving, self.tracker, "the answer on all images")
         return replace(answer, final=final)
 
@@ -189,43 +201,43 @@ class Search(ProbeSweep):
     ) -> Findings:
         """Take a closer look at the answer, and write and log all that was found."""
         task, folder = replace(self.task, sites=screening.sites), sweep_folder(self.config, self.task)
-        raw_pixels, shown = self._on_workers(
-            {
-                "raw pixels": (examples.raw_pixels, task, answer.cell.head),
-                "examples": (examples.find_examples, task, answer.cell, answer.result.run_seconds),
-            }
-        )
-        self.progress.stage("report")
+        raw_pixels = self.raw_pixels or self.pool.submit(examples.raw_pixels, task, answer.cell.head)
+        shown = self.pool.submit(examples.find_examples, task, answer.cell, answer.result.run_seconds)
+        self.progress.stage("raw pixels and examples")
         spent = self._cost(task, screening, trials, answer)
         found = Findings(
-            task, trials, answer, screening, label_free, raw_pixels, shown, spent, folder, self.tracker.where,
+            task, trials, answer, screening, label_free, None, None, spent, folder, self.tracker.where,
             round_size(self.config, self.task) if find_sampler(self.config.search).rounds else None, self.warm.said,
         )  # fmt: skip
+        with self.progress:
+            drawn = self._draw(found, [name for name in NAMES if name not in OF_EXAMPLES])
+            raw, seen = self._of_worker("raw pixels", raw_pixels), self._of_worker("examples", shown)
+        found = replace(found, raw_pixels=raw, examples=seen)
+        self.progress.stage("report")
         if self.config.atlas:
-            entry = atlas.entry_of(folder.name, task, screening, answer, raw_pixels)
+            entry = atlas.entry_of(folder.name, task, screening, answer, raw)
             added, trouble = atlas.add(self.config.out / "atlas", entry)
             found, self.failed = replace(found, added=added), [*self.failed, trouble]
-        began = time.time()
-        drawn, undrawn = draw(found, folder / "figures")
-        self.pool.busy.append((began, time.time()))
+        drawn |= self._draw(found, OF_EXAMPLES)
         found = replace(found, cost=self._cost(task, screening, trials, answer))
-        publish(found, drawn, self.config, self.tracker, [*self.failed, *undrawn])
+        publish(found, [drawn[name] for name in NAMES if name in drawn], self.config, self.tracker, self.failed)
         return found
 
-    def _on_workers(self, calls: Mapping[str, tuple]) -> list:
-        """What each (function, *arguments) returns, side by side; None where it fails, because the answer does not
-        depend on it."""
-        self.progress.stage(" and ".join(calls))
-        futures, found = {title: self.pool.submit(*call) for title, call in calls.items()}, []
-        with self.progress:
-            for title, future in futures.items():
-                try:
-                    with one_line():
-                        found.append(future.result())
-                except Exception as error:
-                    self.failed.append(f"the stage {title!r} failed ({error})")
-                    found.append(None)
-        return found
+    def _draw(self, found: Findings, names: Sequence[str]) -> dict[str, Section]:
+        began = time.time()
+        drawn, undrawn = draw(found, found.folder / "figures", names)
+        self.failed += undrawn
+        self.pool.busy.append((began, time.time()))
+        return drawn
+
+    def _of_worker(self, title: str, future: "Future[T]") -> T | None:
+        """What a worker has found; None where it fails, because the answer does not depend on it."""
+        try:
+            with one_line():
+                return future.result()
+        except Exception as error:
+            self.failed.append(f"the stage {title!r} failed ({error})")
+            return None
 
     def _cost(self, task: ProbeTask, screening: Screening, trials: tuple[Trial, ...], answer: Answer) -> cost.Cost:
         now, final = time.time(), [answer.final] if answer.final else []

@@ -23,6 +23,7 @@ from ddae.units import size
 from storage.feature_store import FeatureStore
 from storage.ledger import content_key
 from sweeps.flags import SEEDS
+from sweeps.probing import kept_head
 from sweeps.probing.source import FeatureSource, Need
 from sweeps.probing.space import Cell, Sites, Space
 from sweeps.search.task import Axis, Checkpoint, Objective, Resources, Result, Value, pack
@@ -78,6 +79,8 @@ class ProbeTask:
     """A bounded search judges on so many val images, the first; 0 is all."""
     recipe: Recipe | None = None
     """By which heads are trained instead of their own; all views are augmented then."""
+    is_answer: bool = False
+    """What is fitted is kept, too."""
     name: str = "layer-noise"
     resource: str = "num_images"
     cells: tuple[Cell, ...] = field(init=False)
@@ -119,7 +122,7 @@ class ProbeTask:
         for timestep, blocks in at_timesteps(cell.members).items():
             share = self.space.pass_share(blocks)
             sites[timestep] = tuple(b for b in self.sites[timestep] if self.space.block(b).flops_share <= share)
-        return replace(self, rungs=(self.num_train,), sites=sites)
+        return replace(self, rungs=(self.num_train,), sites=sites, is_answer=True)
 
     def val_labels(self, rung: int | None = None) -> np.ndarray:
         """int64, of the val images that judge a cell which is fitted on so many images; by default on the most that the
@@ -202,8 +205,7 @@ class ProbeTask:
         """Fit the heads of cells of one block and timestep, whose columns are read once for all that are held; again in
         half of the memory, block by block, where the device turns out to have less."""
         task: ProbeTask = self
-        served: Sequence[Read] = ()
-        data: tuple[Pooled, Pooled] | None = None
+        served, data = list[Read](), None
         for number, (cell, checkpoint) in enumerate(zip(cells, checkpoints, strict=True)):
             started = time.time()
             while True:
@@ -226,11 +228,12 @@ class ProbeTask:
     def _result(
         self, cell: Read, rung: int, data: tuple["Pooled", "Pooled"], checkpoint: Checkpoint, started_seconds: float
     ) -> Result:
-        """Fit the head of a cell, of which nothing but the result is kept."""
         features = data[0][0][cell.pooling]
         held = "held" if isinstance(features, Tensor) else f"{features.rows_at_once} rows at once"
         fitted = self.fit(cell, *data, Kept(checkpoint, f"{self.key(cell, rung)} {held}"))
-        return self.result(fitted, started_seconds, not isinstance(features, Tensor))
+        if self.is_answer:
+            kept_head.keep(self, cell, fitted)
+        return self.result(fitted, started_seconds, held != "held")
 
     def _in_half(self) -> "ProbeTask":
         """The task in half of the memory, which its device turned out not to have."""

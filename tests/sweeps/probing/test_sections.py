@@ -45,7 +45,7 @@ def findings(folder, metric="balanced_accuracy", exhaustive=False, space=SPACE, 
         return (labels == 0) | (rng.random(len(labels)) < share)
 
     def result(share):
-        return task.result(Fitted(StackedHead(("penalty=1",)), 0, right(LABELS["val"], share)), 0.0)
+        return task.result(Fitted(StackedHead(("penalty=1",)), 0, right(LABELS["val"], share), LABELS["val"]), 0.0)
 
     cells = space.cells if tried is None else space.cells[:tried]
     trials = []
@@ -70,7 +70,7 @@ def findings(folder, metric="balanced_accuracy", exhaustive=False, space=SPACE, 
 def drawn(found, folder):
     sections, undrawn = draw(found, folder)
     assert not undrawn
-    return sections
+    return list(sections.values())
 
 
 def words(section):

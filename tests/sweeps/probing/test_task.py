@@ -109,7 +109,7 @@ UNEVEN = {"train": np.arange(800) % 8 // 7, "val": np.arange(200) % 8 // 7}
 
 
 def fitted(correct):
-    return Fitted(StackedHead(("penalty=1",)), 0, correct)
+    return Fitted(StackedHead(("penalty=1",)), 0, correct, np.zeros(len(correct), dtype=int))
 
 
 def test_even_classes_keep_their_keys_and_columns():
