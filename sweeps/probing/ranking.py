@@ -26,6 +26,12 @@ from sweeps.probing.text import how_sure
 from sweeps.search.task import Value
 
 FLOATS = ".4g"
+NEAR = (
+    "within 0.5 points of the best site on 3 of 4 pairs of network and images, within 1.0 on all 4 (docs/label-free.md)"
+)
+"""What was measured of the ranking's first choice, with 100 labels and without."""
+DECIDED, RIVAL = 0.5, 0.05
+"""Shares of the resamples in which a site is first: below the one it may not be the best, from the other it may be."""
 
 
 class Choice(NamedTuple):
@@ -84,6 +90,7 @@ class Ranking:
                 *aligned(alone),
                 "",
                 f"how sure  {self.how_sure}",
+                f"how near  its first choice was {NEAR}",
                 f"images    {self.num_images:,} of the training images in two noise draws; {labels}",
                 f"heat map  {self.folder / 'label_free.png'}",
                 f"table     {self.folder / 'label_free.csv'}",
@@ -93,7 +100,14 @@ class Ranking:
 
     @property
     def how_sure(self) -> str:
-        return how_sure(self.scores.confidence, self.space, self.sites[0], self.num_images)
+        sure = self.scores.confidence
+        says, rivals = (
+            how_sure(sure, self.space, self.sites[0], self.num_images),
+            int((sure.ranks_first >= RIVAL).sum()),
+        )
+        if sure.ranks_first[self.space.position(*self.sites[0])] >= DECIDED:
+            return says
+        return f"{says}; {rivals} sites are first in 5 % or more, and a larger --num-images tells them apart"
 
     @property
     def results(self) -> dict[str, Any]:
