@@ -32,7 +32,7 @@ def test_a_first_choice_that_stays_is_said_to_and_one_that_does_not_has_its_riva
     stays = f"with its 256 images resampled 100 times, {FIRST} stays first in 80%, and has ranks 1 to 2 of 9 in 90 %"
     assert stays in steady and "a larger --num-images" not in steady
     assert f"{FIRST} stays first in 40%" in undecided
-    assert "2 sites are first in 5 % or more, and a larger --num-images tells them apart" in undecided
+    assert "2 sites are first in 5 % or more: a larger --num-images tells them apart, and 100 labels" in undecided
     assert f"{SECOND} stays" not in undecided
 
 
