@@ -26,17 +26,16 @@ import record
 import torch
 import tyro
 from matplotlib.figure import Figure
-from play import read_maps
 from search_cost import wait
 
 from ddae import label_free
 from ddae.heads import find_head
-from ddae.pooling import pool
 from storage.ledger import Ledger, content_key
 from sweeps.flags import ModelAndData
-from sweeps.probing.extractor import opened
+from sweeps.probing.cost import draws_of
+from sweeps.probing.extractor import opened, read_features
 from sweeps.probing.plan import set_up
-from sweeps.probing.source import Need
+from sweeps.probing.source import Need, as_turned
 from sweeps.probing.space import Cell
 from sweeps.probing.task import ProbeTask
 from sweeps.search.task import pack, unpack
@@ -117,7 +116,9 @@ def prepare(config: LabelFree, workers: ProcessPoolExecutor) -> tuple[ProbeTask,
 def extract(task: ProbeTask, timestep: int, blocks: tuple[str, ...]) -> None:
     extractor = opened(task.source)
     extractor.ensure(Need(timestep, "train", task.num_train, blocks))
-    extractor.ensure(Need(timestep, "train", min(SECOND_DRAW, task.num_train), blocks, draw=1))
+    num_images = min(SECOND_DRAW, task.num_train)
+    extractor.ensure(Need(timestep, "train", num_images, blocks, draw=1))
+    opened(as_turned(task.source)).ensure(Need(timestep, "train", num_images, blocks, view=1))
     extractor.ensure(Need(timestep, "val", task.num_val, blocks))
 
 
@@ -166,20 +167,16 @@ def judge(right: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def measure(task: ProbeTask, timestep: int, block: str, seeds: int) -> dict[tuple[int, int], dict[str, float]]:
     """(number of images, seed) -> score -> value of a site; with NUM_LABELS labels, the mean of both draws."""
-    timesteps = task.space.timesteps
-    following = timesteps[min(timesteps.index(timestep) + 1, len(timesteps) - 1)]
     num_images = min(SECOND_DRAW, task.num_train)
-    draws = []
-    for at, draw in ((timestep, 0), (timestep, 1), (following, 1)):
-        maps = read_maps(task, Need(at, "train", num_images, (block,), draw))
-        draws.append(pool(maps, 1).flatten(1))
-    values = {}
+    needs = draws_of(task, label_free.SCORES, num_images)[task.space.timesteps.index(timestep)]
+    features, values = read_features(opened(task.source), needs, block, label_free.SCORES), {}
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(num_images)
         labels = torch.from_numpy(task.labels["train"][order[:NUM_LABELS]])
         for num in NUM_IMAGES:
             few = labels if num == NUM_SHOWN else None
-            values[num, seed] = label_free.measure(*(each[order[:num]] for each in draws), few, task.num_classes)
+            names = (*label_free.SCORES, *(label_free.LABELLED if num == NUM_SHOWN else ()))
+            values[num, seed] = label_free.measure(features.of_images(order[:num]), names, few, task.num_classes)
     return values
 
 

@@ -130,7 +130,8 @@ def label_free_first(play: Play, num_sites: int = 5) -> None:
         for timestep, following in zip(space.timesteps, space.timesteps[1:] + space.timesteps[-1:], strict=True):
             columns = (timestep, 0), (timestep, 1), (following, 1)
             draws = [Need(at, "train", SECOND_DRAW, (block,), draw) for at, draw in columns]
-            scores.append(label_free.measure(*(pool(read_maps(task, need), 1).flatten(1)[rows] for need in draws)))
+            features = (pool(read_maps(task, need), 1).flatten(1)[rows] for need in draws)
+            scores.append(label_free.measure(label_free.Features(*features)))
     ranking = label_free.rank(scores).numpy().reshape(len(space.blocks), -1)
     play.needs += [replace(need, draw=draw) for need in needs for draw in (0, 1)]
     for block, timestep in space.ranked(ranking)[:num_sites]:

@@ -66,6 +66,17 @@ def resized_crop(images: Tensor, indices: np.ndarray, seed: int, view: int) -> T
     return _resized_crops(images, generators(indices, seed, view), choose)
 
 
+def quarter_turned(images: Tensor, indices: np.ndarray, seed: int, view: int) -> Tensor:
+    """Turn every image by 0, 90, 180 or 270 degrees (RotNet, Gidaris et al. 2018, section 2.1). Sides must be equal."""
+    turns = quarter_turns(indices, seed, view)
+    return torch.stack([image.rot90(int(turn), (-2, -1)) for image, turn in zip(images, turns, strict=True)])
+
+
+def quarter_turns(indices: np.ndarray, seed: int, view: int) -> np.ndarray:
+    """How many quarter turns a view has turned each image by: int64 [N], 0 to 3."""
+    return np.array([rng.integers(4) for rng in generators(indices, seed, view)], dtype=np.int64)
+
+
 Augmentation = Callable[[Tensor, np.ndarray, int, int], Tensor]
 
 AUGMENTATIONS: Mapping[str, Augmentation] = {
@@ -74,6 +85,7 @@ AUGMENTATIONS: Mapping[str, Augmentation] = {
     "flip": flipped,
     "large-crop": cropped_large,
     "resized-crop": resized_crop,
+    "turn": quarter_turned,
 }
 """How a view changes an image: (images, indices, seed, view) -> images."""
 USUAL = "flip+crop"

@@ -3,16 +3,17 @@
     python sweeps/label_free.py                                           # the model and images that ship with it
     python sweeps/label_free.py --backbone ./my-model --dataset ./my-images --timesteps 0 50 100
     python sweeps/label_free.py --num-labels 100                          # with the scores that want a few labels
+    python sweeps/label_free.py --scores all                              # with those that the ranking does not sum
     python sweeps/label_free.py --backbone out/ddpm-digits --every 1000   # along a training by pretrain.py
 
 Two noise draws of 256 images pass the network once at every timestep. It prints the ten sites that the consensus ranks
-first, what each score alone would choose, and how well the ranking of half of the images agrees; it writes a heat map
-and a table. With --every it draws alignment against uniformity instead, one line a block and one point a snapshot
-(DDAE paper, Figure 3).
+first, what each score alone would choose, and how sure the ranking is: what it does when the images are resampled. It
+writes a heat map, a table and results.json. With --every it draws alignment against uniformity instead, one line a
+block and one point a snapshot (DDAE paper, Figure 3).
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sweeps import cli
 from sweeps.flags import ModelAndData
@@ -27,6 +28,9 @@ class LabelFreeRanking(ModelAndData):
     """So many training images, or all if there are fewer, in two noise draws each."""
     num_labels: int = 0
     """The first so many labels are shown to LogME, H-score and ridge, of which ridge joins the ranking."""
+    scores: Literal["consensus", "all"] = "consensus"
+    """consensus: the scores that the ranking sums. all: every score that is known, which changes no ranking and takes
+    several times as long, with one more pass of every image, turned."""
     every: int = 0
     """Follow the snapshots `step-<n>` in the folder --backbone whose n is a multiple of this, at the timestep that
     --timesteps gives; of several, at the one that ranks first in the last snapshot."""

@@ -58,6 +58,15 @@ def ridge(features: Tensor, labels: Tensor, num_classes: int) -> float:
     return float(leave_one_out(features, labels, num_classes).mean())
 
 
+def ridges(features: Tensor, labels: Tensor, num_classes: int, weights: Tensor) -> Tensor:
+    """The accuracy under each of several weightings of the images that are judged, of fits to all of them: [B].
+
+    weights: [B, N], how often an image is counted; a weighting that counts none gets the accuracy on all."""
+    right = torch.from_numpy(leave_one_out(features, labels, num_classes)).to(weights)
+    counted = weights.sum(1)
+    return torch.where(counted > 0, weights @ right / counted.clamp(min=1), right.mean())
+
+
 def _check_classes(labels: Tensor) -> None:
     if len(labels.unique()) < 2:
         raise ValueError(f"{len(labels)} labels are all of one class; give more labels")

@@ -20,8 +20,7 @@ def alignment(first: Tensor, second: Tensor) -> float:
 
     0 to 4, lower is better. Degenerate as t -> 0, where the two draws become equal.
     """
-    x, y = on_sphere(torch.cat([first, second])).split(len(first))
-    return float((x - y).square().sum(1).mean())
+    return float(alignments(first, second, _once(first)))
 
 
 def uniformity(features: Tensor) -> float:
@@ -31,13 +30,7 @@ def uniformity(features: Tensor) -> float:
     -8 to 0, lower is better. Pure noise is uniform as well. It takes all pairs, since the logarithm of a mean over
     batches is biased by their size; tiles of 256 rows bound the memory.
     """
-    x, total = on_sphere(features), 0.0
-    norms = x.square().sum(1)  # 1, or 0 where nothing varies
-    for start in range(0, len(x), TILE):
-        tile = slice(start, start + TILE)
-        squared = (norms[tile, None] + norms[start:] - 2 * x[tile] @ x[start:].T).clamp(min=0)
-        total += float((-2 * squared).exp().double().triu(diagonal=1).sum())
-    return math.log(total / (len(x) * (len(x) - 1) / 2))
+    return float(uniformities(features, _once(features)))
 
 
 def contrast(first: Tensor, second: Tensor) -> float:
@@ -47,8 +40,42 @@ def contrast(first: Tensor, second: Tensor) -> float:
 
     -log N - 4 to 0 nats, higher is better; chance is -log N. Degenerate as t -> 0, unless one draw has more noise.
     """
-    logits = on_sphere(first) @ on_sphere(second).T / 0.5
-    return float((logits.log_softmax(0).diag() + logits.log_softmax(1).diag()).mean() / 2)
+    return float(contrasts(first, second, _once(first)))
+
+
+def alignments(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+    """The alignment under each of several weightings of the images. weights: [B, N], how often an image is counted in
+    each. Returns [B]; the features are standardised once, over all images alike."""
+    x, y = on_sphere(torch.cat([first, second])).split(len(first))
+    squared = (x - y).square().sum(1)
+    return weights.to(squared) @ squared / weights.sum(1)
+
+
+def uniformities(features: Tensor, weights: Tensor) -> Tensor:
+    """The uniformity under each of several weightings, as alignments has them; no image is paired with itself, however
+    often it is counted."""
+    x = on_sphere(features)
+    weights, norms = weights.to(x), x.square().sum(1)  # 1, or 0 where nothing varies
+    total = torch.zeros(len(weights), dtype=torch.float64, device=x.device)
+    for tile in _tiles(x):
+        squared = (norms[tile, None] + norms - 2 * x[tile] @ x.T).clamp(min=0)
+        alike = _without_itself((-2 * squared).exp(), tile)
+        total += (weights[:, tile] * (weights @ alike.T)).sum(1)
+    return (total / (weights.sum(1).square() - weights.square().sum(1)).clamp(min=1)).log()
+
+
+def contrasts(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+    """The contrast under each of several weightings, as alignments has them; an image stands among the others as often
+    as it is counted, but once among its own."""
+    x, y = on_sphere(first), on_sphere(second)
+    weights, right = weights.to(x), (x * y).sum(1) / 0.5
+    found = torch.zeros(len(weights), dtype=x.dtype, device=x.device)
+    for tile in _tiles(x):
+        for a, b in ((x, y), (y, x)):
+            others = _without_itself((a[tile] @ b.T / 0.5).exp(), tile)
+            chances = right[tile] - (right[tile].exp() + weights @ others.T).log()
+            found += (weights[:, tile] * chances).sum(1)
+    return found / weights.sum(1) / 2
 
 
 def icr(first: Tensor, second: Tensor) -> float:
@@ -120,6 +147,22 @@ def alpha_req(features: Tensor) -> float:
     return float(-(x @ y) / x.square().sum().clamp(min=1e-12))
 
 
+def matrix_entropy(features: Tensor) -> float:
+    """Entropy of the spectrum of the images' Gram matrix, as a share of the most that it can be (dataset entropy, Skean
+    et al. 2025, section 3; von Neumann entropy). 0 to 1; features are on the sphere first."""
+    most = math.log(min(features.shape))
+    return float(spectral_entropy(on_sphere(features).double())) / most if most else 0.0
+
+
+def spectral_entropy(rows: Tensor) -> Tensor:
+    """-sum p log p, p the eigenvalues of the Gram matrix of rows [..., N, D] as shares of their sum: [...], 0 to
+    log min(N, D) nats."""
+    rows = rows if rows.shape[-2] <= rows.shape[-1] else rows.mT
+    values = torch.linalg.eigvalsh(rows @ rows.mT).clamp(min=0)
+    shares = values / values.sum(-1, keepdim=True).clamp(min=1e-300)
+    return -(shares * shares.clamp(min=1e-300).log()).sum(-1)
+
+
 def on_sphere(features: Tensor) -> Tensor:
     """Standardise the dimensions, then L2-normalise each row. Without the first step a few dimensions of large variance
     decide every distance."""
@@ -139,3 +182,18 @@ def _nearest_others(x: Tensor, start: int) -> Tensor:
     rows = torch.arange(len(similar), device=x.device)
     similar[rows, start + rows] = -torch.inf
     return similar.argmax(1)
+
+
+def _tiles(x: Tensor) -> list[slice]:
+    return [slice(start, start + TILE) for start in range(0, len(x), TILE)]
+
+
+def _without_itself(alike: Tensor, tile: slice) -> Tensor:
+    """The similarities of a tile's rows with all, 0 for each row's own."""
+    rows = torch.arange(len(alike), device=alike.device)
+    alike[rows, tile.start + rows] = 0
+    return alike
+
+
+def _once(features: Tensor) -> Tensor:
+    return features.new_ones(1, len(features))

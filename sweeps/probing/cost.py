@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -14,6 +14,7 @@ from ddae.backbones.offload import largest_layer_bytes, size_bytes
 from ddae.datasets import Dataset
 from ddae.features import extract
 from ddae.heads import find_head
+from ddae.label_free import SCORES
 from ddae.units import duration, rounded, size
 from sweeps.cli import aligned
 from sweeps.probing.screening import NUM_LABEL_FREE, Screening, ScreeningRules
@@ -58,6 +59,20 @@ def label_free_needs(task: ProbeTask, draw: int, num_images: int = NUM_LABEL_FRE
     """The features of one of the two noise draws that the label-free scores compare."""
     num_images = min(num_images, task.num_train)
     return [Need(timestep, "train", num_images, blocks, draw) for timestep, blocks in task.space.sites.items()]
+
+
+def draws_of(task: ProbeTask, names: Iterable[str], num_images: int = NUM_LABEL_FREE) -> list[dict[str, Need]]:
+    """What the label-free scores of these names read at each timestep, by the field of label_free.Features."""
+    first, second = (label_free_needs(task, draw, num_images) for draw in (0, 1))
+    draws = {"first": first, "second": second}
+    reads = {field for name in names if name in SCORES for field in SCORES[name].reads}
+    more = {
+        "noisier": second[1:] + second[-1:],
+        "cleaner": second[1:2] + second[:-1] if len(second) > 1 else second,
+        "turned": [replace(need, view=1) for need in first],
+    }
+    draws |= {field: needs for field, needs in more.items() if field in reads}
+    return [dict(zip(draws, each, strict=True)) for each in zip(*draws.values(), strict=True)]
 
 
 def least_and_most(task: ProbeTask, rules: ScreeningRules, final: bool = True) -> tuple[float, float]:

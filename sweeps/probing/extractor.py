@@ -1,8 +1,9 @@
 """What workers do for a FeatureSource: fill its store, lazily and in nested prefixes, and score what it holds."""
 
+import copy
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -18,10 +19,12 @@ from ddae.datasets import Dataset, load_dataset
 from ddae.features import extract, read_view
 from ddae.pooling import pool
 from ddae.probe import to_maps
+from ddae.views import USUAL, quarter_turns
 from storage.feature_store import NUM_STREAMS, FeatureStore, row_range
 from storage.ledger import Ledger, content_key
 from sweeps.probing.image_cache import ImageCache
-from sweeps.probing.source import SHARD_ROWS, FeatureSource, Need
+from sweeps.probing.screening import Scored
+from sweeps.probing.source import SHARD_ROWS, FeatureSource, Need, as_turned
 from sweeps.search.task import pack, unpack
 
 Stored = dict[str, list[str]]
@@ -174,8 +177,14 @@ class Extractor:
 
 @lru_cache(maxsize=2)
 def opened(source: FeatureSource) -> Extractor:
-    """The extractor of this process for the source, which loads network and dataset once."""
-    return Extractor(source)
+    """The extractor of this process for the source, which loads network and dataset once; sources that differ in how
+    views are augmented alone share them."""
+    usual = replace(source, key=replace(source.key, augment=USUAL))
+    if source == usual:
+        return Extractor(source)
+    extractor = copy.copy(opened(usual))
+    extractor.source, extractor._described = source, set()
+    return extractor
 
 
 def encode_shard(source: FeatureSource, need: Need, shard: int, stored: Stored | None = None) -> None:
@@ -209,21 +218,55 @@ def correct_at(maps: Tensor, labels: Tensor, poolings: Iterable[int], num_classe
 
 
 def score(
-    source: FeatureSource, first: Need, second: Need, noisier: Need, num_labels: int
-) -> dict[str, dict[str, float]]:
-    """block -> label-free score -> value, from two noise draws of the same images, each map's mean a channel, and a
-    draw at the next timestep; of needs that are filled.
+    source: FeatureSource,
+    needs: Mapping[str, Need],
+    names: tuple[str, ...],
+    num_labels: int,
+    num_resamples: int,
+) -> dict[str, Scored]:
+    """block -> its label-free scores of these names, from features that are filled.
 
-    num_labels: how many labels, of the first images, the scores see that want some.
+    needs: by the field of label_free.Features that they are read for. num_labels: how many labels, of the first
+    images, the scores see that want some.
     """
     extractor = opened(source)
-    device = source.fits_on
-    labels = extractor.labels(replace(first, num_images=num_labels), device) if num_labels else None
+    first = needs["first"]
+    labels = extractor.labels(replace(first, num_images=num_labels), source.fits_on) if num_labels else None
+    num_classes = extractor.dataset.num_classes
+    weights = label_free.draw_images(first.num_images, num_resamples).to(source.fits_on)
     scores = {}
-    for block in second.blocks:
-        x, y, z = (pool(extractor.read(need, block, device), 1).flatten(1) for need in (first, second, noisier))
-        scores[block] = label_free.measure(x, y, z, labels, extractor.dataset.num_classes)
+    for block in first.blocks:
+        features = read_features(extractor, needs, block, names)
+        resampled = label_free.resample(features, weights, names, labels, num_classes)
+        others = [name for name in names if name not in resampled]
+        values = {name: float(each[0]) for name, each in resampled.items()}
+        values |= label_free.measure(features, others, labels, num_classes)
+        again = {name: each[1:] for name, each in resampled.items()}
+        scores[block] = Scored({name: values[name] for name in names if name in values}, again)
     return scores
+
+
+def read_features(
+    extractor: Extractor, needs: Mapping[str, Need], block: str, names: Iterable[str]
+) -> label_free.Features:
+    """What the scores of these names read of a block."""
+    source, [*blocks] = extractor.source, needs["first"].blocks
+    reads = {field for name in names if name in label_free.SCORES for field in label_free.SCORES[name].reads}
+
+    def mean(need: Need, of: str = block) -> Tensor:
+        return pool(extractor.read(need, of, source.fits_on), 1).flatten(1)
+
+    found = {field: mean(need) for field, need in needs.items() if field != "turned"}
+    if "maps" in reads:
+        found["maps"] = extractor.read(needs["first"], block, source.fits_on)
+    if "turned" in reads:
+        need, turned = needs["turned"], as_turned(source)
+        rows = extractor.dataset.splits[need.split][: need.num_images]
+        found["turned"] = pool(opened(turned).read(need, block, source.fits_on), 1).flatten(1)
+        found["turns"] = torch.from_numpy(quarter_turns(rows, turned.key.noise_seed, need.view)).to(source.fits_on)
+    at = blocks.index(block)
+    beside = [blocks[n] for n in (at - 1, at + 1) if 0 <= n < len(blocks)] if "neighbours" in reads else []
+    return label_free.Features(**found, neighbours=tuple(mean(needs["first"], other) for other in beside))
 
 
 def list_shards(store: FeatureStore, columns: Sequence[str], num_images: int) -> list[Stored]:

@@ -20,10 +20,8 @@ from sweeps.probing.extractor import (
     score,
     screen,
 )
+from sweeps.probing.screening import Scored
 from sweeps.probing.source import FeatureSource, Need
-
-Scores = dict[str, dict[str, float]]
-"""block -> score -> value"""
 
 
 class Filling:
@@ -92,17 +90,18 @@ class Filling:
         return answers
 
     async def score(
-        self, first: Sequence[Need], second: Sequence[Need], noisier: Sequence[Need], num_labels: int
-    ) -> list[Scores]:
-        """The label-free scores at each timestep: of two noise draws, and the second of the next timestep."""
+        self, needs: Sequence[Mapping[str, Need]], names: tuple[str, ...], num_labels: int, num_resamples: int
+    ) -> list[dict[str, Scored]]:
+        """The label-free scores of every block at each timestep. needs: at each, as extractor.score has them; those of
+        turned images are filled before."""
 
-        async def at_timestep(*draws: Need) -> Scores:
-            await self.fill(draws)
-            scores = await self.pool.call(score, self.source, *draws, num_labels)
+        async def at_timestep(draws: Mapping[str, Need]) -> dict[str, Scored]:
+            await self.fill([need for field, need in draws.items() if field != "turned"])
+            scores = await self.pool.call(score, self.source, draws, names, num_labels, num_resamples)
             self.on_step()
             return scores
 
-        return list(await asyncio.gather(*map(at_timestep, first, second, noisier)))
+        return list(await asyncio.gather(*map(at_timestep, needs)))
 
     async def _fill(self, need: Need) -> None:
         """Latents first, so that no image is encoded twice."""

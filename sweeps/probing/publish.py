@@ -96,8 +96,7 @@ def results(found: Findings, config: ModelAndData) -> dict[str, Any]:
         },
         "left": found.screening.ranked,
         "began": found.began,
-        "label_free": {name: table.tolist() for name, table in found.label_free.scores.items()},
-        "label_free_ranking": found.label_free.ranking.tolist(),
+        **found.label_free.as_json(),
         "label_free_trust": {name: asdict(one) for name, one in found.label_free.trust(screened).items()},
     }
 

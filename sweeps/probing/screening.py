@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ddae.label_free import LABELLED, SCORES, Trust, rank, trust
+from ddae.label_free import LABELLED, SCORES, Confidence, Trust, confidence, standardised_sum, trust
 from ddae.probe import clearly_worse
 from sweeps.probing.source import Need
 from sweeps.probing.space import Sites, Space
@@ -21,6 +21,8 @@ SEARCH_IMAGES, SEARCH_IMAGES_A_CLASS = 1000, 50
 """How many training images a search has at least, before the answer is fitted on all of them."""
 SEARCH_VAL = 10_000
 """How many val images it has at most: two cells that disagree on a tenth of them are told apart to 0.3 points."""
+NUM_RESAMPLES = 100
+"""Bootstraps of the images under which the label-free ranking is made again."""
 Answers = Mapping[int, Mapping[str, np.ndarray]]
 """timestep -> block -> [num_images]: which images leave-one-out ridge classifies correctly, as ProbeTask.counted counts
 them."""
@@ -114,6 +116,14 @@ class Screening:
         ]
 
 
+class Scored(NamedTuple):
+    """The label-free scores of a site."""
+
+    values: dict[str, float]
+    resampled: dict[str, np.ndarray]
+    """[resamples], of the scores that the ranking sums."""
+
+
 @dataclass(frozen=True)
 class LabelFree:
     """Scores that saw no label, or few; arrays are [blocks, timesteps]."""
@@ -121,20 +131,44 @@ class LabelFree:
     ranking: np.ndarray
     """Higher is better."""
     scores: dict[str, np.ndarray]
+    rankings: np.ndarray
+    """The same of resampled images, [resamples, blocks, timesteps]."""
 
     @staticmethod
-    def of(space: Space, scores: Sequence[Mapping[str, Mapping[str, float]]]) -> "LabelFree":
-        """scores: block -> score -> value, one a timestep of the space, in its order."""
+    def of(space: Space, scores: Sequence[Mapping[str, Scored]]) -> "LabelFree":
+        """scores: by block, one mapping a timestep of the space, in its order."""
         cells = [at_timestep[name] for name in space.block_names for at_timestep in scores]
         shape = len(space.blocks), len(space.timesteps)
-        tables = {name: np.array([cell[name] for cell in cells]).reshape(shape) for name in cells[0]}
-        return LabelFree(rank(cells).numpy().reshape(shape), tables)
+        tables = {name: np.array([cell.values[name] for cell in cells]) for name in cells[0].values}
+        again = {name: np.stack([cell.resampled[name] for cell in cells], axis=1) for name in cells[0].resampled}
+        return LabelFree(
+            standardised_sum(tables).reshape(shape),
+            {name: table.reshape(shape) for name, table in tables.items()},
+            standardised_sum(again).reshape(-1, *shape),
+        )
+
+    @property
+    def confidence(self) -> Confidence:
+        """How far the ranking depends on the images that it saw."""
+        return confidence(self.rankings)
 
     @property
     def merits(self) -> dict[str, np.ndarray]:
         """The ranking, as consensus, and every score alone; higher is better."""
         every = {**SCORES, **LABELLED}
         return {"consensus": self.ranking, **{name: every[name].merit(table) for name, table in self.scores.items()}}
+
+    def as_json(self) -> dict[str, Any]:
+        """All numbers, for results.json; tables are [blocks][timesteps]."""
+        sure = self.confidence
+        return {
+            "label_free": {name: table.tolist() for name, table in self.scores.items()},
+            "label_free_ranking": self.ranking.tolist(),
+            "label_free_confidence": {
+                "num_resamples": sure.num_resamples,
+                **{name: getattr(sure, name).tolist() for name in ("ranks_first", "best_rank", "worst_rank")},
+            },
+        }
 
     def trust(self, accuracy: np.ndarray) -> dict[str, Trust]:
         """How far the ranking and every score alone agree with accuracies, [blocks, timesteps], NaN where there is

@@ -14,7 +14,7 @@ from ddae.report.style import shortened
 from ddae.units import counted, rounded
 from sweeps.probing.findings import Findings
 from sweeps.probing.screening import best_three
-from sweeps.probing.text import lost_text, points_of
+from sweeps.probing.text import how_sure, lost_text, points_of
 from sweeps.search.axes import as_values
 from sweeps.search.task import Objective, Trial
 
@@ -335,7 +335,8 @@ def scores(found: Findings, path: Path) -> Section | None:
     return Section(
         "What would have been chosen without labels",
         f"Without labels {choice.name} would have been chosen: {lost_text(choice, found)}; over "
-        f"{np.isfinite(screened).sum():,} sites the ranking agrees with {measure} by a Spearman of {correlation:.2f}.",
+        f"{np.isfinite(screened).sum():,} sites the ranking agrees with {measure} by a Spearman of {correlation:.2f}. "
+        + sentence([how_sure(label_free.confidence, space, (choice.block, choice.timestep))]),
         f"Scores without labels, of every block and timestep, against {measure} of ridge on "
         f"{found.screening.rules.rounds[0]:,} images. Points lost (regret) are those of a score's first choice against "
         "the answer's site under that ridge; below 0 it gains some.",
@@ -380,8 +381,7 @@ def percent(share: float, digits: int = 0) -> str:
 
 def sentence(says: list[str]) -> str:
     """One sentence of several main clauses."""
-    text = "; ".join(says)
-    return f"{text[:1].upper()}{text[1:]}."
+    return "; ".join(says)[:1].upper() + "; ".join(says)[1:] + "."
 
 
 SECTIONS: dict[str, Callable[[Findings, Path], Section | None]] = {

@@ -137,6 +137,11 @@ def open_source(
     return as_stored(source, dataset.images.old_fingerprint), dataset
 
 
+def as_turned(source: FeatureSource) -> FeatureSource:
+    """The source whose views are the images turned by quarter turns; its images as they are lie where they did."""
+    return replace(source, key=replace(source.key, augment="turn"))
+
+
 def load_images(config: ModelAndData, backbone: Backbone, val_fraction: float = VAL_FRACTION) -> Dataset:
     """The dataset that the flags name, at the network's size."""
     num_channels = 3 if backbone.encoder.fingerprint else backbone.encoder.shape[0]  # latents are made of colours

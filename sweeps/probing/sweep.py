@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from ddae.label_free import CONSENSUS
 from ddae.report.page import Section
 from storage.feature_store import FeatureStore
 from storage.ledger import Ledger
@@ -33,13 +34,14 @@ from sweeps.probing.plan import remember, round_size, rules_for, set_up_search, 
 from sweeps.probing.publish import publish
 from sweeps.probing.screening import (
     NUM_LABEL_FREE,
+    NUM_RESAMPLES,
     LabelFree,
     Screening,
     ScreeningRules,
     best_timesteps,
 )
 from sweeps.probing.sections import NAMES, OF_EXAMPLES, draw
-from sweeps.probing.source import FeatureSource, Need, with_whole_paths
+from sweeps.probing.source import FeatureSource, Need, as_turned, with_whole_paths
 from sweeps.probing.task import ProbeTask
 from sweeps.probing.text import report
 from sweeps.progress import Progress
@@ -90,12 +92,18 @@ class ProbeSweep:
         with self.progress:
             self.pool.run(self.filling.fill(needs)).result()
 
-    def label_free(self, num_images: int = NUM_LABEL_FREE, num_labels: int = 0) -> LabelFree:
-        """Every (block, timestep) ranked without labels, or with so many, of the first of the images."""
-        first, second = (cost.label_free_needs(self.task, draw, num_images) for draw in (0, 1))
-        self._begin("label-free", [*first, *second], len(second))
+    def label_free(
+        self, num_images: int = NUM_LABEL_FREE, num_labels: int = 0, names: tuple[str, ...] = CONSENSUS
+    ) -> LabelFree:
+        """Every (block, timestep) ranked without labels, or with so many, of the first of the images. names: of the
+        scores, those of the consensus among them."""
+        draws = cost.draws_of(self.task, names, num_images)
+        turned = [each["turned"] for each in draws if "turned" in each]
+        self._begin("label-free", [each[field] for each in draws for field in ("first", "second")] + turned, len(draws))
         with self.progress:
-            scores = self.filling.score(first, second, second[1:] + second[-1:], num_labels)
+            if turned:
+                self.pool.run(Filling(as_turned(self.task.source), self.pool, self._extracted).fill(turned)).result()
+            scores = self.filling.score(draws, names, num_labels, NUM_RESAMPLES)
             return LabelFree.of(self.task.space, self.pool.run(scores).result())
 
     def screen(self, rules: ScreeningRules, ranking: np.ndarray | None = None) -> Screening:

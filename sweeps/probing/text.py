@@ -4,13 +4,15 @@ from shlex import quote
 
 import numpy as np
 
-from ddae.label_free import Trust
+from ddae.label_free import Confidence, Trust
 from ddae.probe import paired_loss
 from ddae.units import rounded
 from sweeps.cli import aligned
 from sweeps.findings.answer import without_text
 from sweeps.probing.cost import Cost
 from sweeps.probing.findings import Findings, FirstChoice
+from sweeps.probing.screening import NUM_LABEL_FREE
+from sweeps.probing.space import Space
 from sweeps.search.task import Result, Trial
 
 WHAT = {
@@ -167,7 +169,18 @@ def without_labels(found: Findings) -> str:
     return (
         f"{choice.name} would have been chosen: {lost_text(choice, found)}; Spearman with ridge "
         f"{agreement.spearman:.2f} over {where}, {agreement.spearman_within_timestep:.2f} over the blocks at one "
-        "timestep"
+        f"timestep; {how_sure(found.label_free.confidence, found.task.space, (choice.block, choice.timestep))}"
+    )
+
+
+def how_sure(sure: Confidence, space: Space, site: tuple[str, int], num_images: int = NUM_LABEL_FREE) -> str:
+    """What the first choice of the label-free ranking does when its images are resampled."""
+    at = space.position(*site)
+    best, worst = int(sure.best_rank[at]), int(sure.worst_rank[at])
+    ranks = f"rank {best}" if best == worst else f"ranks {best} to {worst}"
+    return (
+        f"with its {num_images:,} images resampled {sure.num_resamples} times, {site[0]}/{site[1]} stays first in "
+        f"{sure.ranks_first[at]:.0%}, and has {ranks} of {sure.ranks_first.size} in 90 % of them"
     )
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from ddae.views import AUGMENTATIONS, flip_and_crop, flipped
+from ddae.views import AUGMENTATIONS, flip_and_crop, flipped, quarter_turned, quarter_turns
 
 IMAGES = torch.arange(40 * 3 * 16 * 16, dtype=torch.float32).view(40, 3, 16, 16) % 251 + 1
 ROWS = np.arange(40)
@@ -55,3 +55,10 @@ def test_crops_show_as_much_of_an_image_as_they_say():
         slopes[name] = (views[:, 0, :, 40] - views[:, 0, :, 24]).mean(1).abs() / 64
     assert slopes["large-crop"].min() > 0.78 and slopes["large-crop"].max() < 1.01
     assert 0.2 < slopes["resized-crop"].min() < 0.5 and slopes["resized-crop"].max() < 1.01
+
+
+def test_quarter_turns_are_told_and_made_alike():
+    turns = quarter_turns(ROWS, 0, 1)
+    assert set(turns) == {0, 1, 2, 3}
+    for image, view, turn in zip(IMAGES, quarter_turned(IMAGES, ROWS, 0, 1), turns, strict=True):
+        assert np.array_equal(view.numpy(), np.rot90(image.numpy(), turn, axes=(1, 2)))

@@ -209,7 +209,7 @@ def test_one_sweep_is_run_by_one_process(folder, fork, tiny_model, place):
 
 
 def test_label_free_ranking_needs_no_search(report, fork, tiny_model, place):
-    args = ["--backbone", tiny_model, "--dataset", "digits", "--timesteps", "0", "100", "600"]
+    args = ["--backbone", tiny_model, "--dataset", "digits", "--timesteps", "0", "100", "600", "--scores", "all"]
     out = run("label_free", *args, "--num-labels", "100", cwd=place, start=fork)
     [table] = place.glob("out/*/label_free.csv")
     rows = list(csv.DictReader(table.open()))
@@ -217,6 +217,14 @@ def test_label_free_ranking_needs_no_search(report, fork, tiny_model, place):
     ranking = [float(row["ranking"]) for row in rows]
     assert ranking == sorted(ranking, reverse=True)
     assert {*SCORES, *LABELLED} < set(rows[0])
+    results = json.loads((table.parent / "results.json").read_text())
+    first, sure = results["first"], results["label_free_confidence"]
+    at = results["blocks"].index(first["block"]), [0, 100, 600].index(first["timestep"])
+    assert np.array(results["label_free_ranking"])[at] == np.max(results["label_free_ranking"])
+    assert np.sum(sure["ranks_first"]) == pytest.approx(1)
+    assert float(rows[0]["ranks_first"]) == pytest.approx(np.array(sure["ranks_first"])[at], rel=1e-3)
+    assert all(int(row["best_rank"]) <= int(row["worst_rank"]) <= 30 for row in rows)
+    assert f"with its 256 images resampled 100 times, {first['block']}/{first['timestep']} stays first in " in out
     assert "heat map" in out and table.with_suffix(".png").exists()
     assert "256 of the training images in two noise draws; logme, h_score, ridge saw the first 100 labels" in out
 
@@ -228,7 +236,7 @@ def test_the_ranking_can_start_the_search(folder, fork, tiny_model, place):
     newest = max(place.glob("out/layer-noise-*/results.json"), key=lambda path: path.stat().st_mtime)
     assert newest.parent != folder
     results, by_ridge = (json.loads(path.read_text()) for path in (newest, folder / "results.json"))
-    assert set(results["label_free_trust"]) == {"consensus", *SCORES}
+    assert set(results["label_free_trust"]) == {"consensus", "alignment", "uniformity", "contrast"}
     assert results["label_free_ranking"] == by_ridge["label_free_ranking"]
     [(_, timesteps), *_] = results["timesteps_at"].items()
     looked = np.array(results["ridge_accuracy"], dtype=float)

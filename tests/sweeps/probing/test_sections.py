@@ -61,7 +61,7 @@ def findings(folder, metric="balanced_accuracy", exhaustive=False, space=SPACE, 
     }
     screening = Screening(rules, space, (first,), space.sites)
     table = np.arange(len(space.blocks) * len(space.timesteps), dtype=float).reshape(len(space.blocks), -1)
-    label_free = LabelFree(table, dict.fromkeys(SCORES, table))
+    label_free = LabelFree(table, dict.fromkeys(SCORES, table), np.stack([table] * 3 + [-table]))
     cost = Cost(80, 20, 100, 1000, 800, 100, 1, 1, 0.1)
     answer = choose(task, trials, space.cost, task.weights, prefer)
     return Findings(task, tuple(trials), answer, screening, label_free, result(0.3), None, cost, folder, "in MLflow")
