@@ -127,6 +127,7 @@ def test_aws_takes_the_machines():
         assert wrong_on_aws(types["gpu"]["node_config"] | part)
 
 
+@pytest.mark.slow
 def test_google_takes_the_machines():
     from google.cloud.compute_v1.types import Instance
     from google.protobuf.json_format import ParseDict, ParseError

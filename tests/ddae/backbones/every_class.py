@@ -74,6 +74,10 @@ ALWAYS = {
 transformers with text beside the image and in one sequence with it."""
 
 
-def classes(but: Container[str] = ()) -> list[Any]:
-    """Every id for a test's parameters; those that are not in ALWAYS are slow."""
-    return [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in FOLDERS if name not in but]
+SOMETIMES = {"DDPMPipeline", "StableDiffusionPipeline", "FluxPipeline"}
+"""Of what is the same code for every class."""
+
+
+def classes(but: Container[str] = (), always: Container[str] = ALWAYS) -> list[Any]:
+    """Every id for a test's parameters; those that are not in `always` are slow."""
+    return [pytest.param(name, marks=() if name in always else pytest.mark.slow) for name in FOLDERS if name not in but]

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from ddae.backbones import Settings, load_backbone
 from ddae.backbones.offload import check_room, offload, onload, size_bytes
-from tests.ddae.backbones.every_class import FOLDERS, classes
+from tests.ddae.backbones.every_class import FOLDERS, SOMETIMES, classes
 from tests.ddae.backbones.test_every_class import REFUSED, settings_of
 
 
@@ -58,7 +58,7 @@ def forget_weights(network: nn.Module, called: set[str]) -> None:
             parameter.data.fill_(torch.nan)
 
 
-@pytest.mark.parametrize("name", classes(but=REFUSED))
+@pytest.mark.parametrize("name", classes(REFUSED, SOMETIMES))
 @torch.no_grad()
 def test_every_class_fetches_each_weight_before_it_uses_it(name, tmp_path, on_a_gpu_that_is_not_there):
     FOLDERS[name](tmp_path / "model")
