@@ -30,7 +30,7 @@ PASSES = 1, 2, 4
 class FusedAnswers:
     backbone: str = layer_noise.LayerNoise.backbone
     dataset: str = layer_noise.LayerNoise.dataset
-    weights: Path | None = None
+    weights: str = ""
     data_root: str = "data"
     seeds: int = 5
     out: Path = Path("out/fused-answers")

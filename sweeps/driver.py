@@ -5,16 +5,16 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TypeVar
 
 import yaml
 
 from storage.secrets import hidden
 from storage.tracking import Tracker, check_server, tracking_uri
 from sweeps.cli import check_writable
+from sweeps.cluster.beside import beside
 from sweeps.cluster.session import check_cluster, ray_session
 from sweeps.cluster.tune import Run, run_trials
 from sweeps.findings.folder import only_process
@@ -24,7 +24,6 @@ from sweeps.search.halving import HalvingSearch
 from sweeps.search.task import Fit, Task, Trial
 
 log = logging.getLogger("sweeps")
-T = TypeVar("T")
 
 PATIENCE_SECONDS = 10
 """How long an interrupted sweep waits for the trials that are being logged, and another one before it says that it
@@ -54,35 +53,22 @@ def open_run(
     check_writable(folder, store)
 
     def open_tracker() -> Tracker:
-        tracker, objective = Tracker(tracking_uri(), experiment, folder.name, folder.name), task.objectives[0]
+        tracker = logged.enter_context(Tracker(tracking_uri(), experiment, folder.name, folder.name))
+        objective = task.objectives[0]
         tracker.log_params({name: value for name, value in {**flags, **params}.items() if name not in RENEWED})
         tracker.show(objective.metric, columns, tuple(task.axes), ascending=objective.direction == "minimize")
         if trouble := tracker.artifact_trouble():
             log.warning(f"{trouble}. The sweep goes on; what cannot be logged then is logged by the same command later")
         return tracker
 
-    with only_process(folder), ExitStack() as held:
+    with only_process(folder), ExitStack() as logged:
         (folder / "config.yaml").write_text(yaml.safe_dump(flags))
-        opening = _beside(open_tracker)  # MLflow takes seconds to load, in which Ray's processes start
+        opening = beside(open_tracker)  # MLflow takes seconds to load, in which Ray's processes start
         try:
-            held.enter_context(ray_session())
+            with ray_session():
+                yield opening.result()
         finally:
-            tracker = held.enter_context(opening.result())
-        yield tracker
-
-
-def _beside(function: Callable[[], T]) -> Future[T]:
-    """What a function returns, called in a thread that keeps no process alive."""
-    future: Future[T] = Future()
-
-    def call() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=call, daemon=True).start()
-    return future
+            wait([opening], PATIENCE_SECONDS)
 
 
 def run_searches(

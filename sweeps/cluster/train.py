@@ -3,9 +3,8 @@ when one dies."""
 
 import math
 import os
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from rich.progress import Progress
 from torch import distributed
 
 from storage.files import published
+from sweeps.cluster.beside import beside
 from sweeps.cluster.given import address
 from sweeps.cluster.loop import OnProgress, Trained, Training, TrainingProgress, is_one_of_several, run_loop
 from sweeps.cluster.pool import MAX_DEATHS, Warnings, log
@@ -205,7 +205,8 @@ def _train_in_workers(
             failure_config=FailureConfig(max_failures=MAX_DEATHS - 1, controller_failure_limit=3),
         ),
     )
-    _follow(ended := _beside(trainer.fit), recorder, num_workers, on_progress)
+    ended = beside(trainer.fit)  # Ray Train would take an interrupt for itself
+    _follow(ended, recorder, num_workers, on_progress)
     if mistake := ray.get(recorder.failed.remote()):
         raise mistake
     try:
@@ -232,20 +233,6 @@ def _follow(ended: Future, recorder: ray.actor.ActorHandle, num_workers: int, on
             log.warning(f"waiting for the cluster to have room for num_workers={num_workers}")
             patience = math.inf
         wait([ended], timeout=REPORT_SECONDS)
-
-
-def _beside(function: Callable[[], Any]) -> Future:
-    """Call it in a thread, so that an interrupt reaches this one: Ray Train would take the signal for itself."""
-    ended: Future = Future()
-
-    def call() -> None:
-        try:
-            ended.set_result(function())
-        except BaseException as error:
-            ended.set_exception(error)
-
-    threading.Thread(target=call, daemon=True).start()
-    return ended
 
 
 def _work(config: dict[str, Any]) -> None:

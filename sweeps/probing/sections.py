@@ -14,7 +14,7 @@ from ddae.report.style import shortened
 from ddae.units import counted, rounded
 from sweeps.probing.findings import Findings
 from sweeps.probing.screening import best_three
-from sweeps.probing.text import how_sure, lost_text, points_of
+from sweeps.probing.text import how_sure_of, lost_text, points_of
 from sweeps.search.axes import as_values
 from sweeps.search.task import Objective, Trial
 
@@ -336,7 +336,7 @@ def scores(found: Findings, path: Path) -> Section | None:
         "What would have been chosen without labels",
         f"Without labels {choice.name} would have been chosen: {lost_text(choice, found)}; over "
         f"{np.isfinite(screened).sum():,} sites the ranking agrees with {measure} by a Spearman of {correlation:.2f}. "
-        + sentence([how_sure(label_free.confidence, space, (choice.block, choice.timestep))]),
+        + sentence([how_sure_of(found, choice)]),
         f"Scores without labels, of every block and timestep, against {measure} of ridge on "
         f"{found.screening.rules.rounds[0]:,} images. Points lost (regret) are those of a score's first choice against "
         "the answer's site under that ridge; below 0 it gains some.",

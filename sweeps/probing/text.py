@@ -169,11 +169,16 @@ def without_labels(found: Findings) -> str:
     return (
         f"{choice.name} would have been chosen: {lost_text(choice, found)}; Spearman with ridge "
         f"{agreement.spearman:.2f} over {where}, {agreement.spearman_within_timestep:.2f} over the blocks at one "
-        f"timestep; {how_sure(found.label_free.confidence, found.task.space, (choice.block, choice.timestep))}"
+        f"timestep; {how_sure_of(found, choice)}"
     )
 
 
-def how_sure(sure: Confidence, space: Space, site: tuple[str, int], num_images: int = NUM_LABEL_FREE) -> str:
+def how_sure_of(found: Findings, choice: FirstChoice) -> str:
+    num_images = min(NUM_LABEL_FREE, found.task.num_train)
+    return how_sure(found.label_free.confidence, found.task.space, (choice.block, choice.timestep), num_images)
+
+
+def how_sure(sure: Confidence, space: Space, site: tuple[str, int], num_images: int) -> str:
     """What the first choice of the label-free ranking does when its images are resampled."""
     at = space.position(*site)
     best, worst = int(sure.best_rank[at]), int(sure.worst_rank[at])
