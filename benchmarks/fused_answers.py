@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import record
 import tyro
+from search_cost import mean_and_error
 
 from ddae.fusion import at_timesteps
 from sweeps import fuse, layer_noise
@@ -53,6 +54,8 @@ class Judged:
 
 
 def main(config: FusedAnswers) -> None:
+    if config.seeds < 2:
+        raise SystemExit(f"seeds={config.seeds} has no standard error; give 2 or more")
     runs = []
     for seed in range(config.seeds):
         kept = config.out / f"{config.pair}-{seed}.json"
@@ -65,11 +68,9 @@ def main(config: FusedAnswers) -> None:
         for passes in PASSES:
             one = Judged(**runs[-1]["sets"][f"at most {passes}"])
             on_val = f"({one.gain_on_val:+.2f} on val)"
-            print(f"  {passes} pass: {one.gain_on_test:+.2f} +- {one.stderr:.2f} {on_val} {one.answer}")
+            print(f"  at most {passes} passes: {one.gain_on_test:+.2f} +- {one.stderr:.2f} {on_val} {one.answer}")
     gains = {f"at most {n}": [run["sets"][f"at most {n}"]["gain_on_test"] for run in runs] for n in PASSES}
-    means = {
-        name: (float(np.mean(each)), float(np.std(each, ddof=1) / len(each) ** 0.5)) for name, each in gains.items()
-    }
+    means = {name: mean_and_error(each) for name, each in gains.items()}
     for name, (mean, stderr) in means.items():
         print(f"{name} passes: {mean:+.2f} +- {stderr:.2f} points over the single cell, {len(runs)} seeds")
     record.write(f"fused_answers_{config.pair}", {"gain": means, "seeds": runs})
