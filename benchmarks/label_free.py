@@ -41,7 +41,7 @@ from sweeps.probing.task import ProbeTask
 from sweeps.search.task import pack, unpack
 
 SECOND_DRAW = 2048
-"""Training images, at most, that have a second noise draw here: of them every seed draws its own."""
+"""Training images, at most, that have a second noise draw here, or a view: of them every seed draws its own."""
 NUM_IMAGES = 16, 32, 64, 128, 256, 512, 1024
 NUM_SHOWN = 256
 """Images that the table and the figure are of."""
@@ -114,12 +114,12 @@ def prepare(config: LabelFree, workers: ProcessPoolExecutor) -> tuple[ProbeTask,
 
 
 def extract(task: ProbeTask, timestep: int, blocks: tuple[str, ...]) -> None:
-    extractor = opened(task.source)
+    extractor, turned = opened(task.source), opened(as_turned(task.source))
     extractor.ensure(Need(timestep, "train", task.num_train, blocks))
-    num_images = min(SECOND_DRAW, task.num_train)
-    extractor.ensure(Need(timestep, "train", num_images, blocks, draw=1))
-    opened(as_turned(task.source)).ensure(Need(timestep, "train", num_images, blocks, view=1))
     extractor.ensure(Need(timestep, "val", task.num_val, blocks))
+    needs = draws_of(task, label_free.SCORES, SECOND_DRAW)[task.space.timesteps.index(timestep)]
+    for field in ("second", "turned"):
+        (turned if field == "turned" else extractor).ensure(needs[field])
 
 
 def probe(task: ProbeTask, cell: Cell, folds: int) -> np.ndarray:

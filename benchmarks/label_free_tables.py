@@ -77,12 +77,13 @@ def main(config: Tables) -> None:
 
 def fill(task: ProbeTask, config: Tables) -> None:
     """Features in the store."""
-    extractor, num_scored = opened(task.source), min(NUM_SCORED, task.num_train)
-    for timestep, blocks in task.space.sites.items():
+    extractor, turned = opened(task.source), opened(as_turned(task.source))
+    draws = draws_of(task, NAMES, NUM_SCORED)
+    for (timestep, blocks), needs in zip(task.space.sites.items(), draws, strict=True):
         for need in (Need(timestep, "train", config.num_train, blocks), Need(timestep, "val", config.num_val, blocks)):
             extractor.ensure(need)
-        extractor.ensure(Need(timestep, "train", num_scored, blocks, draw=1))
-        opened(as_turned(task.source)).ensure(Need(timestep, "train", num_scored, blocks, view=1))
+        for field in ("second", "turned"):
+            (turned if field == "turned" else extractor).ensure(needs[field])
 
 
 def first_choices(resampled: list[dict[str, np.ndarray]], with_labels: bool) -> list[int]:

@@ -4,15 +4,14 @@ python benchmarks/scale.py nodes         # 1, 2, 4 and 8 simulated nodes; half a
 python benchmarks/scale.py trials        # 10,000 trials in one search
 
 nodes: Ray nodes on this machine with a GPU each that Ray is told of, half of it for passes and half for fits. A forward
-pass sleeps for as long as it was measured to take, and so do the ridge regression of screening and the fits of trials,
-so that two cores do for eight nodes: what is measured is scheduling. All else is as in a sweep, from the images to the
-shards, the trials of Ray Tune and the ledger.
+pass sleeps for as long as one of ADM would take a GPU, the ridge regression of screening for as long as it was measured
+to take, and the fit of a trial for a second, so that two cores do for eight nodes: what is measured is scheduling. All
+else is as in a sweep, from the images to the shards, the trials of Ray Tune and the ledger.
 
 trials: each returns at once, so that what is measured is the driver: the search, Tune, the ledger, and the table of
 progress.
 """
 
-import json
 import os
 import random
 import tempfile
@@ -62,6 +61,8 @@ class Nodes:
 
     counts: tuple[int, ...] = (1, 2, 4, 8)
     num_timesteps: int = 64
+    pass_ms: float = 18
+    """Of one image: ADM's at 256 pixels on an A100, by docs/scale.md."""
     blocks: tuple[str, ...] = ("mid", "up.1.0", "up.3.1")
     finalists: int = 8
     """Timesteps at which cells are tried."""
@@ -124,10 +125,8 @@ def nodes(config: Nodes) -> None:
         timesteps=timesteps, blocks=config.blocks, finalists=config.finalists, num_trials=config.num_trials,
         round_size=config.round_size, heads=("linear", "logistic", "ridge", "mlp"), device="cpu",
     )  # fmt: skip
-    measured = json.loads((record.RESULTS / "extraction.json").read_text())["results"]
-    pass_seconds = measured["float32: bare forward"]["milliseconds_an_image"] / 1000
     ridge_seconds = time_ridge(sweep)
-    filling.extract_shard = partial(extract_asleep, pass_seconds)  # type: ignore[assignment]
+    filling.extract_shard = partial(extract_asleep, config.pass_ms / 1000)  # type: ignore[assignment]
     filling.screen = partial(screen_asleep, ridge_seconds)  # type: ignore[assignment]
     rows: dict[int, dict[str, float]] = {}
     for num_nodes in config.counts:
@@ -137,7 +136,7 @@ def nodes(config: Nodes) -> None:
             alone = first[f"{stage}_seconds"] * config.counts[0]
             rows[num_nodes][f"{stage}_efficiency"] = alone / (rows[num_nodes][f"{stage}_seconds"] * num_nodes)
         print(f"{num_nodes} nodes: " + ", ".join(f"{k} {v:.2f}" for k, v in rows[num_nodes].items()), flush=True)
-    record.write("scale_nodes", {"pass_ms": 1000 * pass_seconds, "ridge_seconds": ridge_seconds, "nodes": rows})
+    record.write("scale_nodes", {"pass_ms": config.pass_ms, "ridge_seconds": ridge_seconds, "nodes": rows})
 
 
 def time_ridge(config: LayerNoise) -> dict[int, float]:

@@ -6,9 +6,10 @@
     python sweeps/label_free.py --scores all                              # with those that the ranking does not sum
     python sweeps/label_free.py --backbone out/ddpm-digits --every 1000   # along a training by pretrain.py
 
-Two noise draws of 256 images pass the network once at every timestep. It prints the ten sites that the consensus ranks
-first, what each score alone would choose, and how sure the ranking is: what it does when the images are resampled. It
-writes a heat map, a table and results.json. With --every it draws alignment against uniformity instead, one line a
+Two noise draws of 256 images pass the network once at every timestep; a classifier, which knows no noise, sees the
+images as they are, and flipped and cropped. It prints the ten sites that the consensus ranks first, what each score
+alone would choose, and how sure the ranking is: what it does when the images are resampled. It writes a heat map, a
+table and results.json. With --every it draws alignment against uniformity instead, one line a
 block and one point a snapshot (DDAE paper, Figure 3).
 """
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LabelFreeRanking(ModelAndData):
     num_images: int = 256
-    """So many training images, or all if there are fewer, in two noise draws each."""
+    """So many training images, or all if there are fewer, twice each."""
     num_labels: int = 0
     """The first so many labels are shown to LogME, H-score and ridge, of which ridge joins the ranking."""
     scores: Literal["consensus", "all"] = "consensus"

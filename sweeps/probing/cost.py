@@ -56,9 +56,11 @@ def needs_of(task: ProbeTask, screening: Screening, trials: Sequence[Trial]) -> 
 
 
 def label_free_needs(task: ProbeTask, draw: int, num_images: int = NUM_LABEL_FREE) -> list[Need]:
-    """The features of one of the two noise draws that the label-free scores compare."""
+    """The features of one of the two noise draws that the label-free scores compare; without noise, of the images as
+    they are and of a view, flipped and cropped (Wang & Isola 2020)."""
     num_images = min(num_images, task.num_train)
-    return [Need(timestep, "train", num_images, blocks, draw) for timestep, blocks in task.space.sites.items()]
+    which = {"draw": draw} if task.space.has_noise else {"view": draw}
+    return [Need(timestep, "train", num_images, blocks, **which) for timestep, blocks in task.space.sites.items()]
 
 
 def draws_of(task: ProbeTask, names: Iterable[str], num_images: int = NUM_LABEL_FREE) -> list[dict[str, Need]]:
@@ -69,7 +71,7 @@ def draws_of(task: ProbeTask, names: Iterable[str], num_images: int = NUM_LABEL_
     more = {
         "noisier": second[1:] + second[-1:],
         "cleaner": second[1:2] + second[:-1] if len(second) > 1 else second,
-        "turned": [replace(need, view=1) for need in first],
+        "turned": [replace(need, view=2) for need in first],
     }
     draws |= {field: needs for field, needs in more.items() if field in reads}
     return [dict(zip(draws, each, strict=True)) for each in zip(*draws.values(), strict=True)]

@@ -81,6 +81,7 @@ class Ranking:
         if self.num_labels:
             joins = ", ".join(name for name in CONSENSUS if name in LABELLED)
             labels = f"{', '.join(LABELLED)} saw the first {self.num_labels} labels, and {joins} joins the ranking"
+        draws = "in two noise draws" if self.space.has_noise else "as they are, and flipped and cropped"
         return "\n".join(
             [
                 *table_text(self.table[:10]),
@@ -89,7 +90,7 @@ class Ranking:
                 "",
                 f"how sure  {self.how_sure}",
                 f"how near  its first choice was {NEAR}",
-                f"images    {self.num_images:,} of the training images in two noise draws; {labels}",
+                f"images    {self.num_images:,} of the training images {draws}; {labels}",
                 f"heat map  {self.folder / 'label_free.png'}",
                 f"table     {self.folder / 'label_free.csv'}",
                 f"results   {self.folder / RESULTS}",

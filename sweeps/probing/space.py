@@ -52,6 +52,10 @@ class Space:
         return tuple(self.sigmas)
 
     @property
+    def has_noise(self) -> bool:
+        return any(self.sigmas.values())
+
+    @property
     def block_names(self) -> tuple[str, ...]:
         return tuple(block.name for block in self.blocks)
 

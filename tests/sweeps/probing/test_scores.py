@@ -36,6 +36,14 @@ def test_the_consensus_needs_two_draws_and_all_scores_a_third_pass(task):
     assert all(each["noisier"].draw == each["cleaner"].draw == 1 for each in draws)
 
 
+def test_a_network_without_noise_is_shown_another_view(tmp_path):
+    flags = ModelAndData("torchvision:resnet18@random", "digits", image_size=32, store=str(tmp_path / "store"))
+    [needs] = draws_of(set_up(flags, (1,), ("linear",)).task, NAMES, N)
+    assert {field: (need.draw, need.view) for field, need in needs.items()} == {
+        "first": (0, 0), "second": (0, 1), "noisier": (0, 1), "cleaner": (0, 1), "turned": (0, 2),
+    }  # fmt: skip
+
+
 def test_scores_are_of_the_features_that_they_name(task):
     """They are extracted anew here, each by itself."""
     source, [_, needs, _] = task.source, draws_of(task, NAMES, N)
@@ -46,7 +54,7 @@ def test_scores_are_of_the_features_that_they_name(task):
             (turned if field == "turned" else usual).ensure(need)
     found = score(source, needs, NAMES, 20, 7)
     rows, dataset = usual.dataset.splits["train"][:N], usual.dataset
-    turns = quarter_turns(rows, source.key.noise_seed, 1)
+    turns = quarter_turns(rows, source.key.noise_seed, 2)
 
     def maps(timestep, draw, block="mid", view=0):
         key = replace(source.key, draw=draw, view=view, augment="turn")
@@ -59,7 +67,7 @@ def test_scores_are_of_the_features_that_they_name(task):
 
     features = Features(
         mean(30, 0), mean(30, 1), mean(100, 1), mean(10, 1), maps(30, 0),
-        (mean(30, 0, "down.0.0"), mean(30, 0, "up.2.1")), mean(30, 0, "mid", 1), torch.from_numpy(turns),
+        (mean(30, 0, "down.0.0"), mean(30, 0, "up.2.1")), mean(30, 0, "mid", 2), torch.from_numpy(turns),
     )  # fmt: skip
     labels = torch.from_numpy(dataset.labels("train")[:20])
     expected = label_free.measure(features, NAMES, labels, 10)
