@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -161,7 +162,11 @@ def parse(
                 default = config_class(**of_recipe(args, recipes))
             given_default: dict[str, Any] = {"default": default} if default else {}
             config, unknown = tyro.cli(
-                config_class, args=args, description=description, return_unknown_args=True, **given_default
+                config_class,
+                args=[f" {arg}" if holds_flags(arg) else arg for arg in args],
+                description=description,
+                return_unknown_args=True,
+                **given_default,
             )
     except SystemExit as exit:
         if exit.code:
@@ -174,15 +179,26 @@ def parse(
     for field in dataclasses.fields(config_class):
         if getattr(config, field.name) == "" and field.default != "":
             raise ValueError(f"--{field.name.replace('_', '-')} is empty; give a value, or leave it out")
-    return config
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config_class) if field.init}
+    return dataclasses.replace(config, **{name: without_space(value) for name, value in values.items()})
+
+
+def holds_flags(arg: str) -> bool:
+    """Whether an argument is a value that holds flags of another command, as '--num-levels 128 --flip'. A space before
+    it keeps tyro from taking it for a flag."""
+    return arg.startswith("-") and " " in arg.partition("=")[0]
+
+
+def without_space(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(without_space, value))
+    return value[1:] if isinstance(value, str) and value.startswith(" -") else value
 
 
 def of_recipe(args: list[str], recipes: Recipes) -> dict[str, Any]:
     """The defaults that the last --recipe among the flags names. Raises ValueError for one that is not known."""
     names = [
-        arg.partition("=")[2] or value
-        for arg, value in zip(args, [*args[1:], ""], strict=True)
-        if arg.partition("=")[0] == "--recipe"
+        arg.partition("=")[2] or value for arg, value in pairwise([*args, ""]) if arg.partition("=")[0] == "--recipe"
     ]
     if not names or not names[-1]:
         return {}
@@ -226,7 +242,8 @@ def read_config(config_class: type[Config], path: Path) -> list[str]:
             raise ValueError(f"--config {path} has the unknown key {key!r}; keys: {', '.join(names)}{hint}")
         items = value if isinstance(value, list) else [value]
         for item in items:
-            if isinstance(item, dict | list | NoneType) or (isinstance(item, str) and item.startswith("-")):
+            flag = isinstance(item, str) and item.startswith("-") and not holds_flags(item)
+            if flag or isinstance(item, dict | list | NoneType):
                 raise ValueError(f"--config {path} has {name}={item!r}; give numbers or words, none with - first")
         flags += as_args(name, value)
     return flags

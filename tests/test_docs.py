@@ -4,17 +4,25 @@ import ast
 import dataclasses
 import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from sweeps import cli
+from sweeps.pretrain import Pretrain
+from sweeps.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted((ROOT / "docs").glob("*.md"))
 HISTORY = {"log.md", "scale.md"}
 """Pages that record commands as they were then."""
 END = re.compile(r"`|#|&&|\n\n|'|\)|\n *(?=[A-Z]\w*=\S* )?(?=python |pytest |ray |mlflow )")
+
+LINE = re.compile(r"^ {4}(?:\S+=\S+ )*python (sweeps/\w+\.py)(.*)$", re.M)
+"""A command of a block of code."""
+FIRST = {"sweeps/sample.py": "--backbone", "sweeps/reproduce.py": "--name"}
+"""Flags whose value may stand alone."""
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -64,6 +72,19 @@ def test_commands_are_there_and_take_their_flags(page):
             command = END.split(text[found.end() :], maxsplit=1)[0]
             flags = re.findall(r"--([a-z][\w-]*)", re.sub(r'"[^"]*"', "", command))  # in quotes are another command's
             assert set(flags) <= flags_of(config_of(found[2])), f"{found[0]}: {flags}"
+
+
+def test_commands_of_every_help_and_page_are_understood():
+    texts = [page.read_text() for page in PAGES if page.name not in HISTORY]
+    texts += [path.read_text() for path in (ROOT / "sweeps").glob("*.py")]
+    commands = [found.groups() for text in texts for found in LINE.finditer(re.sub(r"\\+\n", "", text))]
+    assert len(commands) > 60
+    for script, rest in dict.fromkeys(commands):
+        [*args] = shlex.split(re.sub("<.*?>", "it", rest.split("&&")[0]), comments=True)
+        if script in FIRST and args and not args[0].startswith("-"):
+            args.insert(0, FIRST[script])
+        config = config_of(Path(script).stem)
+        cli.parse(config, args, "", RECIPES if config is Pretrain else None)
 
 
 def test_every_command_stands_on_the_front_page():

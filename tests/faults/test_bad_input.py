@@ -2,7 +2,7 @@
 
 import pytest
 
-from sweeps import atlas, cli, label_free, layer_noise, pretrain, similarity, transfer
+from sweeps import atlas, cli, label_free, layer_noise, noise_ablation, pretrain, similarity, transfer
 
 CASES = [
     (["--blocks", "up.9"], "block='up.9' is not known; allowed: down.0.0,"),
@@ -239,6 +239,14 @@ def test_flags_win_over_the_config_file(tmp_path):
     path.write_text("timesteps: [1, 2]\nnum-trials: 5\nseed: 2\ndry_run: true\nout: elsewhere\n")
     config = cli.parse(layer_noise.LayerNoise, ["--num-trials", "7", f"--config={path}", "--seed", "3"], "")
     assert (config.timesteps, config.num_trials, config.seed) == ((1, 2), 7, 3)
+
+
+def test_flags_of_another_command_are_a_value(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text('training: "--latents there --flip"\n')
+    flags = ["--config", str(path), "--configurations", "full", "--num-levels 128 --flip"]
+    config = cli.parse(noise_ablation.NoiseAblation, flags, "")
+    assert config.training == "--latents there --flip" and config.configurations == ("full", "--num-levels 128 --flip")
 
 
 PRETRAINING = [
