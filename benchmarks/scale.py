@@ -17,7 +17,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -152,8 +152,14 @@ def time_ridge(config: LayerNoise) -> dict[int, float]:
     return seconds
 
 
+def load(source: FeatureSource) -> None:
+    """Reads network and images, which on nodes of their own would take no core of the others."""
+    opened(source)
+    time.sleep(10)  # until each worker has been given one
+
+
 def sweep_on(num_nodes: int, config: LayerNoise, fit_seconds: float) -> dict[str, float]:
-    """Seconds of a sweep's screening and search on so many nodes, whose workers have started."""
+    """Seconds of a sweep's screening and search on so many nodes, whose workers have started and read the network."""
     node = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 100 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     for _ in range(num_nodes - 1):
@@ -167,6 +173,7 @@ def sweep_on(num_nodes: int, config: LayerNoise, fit_seconds: float) -> dict[str
             with Pool("cuda", left=FOR_FITS) as pool:
                 while pool.num_ready < num_nodes:
                     time.sleep(0.1)
+                wait([pool.submit(load, task.source) for _ in range(num_nodes)])
                 began, sweep = time.perf_counter(), ProbeSweep(task, pool, least_passes=0)
                 screening = sweep.screen(rules_for(config, task))
                 screened = time.perf_counter()

@@ -71,6 +71,11 @@ def read_of(guide, timestep, numbers):
     return lambda map: guide.scalar(map, log_sigma, numbers)
 
 
+def some(blocks):
+    """At most 12 of a network's blocks, all along it."""
+    return blocks[:: -(-len(blocks) // 12)]
+
+
 def through_the_whole_network(backbone, x_t, timestep, block, read):
     """The same with autograd alone, every graph kept."""
     maps = []
@@ -81,10 +86,10 @@ def through_the_whole_network(backbone, x_t, timestep, block, read):
     return x0.detach(), gradient
 
 
-def test_one_pass_gives_x0_and_the_exact_gradient_at_every_block(network):
+def test_one_pass_gives_x0_and_the_exact_gradient_at_a_block(network):
     timestep, numbers = timestep_of(network), np.arange(3)
     x_t = images_at(network, timestep)
-    for block in network.blocks:
+    for block in some(network.blocks):
         read = read_of(guide_of(network, 1, block=block.name), timestep, numbers)
         found = denoise_with_gradient(network, x_t, timestep, block.name, read)
         expected = through_the_whole_network(network, x_t, timestep, block.name, read)
@@ -139,7 +144,7 @@ def test_a_guided_step_costs_1_plus_kappa_passes(network):
     with torch.no_grad():
         unguided, by_kind = operations(lambda: network.denoise(x_t, timestep))
     products = sum(count for kind, count in by_kind.items() if "attention" in str(kind) or "bmm" in str(kind))
-    for block in network.blocks:
+    for block in some(network.blocks):
         guide = guide_of(network, 1, block=block.name)
         read = read_of(guide, timestep, numbers)
         map = torch.ones(1, block.channels, block.size, block.size, requires_grad=True)

@@ -68,7 +68,7 @@ FOLDERS: dict[str, Callable[[Path], None]] = {name: partial(write, name) for nam
 ALWAYS = {
     "DDPMPipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline EDM", "PixArtSigmaPipeline", "SanaPipeline",
     "StableDiffusionInstructPix2PixPipeline", "LDMPipeline", "FluxPipeline", "StableDiffusion3Pipeline",
-    "QwenImagePipeline", "PRXPixelPipeline", "ConsistencyModelPipeline", "Kandinsky5T2IPipeline",
+    "QwenImagePipeline", "PRXPixelPipeline", "ConsistencyModelPipeline",
 }  # fmt: skip
 """One of each kind, which run without -m slow: pixels and latents, noise, velocity, EDM's and flows, UNets, and
 transformers with text beside the image and in one sequence with it."""

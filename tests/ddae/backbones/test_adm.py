@@ -185,7 +185,7 @@ def test_published_checkpoints_need_no_options(
 
 
 @pytest.mark.parametrize("resample", ["resnet", "conv", ""])
-@pytest.mark.parametrize("num_res_blocks", [1, 2, 3])
+@pytest.mark.parametrize("num_res_blocks", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 @pytest.mark.parametrize("attention", [(), (0, 1, 2), (2,)])
 def test_layouts_are_told_by_their_tensors(load_shapes, resample, num_res_blocks, attention):
     layout = {"widths": (64, 128, 64), "attention": attention, "num_res_blocks": num_res_blocks, "resample": resample}
