@@ -87,7 +87,7 @@ def extract(
         if encoded is None:
             x0 = backbone.encode(read_view(dataset, batch, key))
         else:
-            x0 = torch.from_numpy(encoded[start : start + batch_size]).to(backbone.settings.device).float()
+            x0 = torch.tensor(encoded[start : start + batch_size], dtype=torch.float32).to(backbone.settings.device)
             x0 = x0.view(-1, *backbone.encoder.shape)
         return x0, image_noise(batch, backbone.encoder.shape, timestep, key.noise_seed, key.draw, key.view)
 

@@ -32,4 +32,4 @@ def reopen(folder: Path, splits: tuple[str, ...] = ()) -> Refit:
     setup = set_up(flags)
     if setup.folder.name != name_of(folder):
         raise ValueError(f"{flags.sweep} has changed since {folder} was made; fuse again")
-    return refit(setup.task([cell.members]), cell, setup.dataset, splits)
+    return refit(setup.task([cell.members]), cell, setup.dataset, splits, backbone=setup.backbone)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from ddae.backbones import Backbone
 from ddae.datasets import Dataset
 from ddae.fusion import Members, at_timesteps, name_of
 from ddae.heads import FUSIONS, HEADS, expand, find_head
@@ -47,6 +48,7 @@ class Setup:
     config: Fuse
     fused: Path
     """Folder of the sweep whose features are fused."""
+    backbone: Backbone
     dataset: Dataset
     probing: ProbeTask
     """Its task."""
@@ -99,7 +101,7 @@ def set_up(config: Fuse) -> Setup:
     results = read_results(folder)
     if results["task"] != "layer-noise":
         raise ValueError(f"--sweep {folder} is a sweep of {results['task']}; give one of layer_noise.py")
-    single, (task, _, dataset) = answer_cell(folder), recorded(folder, config.memory, here=not address())
+    single, (task, backbone, dataset) = answer_cell(folder), recorded(folder, config.memory, here=not address())
     ranked = [timestep for _, timestep in results["left"]]
     looked_at = [t for round in reversed(list(results["timesteps_at"].values())) for t in round]
     timesteps = list(dict.fromkeys([single.timestep, *ranked, *looked_at, *task.space.timesteps]))[: config.max_passes]
@@ -107,7 +109,7 @@ def set_up(config: Fuse) -> Setup:
         raise ValueError(f"--sweep {folder} has one block at one timestep, and there is nothing to fuse")
     check_heads(config, task)
     config, num_images = replace(config, sweep=folder.absolute()), min(task.rungs[-1], MOST_IMAGES)
-    setup = Setup(config, folder, dataset, task, single, tuple(timesteps), num_images)
+    setup = Setup(config, folder, backbone, dataset, task, single, tuple(timesteps), num_images)
     check_memory(setup)
     return setup
 
