@@ -26,8 +26,8 @@ from sweeps.probing.text import how_sure
 from sweeps.search.task import Value
 
 FLOATS = ".4g"
-NEAR = "within 0.5 points of the best site on 3 of 5 pairs of network and images, within 1.0 on 4 (docs/label-free.md)"
-"""What was measured of the ranking's first choice, with 100 labels and without."""
+NEAR = "within 0.5 points of the best site on 3 of 8 pairs of network and images, within 1.0 on 6 (docs/label-free.md)"
+"""What was measured of the ranking's first choice without labels."""
 DECIDED, RIVAL = 0.75, 0.05
 """Shares of the resamples in which a site is first: below the one it may not be the best, from the other it may be."""
 
