@@ -18,7 +18,7 @@ import record
 import tyro
 from matplotlib.figure import Figure
 
-from ddae.heads import FUSIONS, find_head
+from ddae.heads import find_head
 from sweeps import fuse, layer_noise
 from sweeps.fusing.sweep import Setup, set_up
 from sweeps.probing.refit import refit
@@ -94,17 +94,17 @@ def measure(setup: Setup, task: ProbeTask, cell: Read) -> Point:
 def draw(points: list[Point], name: str) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    best = {each.head: max((p for p in points if p.head == each.head), key=lambda p: p.accuracy) for each in points}
-    for number, (title, chosen) in enumerate({
-        "one block": [p for p in points if p.head not in FUSIONS],
-        "all blocks of one pass": [p for p in points if p.head in FUSIONS],
-    }.items()):  # fmt: skip
+    best: dict[tuple[str, int], Point] = {}
+    for each in sorted(points, key=lambda point: point.accuracy):
+        best[each.head, each.num_blocks] = each
+    for number, title in enumerate(("one block", "all blocks of one pass")):
+        chosen = [each for each in points if (each.num_blocks > 1) == number]
         axes.errorbar(
             [p.parameters for p in chosen], [p.accuracy for p in chosen], [p.stderr for p in chosen], fmt="os"[number],
             color=f"C{number}", ms=4, lw=0.8, label=title,
         )  # fmt: skip
-    for head, point in best.items():
-        axes.annotate(f"{head} {point.pooling}x{point.pooling}", (point.parameters, point.accuracy), (4, 4),
+    for point in best.values():
+        axes.annotate(f"{point.head} {point.pooling}x{point.pooling}", (point.parameters, point.accuracy), (4, 4),
                       textcoords="offset points", fontsize=7)  # fmt: skip
     axes.set(xscale="log", xlabel="parameters of the head", ylabel="accuracy on the test images (%)")
     axes.legend(loc="lower right", fontsize=8)

@@ -6,10 +6,14 @@
     python benchmarks/label_free.py --pair edm_digits --dataset digits --folds 5 --backbone out/edm-digits/model
     python sweeps/pretrain.py --family edm --no-autocast --channels 16 32 64 --steps 3000
     python benchmarks/label_free.py --pair edm_fashion_mnist --backbone out/edm-fashion-mnist/model --poolings 1 2
+    python benchmarks/label_free.py --pair dit --backbone benchmarks/networks/dit-fashion-mnist --poolings 1 2
+    python benchmarks/label_free.py --pair flow --backbone benchmarks/networks/flow-unet-fashion-mnist --poolings 1 2
+    python benchmarks/efficientnet.py
+    python benchmarks/label_free.py --pair efficientnet --backbone timm:out/efficientnet-lite0 --poolings 1 2
 
 Truth: `linear` is fitted on all training images at every (block, timestep) and pooling. Half of val chooses pooling and
-penalty, and the accuracy is of the other half, the mean over 64 halves. Scores see two noise draws of training images,
-averaged over the block; every seed draws other images.
+penalty, and the accuracy is of the other half, the mean over 64 halves. Scores see two noise draws of training images
+(of a classifier: the images and a view of them), averaged over the block; every seed draws other images.
 
 Regret: accuracy on the other half of the site that the choosing half likes best minus that of the score's first
 choice, in points; it can be below 0. Stable: the least number of images from which on two seeds rank the sites with a
@@ -114,12 +118,17 @@ def prepare(config: LabelFree, workers: ProcessPoolExecutor) -> tuple[ProbeTask,
 
 
 def extract(task: ProbeTask, timestep: int, blocks: tuple[str, ...]) -> None:
-    extractor, turned = opened(task.source), opened(as_turned(task.source))
+    extractor = opened(task.source)
     extractor.ensure(Need(timestep, "train", task.num_train, blocks))
     extractor.ensure(Need(timestep, "val", task.num_val, blocks))
-    needs = draws_of(task, label_free.SCORES, SECOND_DRAW)[task.space.timesteps.index(timestep)]
-    for field in ("second", "turned"):
-        (turned if field == "turned" else extractor).ensure(needs[field])
+    extract_draws(task, timestep, min(SECOND_DRAW, task.num_train))
+
+
+def extract_draws(task: ProbeTask, timestep: int, num_images: int) -> None:
+    """What the scores read besides the first noise draw."""
+    needs = draws_of(task, label_free.SCORES, num_images)[task.space.timesteps.index(timestep)]
+    opened(task.source).ensure(needs["second"])
+    opened(as_turned(task.source)).ensure(needs["turned"])
 
 
 def probe(task: ProbeTask, cell: Cell, folds: int) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 import record
 import torch
 import tyro
-from label_free import NUM_LABELS, NUM_SHOWN, judge
+from label_free import NUM_LABELS, NUM_SHOWN, extract_draws, judge
 
 from ddae import label_free, ridge
 from ddae.pooling import pool
@@ -30,7 +30,7 @@ from sweeps.probing.cost import draws_of
 from sweeps.probing.extractor import opened, read_features
 from sweeps.probing.plan import set_up
 from sweeps.probing.screening import NUM_RESAMPLES
-from sweeps.probing.source import Need, as_turned
+from sweeps.probing.source import Need
 from sweeps.probing.task import ProbeTask
 
 NAMES = tuple(name for name in (*label_free.SCORES, *label_free.LABELLED) if name != "cluster_learnability")
@@ -77,13 +77,11 @@ def main(config: Tables) -> None:
 
 def fill(task: ProbeTask, config: Tables) -> None:
     """Features in the store."""
-    extractor, turned = opened(task.source), opened(as_turned(task.source))
-    draws = draws_of(task, NAMES, NUM_SCORED)
-    for (timestep, blocks), needs in zip(task.space.sites.items(), draws, strict=True):
+    extractor = opened(task.source)
+    for timestep, blocks in task.space.sites.items():
         for need in (Need(timestep, "train", config.num_train, blocks), Need(timestep, "val", config.num_val, blocks)):
             extractor.ensure(need)
-        for field in ("second", "turned"):
-            (turned if field == "turned" else extractor).ensure(needs[field])
+        extract_draws(task, timestep, min(NUM_SCORED, task.num_train))
 
 
 def first_choices(resampled: list[dict[str, np.ndarray]], with_labels: bool) -> list[int]:

@@ -185,8 +185,9 @@ def parse(
 
 def holds_flags(arg: str) -> bool:
     """Whether an argument is a value that holds flags of another command, as '--num-levels 128 --flip'. A space before
-    it keeps tyro from taking it for a flag."""
-    return arg.startswith("-") and " " in arg.partition("=")[0]
+    it keeps tyro from taking it for a flag. '--training=--flip --seed 1' is a flag of this command."""
+    name, _, value = arg.partition("=")
+    return arg.startswith("-") and (" " in name or (" --" in value and not value.startswith("-")))
 
 
 def without_space(value: Any) -> Any:

@@ -9,8 +9,8 @@
 Two noise draws of 256 images pass the network once at every timestep; a classifier, which knows no noise, sees the
 images as they are, and flipped and cropped. It prints the ten sites that the consensus ranks first, what each score
 alone would choose, and how sure the ranking is: what it does when the images are resampled. It writes a heat map, a
-table and results.json. With --every it draws alignment against uniformity instead, one line a
-block and one point a snapshot (DDAE paper, Figure 3).
+table and results.json. With --every it draws alignment against uniformity instead, one line a block and one point a
+snapshot (DDAE paper, Figure 3).
 """
 
 from dataclasses import dataclass

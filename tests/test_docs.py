@@ -18,7 +18,6 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")
 HISTORY = {"log.md", "scale.md"}
 """Pages that record commands as they were then."""
 END = re.compile(r"`|#|&&|\n\n|'|\)|\n *(?=[A-Z]\w*=\S* )?(?=python |pytest |ray |mlflow )")
-
 LINE = re.compile(r"^ {4}(?:\S+=\S+ )*python (sweeps/\w+\.py)(.*)$", re.M)
 """A command of a block of code."""
 FIRST = {"sweeps/sample.py": "--backbone", "sweeps/reproduce.py": "--name"}
@@ -80,7 +79,7 @@ def test_commands_of_every_help_and_page_are_understood():
     commands = [found.groups() for text in texts for found in LINE.finditer(re.sub(r"\\+\n", "", text))]
     assert len(commands) > 60
     for script, rest in dict.fromkeys(commands):
-        [*args] = shlex.split(re.sub("<.*?>", "it", rest.split("&&")[0]), comments=True)
+        args = shlex.split(re.sub("<.*?>", "it", rest.split("&&")[0]), comments=True)
         if script in FIRST and args and not args[0].startswith("-"):
             args.insert(0, FIRST[script])
         config = config_of(Path(script).stem)

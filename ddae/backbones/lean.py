@@ -1,5 +1,5 @@
-"""Import one class of diffusers without the two hundred beside it, which takes every process that loads a network
-seconds.
+"""Import one class of diffusers without the two hundred beside it, whose import takes seconds in every process that
+loads a network.
 
 diffusers.models.unets and .transformers import all of their models, and what these need, as soon as one is asked for.
 diffusers imports torch._dynamo, which is PyTorch's compiler, to mark classes for it, and does without where there is

@@ -244,9 +244,11 @@ def test_flags_win_over_the_config_file(tmp_path):
 def test_flags_of_another_command_are_a_value(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text('training: "--latents there --flip"\n')
-    flags = ["--config", str(path), "--configurations", "full", "--num-levels 128 --flip"]
+    flags = ["--config", str(path), "--configurations", "full", "--num-levels=128 --flip"]
     config = cli.parse(noise_ablation.NoiseAblation, flags, "")
-    assert config.training == "--latents there --flip" and config.configurations == ("full", "--num-levels 128 --flip")
+    assert config.training == "--latents there --flip" and config.configurations == ("full", "--num-levels=128 --flip")
+    for flags in (["--training", "--flip --seed 1"], ["--training=--flip --seed 1"]):
+        assert cli.parse(noise_ablation.NoiseAblation, flags, "").training == "--flip --seed 1"
 
 
 PRETRAINING = [
