@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from statistics import mean
 
 import record
 import tyro
 from matplotlib.figure import Figure
 
 from ddae.heads import find_head
+from ddae.report.style import MARKERS
 from sweeps import fuse, layer_noise
 from sweeps.fusing.sweep import Setup, set_up
 from sweeps.probing.refit import refit
@@ -92,22 +94,22 @@ def measure(setup: Setup, task: ProbeTask, cell: Read) -> Point:
 
 
 def draw(points: list[Point], name: str) -> None:
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    """A line a head, from its coarsest pooling to its finest."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    best: dict[tuple[str, int], Point] = {}
-    for each in sorted(points, key=lambda point: point.accuracy):
-        best[each.head, each.num_blocks] = each
-    for number, title in enumerate(("one block", "all blocks of one pass")):
-        chosen = [each for each in points if (each.num_blocks > 1) == number]
-        axes.errorbar(
-            [p.parameters for p in chosen], [p.accuracy for p in chosen], [p.stderr for p in chosen], fmt="os"[number],
-            color=f"C{number}", ms=4, lw=0.8, label=title,
+    heads = list(dict.fromkeys((each.num_blocks > 1, each.head) for each in points))
+    for number, (joins, head) in enumerate(heads):
+        chosen = [each for each in points if (each.num_blocks > 1, each.head) == (joins, head)]
+        axes.plot(
+            [each.parameters for each in chosen], [each.accuracy for each in chosen], color=f"C{number % 10}", lw=0.8,
+            marker=MARKERS[(number + number // 10) % len(MARKERS)], ms=6, mfc="none" if joins else None,
+            label=f"{head}, all blocks" if joins else head,
         )  # fmt: skip
-    for point in best.values():
-        axes.annotate(f"{point.head} {point.pooling}x{point.pooling}", (point.parameters, point.accuracy), (4, 4),
-                      textcoords="offset points", fontsize=7)  # fmt: skip
-    axes.set(xscale="log", xlabel="parameters of the head", ylabel="accuracy on the test images (%)")
-    axes.legend(loc="lower right", fontsize=8)
+    error = mean(each.stderr for each in points)
+    axes.set(xscale="log", xlabel="numbers that the head keeps", ylabel="accuracy on the test images (%)")
+    axes.set_title(f"standard error {error:.1f} points; finer pooling has more parameters", size=10, loc="left")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     figure.savefig(record.RESULTS / name, dpi=130)
 
 

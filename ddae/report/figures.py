@@ -143,7 +143,7 @@ def alignment_uniformity(
         trend = fitted[0] + fitted[1] * x + fitted[2] * y
         lines = axes.contour(x, y, trend, 5, colors=FAINT, linestyles="dashed", linewidths=1)
         axes.clabel(lines, fmt="%.0f %%", fontsize=8)
-    axes.set(xlabel="alignment (lower: two noise draws agree)", ylabel="uniformity (lower: images lie apart)")
+    axes.set(xlabel="alignment (lower: two draws of an image agree)", ylabel="uniformity (lower: images lie apart)")
     axes.set_title(f"dashed: trend of {measure}, which explains {100 * explained:.0f} % of it", size=10, loc="left")
     axes.legend(frameon=False, fontsize=8)
     figure.colorbar(points, label=f"{measure} of leave-one-out ridge (%)")
